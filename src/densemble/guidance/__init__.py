@@ -1,0 +1,1 @@
+"""Bending a prior toward a measurement and toward sound chemistry."""

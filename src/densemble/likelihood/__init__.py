@@ -1,0 +1,1 @@
+"""How well an ensemble explains a measurement, as a differentiable log-likelihood."""

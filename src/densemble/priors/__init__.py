@@ -1,0 +1,1 @@
+"""Diffusion models of protein structure, behind one protocol."""

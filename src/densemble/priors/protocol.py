@@ -1,0 +1,70 @@
+"""The contract between priors, guidance and the sampler.
+
+A prior is a pretrained (or closed-form) diffusion model of atoms. It owns its noise: the process
+says which noise levels there are, how to draw pure noise and how to go one step back. Everything
+that only a given network needs (centring, augmentation, units, atom order) stays inside its
+``denoise``; outside there is the frame of the map, in Å, and the order of ``topology``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from densemble.atoms import Topology
+
+Denoiser = Callable[[Tensor, float], Tensor]
+
+
+@runtime_checkable
+class NoiseProcess(Protocol):
+    """Noise levels and the reverse step. ``t`` is the process's own label of a noise level."""
+
+    def times(self, steps: int) -> list[float]:
+        """``steps + 1`` decreasing noise levels; the last is noise-free."""
+        ...
+
+    def sigma(self, t: float) -> float:
+        """Standard deviation in Å of the noise on x0 at level ``t``, per coordinate (after any rescaling of x_t)."""
+        ...
+
+    def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
+        """Draw x at the first time."""
+        ...
+
+    def step(
+        self,
+        denoise: Denoiser,
+        x: Float[Tensor, "k n 3"],
+        t: float,
+        t_next: float,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "k n 3"]:
+        """One reverse step from noise level ``t`` to ``t_next``."""
+        ...
+
+    def precondition(self, gradient: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
+        """Turn a score ``grad_{x_t} log p`` into the shift of x0_hat that it causes (Tweedie's formula).
+
+        With x_t = x0 + sigma L z the shift is ``sigma^2 L L^T gradient``.
+        """
+        ...
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """A diffusion model of the atoms of ``topology``."""
+
+    @property
+    def topology(self) -> Topology: ...
+
+    @property
+    def process(self) -> NoiseProcess: ...
+
+    def denoise(self, x_t: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
+        """E[x0 | x_t], differentiable in ``x_t``."""
+        ...

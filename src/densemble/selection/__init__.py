@@ -1,0 +1,1 @@
+"""Which members explain the data, with what weights."""

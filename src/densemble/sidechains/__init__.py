@@ -1,0 +1,1 @@
+"""Side chains: from a backbone to all atoms."""

@@ -1,0 +1,18 @@
+"""Shape annotations are checked while tests run: jaxtyping with beartype as its judge."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook("densemble", "beartype.beartype")
+
+torch.set_num_threads(2)
+
+EXAMPLE = Path(__file__).parents[1] / "src" / "densemble" / "data" / "7rin"
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(20240607)
