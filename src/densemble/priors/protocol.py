@@ -29,7 +29,7 @@ class NoiseProcess(Protocol):
         ...
 
     def sigma(self, t: float) -> float:
-        """Standard deviation in Å of the noise on x0 at level ``t``, per coordinate (after any rescaling of x_t)."""
+        """Standard deviation in Å of the noise on x0 at level ``t``, per coordinate, any rescaling of x_t undone."""
         ...
 
     def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
@@ -60,10 +60,14 @@ class Prior(Protocol):
     """A diffusion model of the atoms of ``topology``."""
 
     @property
-    def topology(self) -> Topology: ...
+    def topology(self) -> Topology:
+        """The N atoms modelled."""
+        ...
 
     @property
-    def process(self) -> NoiseProcess: ...
+    def process(self) -> NoiseProcess:
+        """Its noise."""
+        ...
 
     def denoise(self, x_t: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """E[x0 | x_t], differentiable in ``x_t``."""
