@@ -29,7 +29,7 @@ class NoiseProcess(Protocol):
         ...
 
     def sigma(self, t: float) -> float:
-        """Standard deviation in Å of the noise on x0 at level ``t``, per coordinate, any rescaling of x_t undone."""
+        """Standard deviation in Å of the noise on x0 at level ``t``, per coordinate."""
         ...
 
     def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
