@@ -1,0 +1,116 @@
+"""A guided prior is a prior: the sampler does not know the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from densemble.atoms import Topology
+from densemble.guidance.stage import Stage
+from densemble.priors.protocol import NoiseProcess, Prior
+
+
+@runtime_checkable
+class Completion(Protocol):
+    """From the atoms of the prior to those of the objectives: side chains, or nothing to add."""
+
+    def update(self, x0_hat: Float[Tensor, "k n 3"], sigma: float) -> None:
+        """Bring the completion's own state (side-chain torsions) up to date; no gradient."""
+        ...
+
+    def __call__(self, x0_hat: Float[Tensor, "k n 3"]) -> Float[Tensor, "k m 3"]:
+        """All atoms, differentiable in ``x0_hat``."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        ...
+
+
+class AllAtom:
+    """The completion of an all-atom prior: nothing to add."""
+
+    def update(self, x0_hat: Float[Tensor, "k n 3"], sigma: float) -> None:
+        """Nothing to bring up to date."""
+
+    def __call__(self, x0_hat: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
+        """The atoms themselves."""
+        return x0_hat
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """No state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """No state."""
+
+
+class GuidedPrior:
+    """Diffusion posterior sampling: the denoiser's estimate, shifted along the gradient of each active stage.
+
+    Args:
+        prior: the unguided prior.
+        stages: what guides; several may be active at once, each gradient is computed by itself.
+        completion: atoms that the prior does not model.
+    """
+
+    def __init__(self, prior: Prior, stages: Sequence[Stage], completion: Completion | None = None) -> None:
+        self.prior = prior
+        self.stages = tuple(stages)
+        self.completion: Completion = completion or AllAtom()
+        self.trace: list[dict[str, float]] = []
+
+    @property
+    def topology(self) -> Topology:
+        """The atoms of the prior."""
+        return self.prior.topology
+
+    @property
+    def process(self) -> NoiseProcess:
+        """The noise of the prior."""
+        return self.prior.process
+
+    def denoise(self, x_t: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
+        """E[x0 | x_t, y], approximately: x0_hat plus the shift of every stage active at this noise level."""
+        sigma = self.process.sigma(t)
+        active = [stage for stage in self.stages if stage.active(sigma)]
+        if not active:
+            with torch.no_grad():
+                return self.prior.denoise(x_t, t)
+        through = any(stage.through_network for stage in active)
+        x = x_t.detach().requires_grad_(through)
+        with torch.set_grad_enabled(through):
+            x0 = self.prior.denoise(x, t)
+        leaf = x0 if through else x0.detach().requires_grad_()
+        with torch.no_grad():
+            self.completion.update(leaf.detach(), sigma)
+        shift = torch.zeros_like(x0)
+        row = {"sigma": sigma}
+        with torch.enable_grad():
+            atoms = self.completion(leaf)
+            for stage in active:
+                value = stage.term(atoms, sigma)
+                row[stage.name] = float(value.detach())
+                wrt = x if stage.through_network else leaf
+                (gradient,) = torch.autograd.grad(value, wrt, retain_graph=True)
+                shift += self._shift(stage, gradient, x0.detach() - x_t, t)
+        self.trace.append(row)
+        return x0.detach() + shift
+
+    def _shift(self, stage: Stage, gradient: Tensor, update: Tensor, t: float) -> Tensor:
+        """Shift of x0_hat caused by the gradient of one stage; norms are per member."""
+        norm = gradient.norm(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+        if stage.clip is not None:
+            gradient = gradient * (stage.clip / norm).clamp_max(1)
+        weight = stage.weight_at(self.process.sigma(t))
+        if stage.mode == "ratio":
+            return weight * update.norm(dim=(1, 2), keepdim=True) * gradient / norm
+        return weight * self.process.precondition(gradient, t)

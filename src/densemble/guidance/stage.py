@@ -1,0 +1,64 @@
+"""What guides, when, and how strongly: data, not code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+Term = Callable[[Float[Tensor, "k n 3"], float], Float[Tensor, ""]]
+"""All atoms of all members [K, N, 3] in Å and the noise level in Å -> a log-probability, to be ascended."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One guidance term over an interval of noise.
+
+    Attributes:
+        name: for the trace.
+        term: the log-probability to ascend.
+        high: active while the noise is at or below this sigma, Å ...
+        low: ... and above this one.
+        weight: factor at ``high``.
+        weight_end: factor at ``low``, reached on a cosine in log sigma; None keeps ``weight``.
+        mode: ``score`` adds weight * sigma^2 * gradient to x0_hat (Tweedie's formula: with weight
+            1 and an exact log p(y | x_t) the posterior is exact; paper 1, Eq. 4). ``ratio``
+            rescales, for each member, the gradient to the Frobenius norm of the unguided update
+            x0_hat - x_t and multiplies by weight (paper 2, as its code does it).
+        clip: largest norm of the gradient of one member, before weighting; None does not clip.
+        through_network: take the gradient with respect to x_t, through the denoiser (DPS), or
+            with respect to x0_hat alone.
+    """
+
+    name: str
+    term: Term
+    high: float = math.inf
+    low: float = 0.0
+    weight: float = 1.0
+    weight_end: float | None = None
+    mode: Literal["score", "ratio"] = "score"
+    clip: float | None = None
+    through_network: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high:
+            raise ValueError(f"stage {self.name}: needs 0 <= low < high, got {self.low} and {self.high}")
+        if self.weight_end is not None and (math.isinf(self.high) or self.low <= 0):
+            raise ValueError(f"stage {self.name}: a changing weight needs a finite interval above zero")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"stage {self.name}: clip must be positive, got {self.clip}")
+
+    def active(self, sigma: float) -> bool:
+        """Whether the stage guides at this noise level."""
+        return self.low < sigma <= self.high
+
+    def weight_at(self, sigma: float) -> float:
+        """The weight at a noise level within the interval."""
+        if self.weight_end is None:
+            return self.weight
+        done = math.log(self.high / sigma) / math.log(self.high / self.low)
+        return self.weight_end + (self.weight - self.weight_end) * (1 + math.cos(math.pi * done)) / 2
