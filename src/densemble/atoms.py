@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from densemble.errors import InputError
+
 BACKBONE = ("N", "CA", "C", "O")
 
 _SPAN = re.compile(
@@ -23,7 +25,7 @@ _SPAN = re.compile(
 )
 
 
-class RegionError(ValueError):
+class RegionError(InputError):
     """A region's text is malformed, or names residues that the model does not have."""
 
 
