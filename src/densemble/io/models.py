@@ -340,7 +340,8 @@ def _resolve_connections(structure: gemmi.Structure, kept: dict[tuple[ResidueId,
             rid = _author_id(partner.chain_name, partner.res_id.seqid)
             if partner.altloc == kept.get((rid, partner.atom_name)):
                 partner.altloc = NO_ALTLOC
-        if all(structure[0].find_cra(p).atom is not None for p in (link.partner1, link.partner2)):
+        ends = (link.partner1, link.partner2)
+        if all(p.altloc == NO_ALTLOC and structure[0].find_cra(p).atom is not None for p in ends):
             remaining.append(link)
     structure.connections = gemmi.ConnectionList(remaining)
 
