@@ -1,0 +1,99 @@
+"""Structure factors of a model: of its atoms, and of the bulk solvent around them.
+
+Both are calculated by gemmi, by fast Fourier transform of a density on a grid of the whole cell.
+Reflection (0, 0, 0) is calculated like any other: the number of electrons, or the solvent volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import gemmi
+import numpy as np
+from jaxtyping import Complex, Int32
+
+from densemble.atoms import ResidueId
+
+_OVERSAMPLING = 1.5  # grid for Fcalc: spacing d_min / (2 * 1.5)
+_MASK_SPACING = 0.45  # Å; finer changes R of the packaged example by less than 0.0005
+
+
+def without_residues(structure: gemmi.Structure, residues: Sequence[ResidueId]) -> gemmi.Structure:
+    """A copy of the structure's first model, all its altlocs, without some of its residues."""
+    left_out = set(residues)
+    partial = structure.clone()
+    for chain in partial[0]:
+        for i in reversed(range(len(chain))):
+            if residue_id(chain, chain[i]) in left_out:
+                del chain[i]
+    partial.remove_empty_chains()
+    return partial
+
+
+def residue_id(chain: gemmi.Chain, residue: gemmi.Residue) -> ResidueId:
+    """Author naming of a residue."""
+    return ResidueId(chain.name, residue.seqid.num, residue.seqid.icode.strip())
+
+
+def positions_of(structure: gemmi.Structure, residues: Sequence[ResidueId]) -> list[gemmi.Position]:
+    """Positions of all atoms of some residues of the first model."""
+    wanted = set(residues)
+    return [
+        atom.pos
+        for chain in structure[0]
+        for residue in chain
+        if residue_id(chain, residue) in wanted
+        for atom in residue
+    ]
+
+
+def atom_factors(
+    structure: gemmi.Structure, hkl: Int32[np.ndarray, "n 3"], *, d_min: float
+) -> Complex[np.ndarray, " n"]:
+    """Structure factors of the atoms of the first model, with occupancies, B and ANISOU, in electrons.
+
+    Differs from direct summation by less than 0.1 % of the mean amplitude (tests).
+
+    Args:
+        structure: the model; altlocs add up with their occupancies.
+        hkl: reflections within ``d_min``.
+        d_min: Å, resolution for which the grid is chosen.
+    """
+    calculator = gemmi.DensityCalculatorX()
+    calculator.d_min = d_min
+    calculator.rate = _OVERSAMPLING
+    calculator.set_refmac_compatible_blur(structure[0])
+    calculator.set_grid_cell_and_spacegroup(structure)
+    calculator.put_model_density_on_grid(structure[0])
+    transform = gemmi.transform_map_to_f_phi(calculator.grid, half_l=True)
+    return transform.get_value_by_hkl(hkl, unblur=calculator.blur).astype(np.complex128)
+
+
+def solvent_mask(
+    structure: gemmi.Structure, *, keep_out: Sequence[gemmi.Position] = (), margin: float = 0.0
+) -> gemmi.FloatGrid:
+    """The flat bulk-solvent mask: 1 in the solvent, 0 within reach of any atom.
+
+    Radii, probe and shrinkage are those of REFMAC (gemmi's ``AtomicRadiiSet.Refmac``), made for models
+    without hydrogens; of gemmi's three sets it gives the packaged example the lowest R factors.
+
+    Args:
+        structure: the model; every altloc keeps solvent out, whatever its occupancy.
+        keep_out: positions that keep out solvent too, as in a polder map: Liebschner, D. et al.
+            (2017). Acta Cryst. D73, 148-157.
+        margin: Å around them.
+    """
+    grid = gemmi.FloatGrid()
+    grid.setup_from(structure, spacing=_MASK_SPACING)
+    gemmi.SolventMasker(gemmi.AtomicRadiiSet.Refmac).put_mask_on_float_grid(grid, structure[0])
+    if keep_out and margin > 0:
+        for position in keep_out:
+            grid.set_points_around(position, radius=margin, value=0)
+        grid.symmetrize_min()
+    return grid
+
+
+def solvent_factors(mask: gemmi.FloatGrid, hkl: Int32[np.ndarray, "n 3"]) -> Complex[np.ndarray, " n"]:
+    """Structure factors in Å^3 of a solvent mask: to be multiplied with the solvent's density in e/Å^3."""
+    transform = gemmi.transform_map_to_f_phi(mask, half_l=True)
+    return transform.get_value_by_hkl(hkl).astype(np.complex128)

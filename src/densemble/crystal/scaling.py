@@ -1,0 +1,155 @@
+"""Bringing model and amplitudes to one scale, and R factors.
+
+The model amplitude is ``k(h) |F_atoms + k_mask(s) F_mask|``. ``k(h)`` is anisotropic times isotropic:
+the tensor is fitted by gemmi, after which the isotropic scale and the solvent's density are refined
+in resolution shells, as in Afonine, P. V. et al. (2013). Acta Cryst. D69, 625-634. Free reflections
+enter none of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gemmi
+import numpy as np
+from jaxtyping import Complex, Float, Int
+
+from densemble.crystal.fcalc import atom_factors, solvent_factors, solvent_mask
+from densemble.io.reflections import Reflections
+
+_MIN_WORKING = 300  # reflections that a shell should have, to carry two or three parameters
+_MAX_SHELLS = 30
+_SOLVENT_DENSITIES = np.arange(0.0, 0.801, 0.02)  # e/Å^3, tried in each shell; water has 0.334
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """What brings a model and amplitudes together.
+
+    Attributes:
+        k: amplitude scale of each reflection, model times ``k`` is data; shape=(n,).
+        k_mask: density of the bulk solvent at each reflection's resolution, e/Å^3, shape=(n,).
+        k_mask_0: the same at infinite resolution d, for reflection (0, 0, 0).
+    """
+
+    k: Float[np.ndarray, " n"]
+    k_mask: Float[np.ndarray, " n"]
+    k_mask_0: float
+
+
+@dataclass(frozen=True)
+class RFactors:
+    """Agreement of amplitudes, ``sum |Fo - k Fc| / sum Fo``, over working and free reflections."""
+
+    r_work: float
+    r_free: float
+
+
+def resolution_shells(reflections: Reflections) -> Int[np.ndarray, " n"]:
+    """Shell of each reflection, 0 at the lowest resolution.
+
+    Shells are even in ln(d), so that the solvent at low resolution gets fine ones, and are merged
+    until each has `_MIN_WORKING` working reflections.
+    """
+    log_d = -0.5 * np.log(reflections.inverse_d2)
+    fine = np.linspace(log_d.max(), log_d.min(), 2 * _MAX_SHELLS + 1)
+    bins = np.clip(np.searchsorted(-fine, -log_d, side="right") - 1, 0, 2 * _MAX_SHELLS - 1)
+    counts = np.bincount(bins[~reflections.free], minlength=2 * _MAX_SHELLS)
+    shell_of_bin = np.zeros(2 * _MAX_SHELLS, dtype=np.int64)
+    shell, inside = 0, 0
+    for i, count in enumerate(counts):
+        shell_of_bin[i] = shell
+        inside += count
+        if inside >= _MIN_WORKING:
+            shell, inside = shell + 1, 0
+    last = max(shell - 1, 0) if inside < _MIN_WORKING else shell
+    return np.minimum(shell_of_bin, last)[bins]
+
+
+def fit_scale(
+    reflections: Reflections,
+    atoms: Complex[np.ndarray, " n"],
+    solvent: Complex[np.ndarray, " n"],
+) -> Scale:
+    """Fit anisotropic and shell-wise scale, and the solvent's density, to working reflections.
+
+    Args:
+        reflections: the data.
+        atoms: structure factors of the atoms at their hkl, electrons, shape=(n,).
+        solvent: structure factors of the solvent mask, Å^3, shape=(n,).
+    """
+    anisotropic = _fit_anisotropic(reflections, atoms, solvent)
+    k, k_mask = np.empty(len(reflections)), np.empty(len(reflections))
+    shells = resolution_shells(reflections)
+    densities = []
+    for shell in range(shells.max() + 1):
+        inside = shells == shell
+        working = inside & ~reflections.free
+        density, scale = _fit_shell(
+            reflections.f[working] / anisotropic[working],
+            anisotropic[working] ** 2,
+            atoms[working],
+            solvent[working],
+        )
+        k[inside], k_mask[inside] = scale * anisotropic[inside], density
+        densities.append(density)
+    return Scale(k, k_mask, densities[0])
+
+
+def _fit_anisotropic(reflections: Reflections, atoms: np.ndarray, solvent: np.ndarray) -> np.ndarray:
+    """gemmi's overall scale ``k exp(-h^T B h / 4)`` of each reflection, fitted with an exponential solvent."""
+    work = ~reflections.free
+    hkl, cell, group = reflections.hkl[work], reflections.cell, reflections.spacegroup
+    data = gemmi.Mtz(with_base=True)
+    data.spacegroup = group
+    data.set_cell_for_all(cell)
+    data.add_dataset("working")
+    data.add_column("F", "F")
+    data.add_column("SIGF", "Q")
+    data.set_data(np.column_stack([hkl, reflections.f[work], reflections.sigma[work]]).astype(np.float32))
+    scaling = gemmi.Scaling(cell, group)
+    scaling.use_solvent = True
+    calculated, mask = (
+        gemmi.ComplexAsuData(cell, group, hkl, f[work].astype(np.complex64)) for f in (atoms, solvent)
+    )
+    scaling.prepare_points(calculated, data.get_value_sigma("F", "SIGF"), mask)
+    scaling.fit_isotropic_b_approximately()
+    scaling.fit_parameters()
+    return np.asarray(scaling.get_overall_scale_factor(reflections.hkl), dtype=np.float64)
+
+
+def _fit_shell(
+    f: np.ndarray, weights: np.ndarray, atoms: np.ndarray, solvent: np.ndarray
+) -> tuple[float, float]:
+    """Solvent density and scale of least ``sum w (f - scale |atoms + density solvent|)^2``."""
+    residuals, scales = [], []
+    for density in _SOLVENT_DENSITIES:
+        model = np.abs(atoms + density * solvent)
+        scale = (weights * f * model).sum() / (weights * model**2).sum()
+        residuals.append((weights * (f - scale * model) ** 2).sum())
+        scales.append(scale)
+    best = int(np.argmin(residuals))
+    return float(_SOLVENT_DENSITIES[best]), float(scales[best])
+
+
+def model_factors(
+    structure: gemmi.Structure, reflections: Reflections
+) -> tuple[Complex[np.ndarray, " n"], Complex[np.ndarray, " n"]]:
+    """Structure factors of the atoms and of the solvent mask of a model, at the data's hkl."""
+    atoms = atom_factors(structure, reflections.hkl, d_min=reflections.d_min)
+    return atoms, solvent_factors(solvent_mask(structure), reflections.hkl)
+
+
+def r_factors(structure: gemmi.Structure, reflections: Reflections) -> RFactors:
+    """R-work and R-free of a model, which may have altlocs with occupancies.
+
+    Scale and bulk solvent are fitted to the working reflections for each model anew.
+    """
+    atoms, solvent = model_factors(structure, reflections)
+    scale = fit_scale(reflections, atoms, solvent)
+    difference = np.abs(reflections.f - scale.k * np.abs(atoms + scale.k_mask * solvent))
+    work, free = (
+        float(difference[subset].sum() / reflections.f[subset].sum())
+        for subset in (~reflections.free, reflections.free)
+    )
+    return RFactors(r_work=work, r_free=free)

@@ -1,0 +1,143 @@
+"""Map files: CCP4 and MRC2014, as an orthonormal box (`DensityMap`) or as a crystal's cell (`CrystalMap`).
+
+Format: Cheng, A. et al. (2015). J. Struct. Biol. 192, 146-150. What is easily missed in the header:
+
+- NC, NR, NS (words 1-3), NCSTART.. (5-7) count along columns, rows and sections of the file;
+  MX, MY, MZ (8-10), the cell (11-16) and ORIGIN (50-52, Å) are along x, y, z; MAPC, MAPR, MAPS (17-19)
+  say which is which.
+- The voxel size is cell / M per axis, not cell / N.
+- The first voxel is at ORIGIN when that is not zero (MRC2014, ChimeraX), else at NCSTART.. times the
+  voxel size (CCP4, Coot).
+- Values are at voxel positions, without a half-voxel shift.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import torch
+
+from densemble.errors import InputError
+from densemble.grid import DensityMap, Grid
+
+_NSTART, _CELL, _AXES, _SPACEGROUP, _ORIGIN = 5, 11, 17, 23, 50
+
+
+@dataclass(frozen=True, eq=False)
+class CrystalMap:
+    """Density over one whole unit cell.
+
+    Attributes:
+        grid: gemmi's periodic grid with cell and space group, point (0, 0, 0) at the cell's origin.
+    """
+
+    grid: gemmi.FloatGrid
+
+
+def read_map(path: Path | str) -> DensityMap:
+    """Read a map whose box is orthogonal and not periodic, as in cryo-EM.
+
+    Values become float32 along x, y, z, with voxel (0, 0, 0) where the header puts it.
+
+    Raises:
+        InputError: the file is missing, not a map, empty or holds NaNs; its cell is not orthogonal
+            or it has symmetry (then it is a crystal's, see `read_crystal_map`).
+    """
+    ccp4 = _open(path)
+    cell = np.array([ccp4.header_float(w) for w in range(_CELL, _CELL + 6)])
+    if np.abs(cell[3:] - 90).max() > 1e-3:
+        raise InputError(f"{path} has a skewed cell, angles {cell[3:].tolist()}; read it as a crystal's map")
+    if ccp4.header_i32(_SPACEGROUP) > 1:
+        raise InputError(
+            f"{path} has crystal symmetry, space group number {ccp4.header_i32(_SPACEGROUP)}; "
+            "read it as a crystal's map"
+        )
+    values, starts = _to_xyz(ccp4, path)
+    spacing = cell[:3] / [ccp4.header_i32(w) for w in (8, 9, 10)]
+    origin = np.array([ccp4.header_float(w) for w in range(_ORIGIN, _ORIGIN + 3)])
+    if not origin.any():
+        origin = starts * spacing
+    grid = Grid(tuple(origin.tolist()), tuple(spacing.tolist()), values.shape)
+    return DensityMap(grid, torch.from_numpy(values))
+
+
+def read_crystal_map(path: Path | str) -> CrystalMap:
+    """Read a map of a crystal, completed to the whole cell by its symmetry.
+
+    Raises:
+        InputError: the file is missing, not a map, empty or holds NaNs; or symmetry does not
+            complete it to the whole cell.
+    """
+    ccp4 = _open(path)
+    try:
+        ccp4.setup(float("nan"))
+    except RuntimeError as error:
+        raise InputError(f"{path}: its symmetry does not fit its grid; write it anew ({error})") from error
+    if np.isnan(np.array(ccp4.grid, copy=False)).any():
+        raise InputError(f"{path} covers only a part of the asymmetric unit; give one of the whole cell")
+    return CrystalMap(ccp4.grid)
+
+
+def write_map(path: Path | str, density: DensityMap) -> None:
+    """Write a box in CCP4/MRC2014 format, float32, replacing the file only when it is complete.
+
+    The origin is written twice: ORIGIN in Å, exact, for ChimeraX and `read_map`; NCSTART..
+    as the nearest voxel for Coot and PyMOL, which read no ORIGIN: exact for them too when the origin is a
+    multiple of the spacing, as `Grid.around` makes it, else up to half a voxel off.
+    """
+    grid, target = density.grid, Path(path)
+    spacing, origin = np.array(grid.spacing), np.array(grid.origin)
+    ccp4 = gemmi.Ccp4Map()
+    ccp4.grid = gemmi.FloatGrid(density.values.detach().cpu().numpy().astype(np.float32))
+    a, b, c = (spacing * grid.shape).tolist()
+    ccp4.grid.set_unit_cell(gemmi.UnitCell(a, b, c, 90, 90, 90))
+    ccp4.grid.spacegroup = gemmi.SpaceGroup("P 1")
+    ccp4.update_ccp4_header(2)
+    for i, start in enumerate(np.rint(origin / spacing)):
+        ccp4.set_header_i32(_NSTART + i, int(start))
+        ccp4.set_header_float(_ORIGIN + i, float(origin[i]))
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        ccp4.write_ccp4_map(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _open(path: Path | str) -> gemmi.Ccp4Map:
+    """The map in the order of the file, checked for emptiness and NaNs."""
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist; give a CCP4 or MRC map")
+    try:
+        ccp4 = gemmi.read_ccp4_map(str(path))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{path} is not a CCP4 or MRC map; give one ({error})") from error
+    if ccp4.has_skew_transformation():
+        raise InputError(f"{path} has a skew transformation in its header; write it anew without one")
+    values = np.array(ccp4.grid, copy=False)
+    if np.isnan(values).any():
+        raise InputError(f"{path} holds NaNs; write it anew without them")
+    if values.size == 0 or values.min() == values.max():
+        raise InputError(f"{path} is empty: all its values are the same; give a map with density in it")
+    return ccp4
+
+
+def _to_xyz(ccp4: gemmi.Ccp4Map, path: Path | str) -> tuple[np.ndarray, np.ndarray]:
+    """Values along x, y, z and the first voxel's index along them."""
+    axes = [ccp4.header_i32(_AXES + i) - 1 for i in range(3)]
+    if sorted(axes) != [0, 1, 2]:
+        raise InputError(
+            f"{path}: its axis order MAPC, MAPR, MAPS is {[a + 1 for a in axes]}; mend the header"
+        )
+    columns_of = np.argsort(axes)  # file dimension that runs along x, along y, along z
+    values = np.array(ccp4.grid, copy=False).transpose(columns_of)
+    starts = np.array([ccp4.header_i32(_NSTART + i) for i in range(3)])[columns_of]
+    return np.ascontiguousarray(values, dtype=np.float32), starts
