@@ -32,7 +32,7 @@ def without_residues(structure: gemmi.Structure, residues: Sequence[ResidueId]) 
 
 def residue_id(chain: gemmi.Chain, residue: gemmi.Residue) -> ResidueId:
     """Author naming of a residue."""
-    return ResidueId(chain.name, residue.seqid.num, residue.seqid.icode.strip())
+    return ResidueId(chain.name, int(residue.seqid.num or 0), residue.seqid.icode.strip())
 
 
 def positions_of(structure: gemmi.Structure, residues: Sequence[ResidueId]) -> list[gemmi.Position]:

@@ -97,7 +97,7 @@ def fit_scale(
 
 
 def _fit_anisotropic(reflections: Reflections, atoms: np.ndarray, solvent: np.ndarray) -> np.ndarray:
-    """gemmi's overall scale ``k exp(-h^T B h / 4)`` of each reflection, fitted with an exponential solvent."""
+    """Overall scale ``k exp(-h^T B h / 4)`` of each reflection, fitted by gemmi."""
     work = ~reflections.free
     hkl, cell, group = reflections.hkl[work], reflections.cell, reflections.spacegroup
     data = gemmi.Mtz(with_base=True)

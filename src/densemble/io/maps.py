@@ -62,7 +62,8 @@ def read_map(path: Path | str) -> DensityMap:
     origin = np.array([ccp4.header_float(w) for w in range(_ORIGIN, _ORIGIN + 3)])
     if not origin.any():
         origin = starts * spacing
-    grid = Grid(tuple(origin.tolist()), tuple(spacing.tolist()), values.shape)
+    (ox, oy, oz), (sx, sy, sz), (nx, ny, nz) = origin.tolist(), spacing.tolist(), values.shape
+    grid = Grid((ox, oy, oz), (sx, sy, sz), (nx, ny, nz))
     return DensityMap(grid, torch.from_numpy(values))
 
 

@@ -230,7 +230,7 @@ def _read_mtz(path: Path, *, wanted: str) -> gemmi.Mtz:
 def _convert_cif(path: Path, wanted: str) -> gemmi.Mtz:
     """The first block that has what is wanted (``amplitudes`` or ``phases``), as an MTZ."""
     blocks = gemmi.as_refln_blocks(gemmi.cif.read(str(path)))
-    converted = [gemmi.CifToMtz().convert_block_to_mtz(block, []) for block in blocks if block]
+    converted = [gemmi.CifToMtz().convert_block_to_mtz(block) for block in blocks if block]
     if not converted:
         raise ValueError("no _refln loop in it")
     kind = "Q" if wanted == "amplitudes" else "P"
