@@ -1,0 +1,124 @@
+"""Methods as data: the stages, weights and step counts of a run, read from TOML."""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from densemble.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Noise(_Part):
+    """The reverse process; see ``densemble.priors.edm.EDM``. Sigmas in Å."""
+
+    steps: Annotated[int, Field(ge=1)]
+    sigma_max: Positive
+    sigma_min: Positive
+    rho: Positive
+    churn: NonNegative
+    churn_min: NonNegative
+
+
+class GaussianChain(_Part):
+    """See ``densemble.priors.gaussian.anchored_chain``."""
+
+    amplitude: Positive
+    smoothness: Positive
+    jitter: Positive
+
+
+class StageRecipe(_Part):
+    """One guidance stage; see ``densemble.guidance.stage.Stage``."""
+
+    term: Literal["density", "geometry"]
+    high: Positive
+    low: NonNegative = 0.0
+    weight: NonNegative
+    weight_end: NonNegative | None = None
+    mode: Literal["score", "ratio"]
+    clip: Positive | None = None
+    through_network: bool = True
+
+
+class Density(_Part):
+    """The target while sampling: blurred by ``blur_per_sigma`` times the noise, at most ``blur_limit`` Å."""
+
+    margin: Positive
+    spacing: Positive
+    reach: Positive
+    blur_per_sigma: NonNegative
+    blur_limit: NonNegative
+
+
+class SideChainSteps(_Part):
+    """Algorithm A1 of paper 1: T, S and the step size on chi, active below ``high`` Å of noise."""
+
+    high: Positive
+    resample_every: Annotated[int, Field(ge=1)]
+    gradient_steps: Count
+    step_size: Positive
+
+
+class Finish(_Part):
+    """Regularisation of all members, then refinement of the selected ones: optimiser steps."""
+
+    regularise_steps: Count
+    refine_steps: Count
+    density_weight: NonNegative
+
+
+class Recipe(_Part):
+    """A complete method."""
+
+    name: str
+    source: str
+    noise: Noise
+    gaussian: GaussianChain
+    density: Density
+    sidechains: SideChainSteps
+    stages: tuple[StageRecipe, ...]
+    finish: Finish
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe of the package by name, or one of the user's own by path (ending in ``.toml``).
+
+    Raises:
+        InputError: there is no such recipe, or the file does not follow the schema.
+    """
+    if name.endswith(".toml"):
+        source = Path(name)
+        if not source.is_file():
+            raise InputError(f"recipe {name}: no such file")
+        text = source.read_text(encoding="utf-8")
+    else:
+        folder = resources.files(__name__)
+        known = sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+        if name not in known:
+            raise InputError(f"recipe {name}: not known; choose {', '.join(known)} or give a .toml file")
+        text = (folder / f"{name}.toml").read_text(encoding="utf-8")
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe {name}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"recipe {name}: {where}: {first['msg']}") from error
