@@ -1,0 +1,201 @@
+"""Target maps of a stretch of chain, in e/Å^3: omit, 2mFo-DFc, and as phased by another program.
+
+Each map comes as two sets of coefficients: ``total``, the map of everything in the crystal, and
+``context``, everything but the stretch: the other atoms and the bulk solvent. Their difference,
+``stretch``, is the density that an ensemble of the stretch has to explain.
+
+No amplitude of a free reflection enters: at free reflections total is context, so that the
+difference is zero there. (Leaving them out of both sets would give the same difference but puncture
+the total map; the whole model's Fc in total would draw the start's conformation into it.)
+
+All is on the scale of the whole model's calculated density: amplitudes are divided by the scale that
+brings model to data (`densemble.crystal.scaling`). It is fitted with the stretch in place, for a model
+that lacks atoms would be scaled up; no phase knows of it. Reflection (0, 0, 0) is the number of electrons
+in the cell, solvent included, so that maps are absolute, as in Lang, P. T. et al. (2014). PNAS 111, 237-242.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gemmi
+import numpy as np
+from jaxtyping import Complex
+
+from densemble.atoms import ResidueId
+from densemble.crystal.fcalc import (
+    atom_factors,
+    positions_of,
+    solvent_factors,
+    solvent_mask,
+    without_residues,
+)
+from densemble.crystal.scaling import Scale, fit_scale, resolution_shells
+from densemble.crystal.sigmaa import figure_of_merit
+from densemble.errors import InputError
+from densemble.io.reflections import MapCoefficients, Reflections
+
+_ORIGIN = np.zeros((1, 3), dtype=np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class StretchMap:
+    """A map of the crystal, and the part of it that is not the stretch; the same hkl in both."""
+
+    total: MapCoefficients
+    context: MapCoefficients
+
+    @property
+    def stretch(self) -> MapCoefficients:
+        """Density of the stretch alone: total minus context."""
+        values = self.total.values - self.context.values
+        return MapCoefficients(
+            self.total.hkl, values, self.total.cell, self.total.spacegroup, self.total.source
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Models:
+    """Structure factors, with solvent and (0, 0, 0) last, of the start and of all but its stretch."""
+
+    whole: Complex[np.ndarray, " n1"]
+    rest: Complex[np.ndarray, " n1"]
+    scale: Scale
+
+
+def omit_map(
+    structure: gemmi.Structure,
+    residues: Sequence[ResidueId],
+    reflections: Reflections,
+    *,
+    margin: float = 0.0,
+) -> StretchMap:
+    """The map of a stretch that has no part in the phases.
+
+    ``total`` is 2mFo-DFc (mFo for centric reflections) and ``context`` DFc of the model without the
+    stretch. So ``stretch`` is 2(mFo-DFc), because mFo-DFc shows what is missing at half weight, but
+    mFo-DFc for centric reflections, where it does not.
+
+    Args:
+        structure: the start, one conformation of the stretch; its cell is the map's.
+        residues: the stretch.
+        reflections: the data.
+        margin: Å around the start's stretch that is kept free of bulk solvent, beyond the solvent
+            mask of the whole start, as in a polder map.
+
+    Raises:
+        InputError: none of the residues is in the structure.
+    """
+    models = _models(structure, residues, reflections, margin)
+    total, context = _weighted(reflections, models, phasing=models.rest)
+    return _stretch_map(structure, reflections, total, context)
+
+
+def two_fofc_map(
+    structure: gemmi.Structure, residues: Sequence[ResidueId], reflections: Reflections
+) -> StretchMap:
+    """2mFo-DFc with the stretch in the phases, hence biased towards the start.
+
+    ``context`` is DFc of the model without the stretch, with D of the whole model.
+
+    Raises:
+        InputError: none of the residues is in the structure.
+    """
+    models = _models(structure, residues, reflections, 0.0)
+    total, context = _weighted(reflections, models, phasing=models.whole)
+    return _stretch_map(structure, reflections, total, context)
+
+
+def as_phased_map(
+    coefficients: MapCoefficients,
+    structure: gemmi.Structure,
+    residues: Sequence[ResidueId],
+    reflections: Reflections,
+) -> StretchMap:
+    """Coefficients of another program, brought to absolute scale against the start's density.
+
+    In each resolution shell they are divided by their regression on the start's structure factors,
+    which by Parseval's theorem is the regression of their map on the start's density. ``context`` is
+    Fc of the model without the stretch. Coefficients that have no working reflection are not used:
+    free reflections entered them, or they are calculated.
+
+    Args:
+        coefficients: of a 2mFo-DFc or like map, on any scale, phased in the start's setting.
+        structure: the start.
+        residues: the stretch.
+        reflections: the data: which reflections are working.
+
+    Raises:
+        InputError: none of the residues is in the structure; or the phases have nothing to do with it.
+    """
+    models = _models(structure, residues, reflections, 0.0)
+    values, usable = _match(coefficients, reflections)
+    shells, f = resolution_shells(reflections), models.whole[:-1]
+    total, context = models.rest[:-1].copy(), models.rest[:-1]
+    for shell in range(shells.max() + 1):
+        inside = (shells == shell) & usable
+        power = (np.abs(f[inside]) ** 2).sum()
+        scale = (values[inside] * f[inside].conj()).real.sum() / power if power > 0 else 0.0
+        if scale <= 0:
+            raise InputError(
+                f"{coefficients.source}: the phases do not fit the model; give coefficients of the same "
+                "origin and setting, and of working reflections"
+            )
+        total[inside] = values[inside] / scale
+    with_000 = np.append(total, models.whole[-1]), np.append(context, models.rest[-1])
+    return _stretch_map(structure, reflections, *with_000)
+
+
+def _models(
+    structure: gemmi.Structure, residues: Sequence[ResidueId], reflections: Reflections, margin: float
+) -> _Models:
+    stretch = positions_of(structure, residues)
+    if not stretch:
+        raise InputError("the model has none of the region's residues; check chain and numbering")
+    hkl = np.concatenate([reflections.hkl, _ORIGIN])
+    d_min = reflections.d_min
+    atoms = atom_factors(structure, hkl, d_min=d_min)
+    solvent = solvent_factors(solvent_mask(structure), hkl)
+    scale = fit_scale(reflections, atoms[:-1], solvent[:-1])
+    density = np.append(scale.k_mask, scale.k_mask_0)
+    rest = atom_factors(without_residues(structure, residues), hkl, d_min=d_min)
+    solvent_of_rest = solvent
+    if margin > 0:
+        solvent_of_rest = solvent_factors(solvent_mask(structure, keep_out=stretch, margin=margin), hkl)
+    return _Models(atoms + density * solvent, rest + density * solvent_of_rest, scale)
+
+
+def _weighted(
+    reflections: Reflections, models: _Models, *, phasing: Complex[np.ndarray, " n1"]
+) -> tuple[Complex[np.ndarray, " n1"], Complex[np.ndarray, " n1"]]:
+    """2mFo-DFc (centric: mFo) phased by a model, and DFc of the rest; equal at free reflections."""
+    f, rest = phasing[:-1], models.rest[:-1]
+    f_obs = reflections.f / models.scale.k
+    m, d = figure_of_merit(reflections, f_obs, f)
+    context = d * rest
+    best = m * f_obs * np.exp(1j * np.angle(f))
+    total = np.where(reflections.centric, best, 2 * best - d * f)
+    total = np.where(reflections.free, context, total)
+    return np.append(total, models.whole[-1]), np.append(context, models.rest[-1])
+
+
+def _match(coefficients: MapCoefficients, reflections: Reflections) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficient of each reflection, and whether there is one and the reflection is working."""
+    index = {tuple(hkl): i for i, hkl in enumerate(coefficients.hkl.tolist())}
+    found = np.array([index.get(tuple(hkl), -1) for hkl in reflections.hkl.tolist()])
+    return coefficients.values[found], (found >= 0) & ~reflections.free
+
+
+def _stretch_map(
+    structure: gemmi.Structure,
+    reflections: Reflections,
+    total: Complex[np.ndarray, " n1"],
+    context: Complex[np.ndarray, " n1"],
+) -> StretchMap:
+    hkl = np.concatenate([reflections.hkl, _ORIGIN])
+    both = (
+        MapCoefficients(hkl, values, structure.cell, reflections.spacegroup, reflections.source)
+        for values in (total, context)
+    )
+    return StretchMap(*both)
