@@ -45,10 +45,10 @@ _CENTS = 100  # PDB files have two decimals for the occupancy; mmCIF is written 
 
 
 def occupancies(weights: Float[Tensor, " k"]) -> Float[np.ndarray, " k"]:
-    """Occupancies in hundredths that sum to exactly 1 and are closest to the normalised weights.
+    """Weights normalised and rounded to hundredths whose sum is exactly 1.
 
-    Hundredths are dealt out by the largest remainder (Hamilton's method of apportionment); a weight
-    above zero gets at least 0.01, because atoms of occupancy zero do not take part in refinement.
+    The hundredths left after rounding down go to the largest remainders (Hamilton's method of
+    apportionment). A weight under a hundredth of the sum may so become zero.
 
     Raises:
         ValueError: no weight is above zero.
@@ -59,9 +59,6 @@ def occupancies(weights: Float[Tensor, " k"]) -> Float[np.ndarray, " k"]:
     share = w / w.sum() * _CENTS
     cents = np.floor(share).astype(int)
     for i in np.argsort(cents - share, kind="stable")[: _CENTS - cents.sum()]:
-        cents[i] += 1
-    for i in np.flatnonzero((w > 0) & (cents == 0)):
-        cents[np.argmax(cents)] -= 1
         cents[i] += 1
     return cents / _CENTS
 
@@ -75,7 +72,7 @@ def build_structure(model: Model, ensemble: Ensemble, region_atoms: np.ndarray) 
 
     Args:
         model: what was read.
-        ensemble: members with weight above zero are written. Its atoms are matched with the
+        ensemble: members whose ``occupancies`` are above zero are written. Its atoms are matched with the
             model's by residue and atom name; they may include atoms that the model lacks.
         region_atoms: indices into ``model.topology`` of the atoms that the ensemble replaces;
             those that the ensemble does not have are removed.
