@@ -6,6 +6,7 @@ Reflection (0, 0, 0) is calculated like any other: the number of electrons, or t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import gemmi
@@ -15,7 +16,7 @@ from jaxtyping import Complex, Int32
 from densemble.atoms import ResidueId
 
 _OVERSAMPLING = 1.5  # grid for Fcalc: spacing d_min / (2 * 1.5)
-_MASK_SPACING = 0.45  # Å; finer changes R of the packaged example by less than 0.0005
+_MASK_SPACING = 0.55  # Å; between 0.35 and 0.8 R-free of the packaged example varies by 0.002, without trend
 
 
 def without_residues(structure: gemmi.Structure, residues: Sequence[ResidueId]) -> gemmi.Structure:
@@ -72,25 +73,59 @@ def atom_factors(
 def solvent_mask(
     structure: gemmi.Structure, *, keep_out: Sequence[gemmi.Position] = (), margin: float = 0.0
 ) -> gemmi.FloatGrid:
-    """The flat bulk-solvent mask: 1 in the solvent, 0 within reach of any atom.
+    """The bulk-solvent mask: 1 in the solvent, 0 within reach of any atom.
 
     Radii, probe and shrinkage are those of REFMAC (gemmi's ``AtomicRadiiSet.Refmac``), made for models
-    without hydrogens; of gemmi's three sets it gives the packaged example the lowest R factors.
+    without hydrogens; of gemmi's three sets it gives the packaged example the lowest R factors. Where
+    altlocs differ the mask is the mean of theirs, so that solvent fills what a conformation leaves
+    empty as often as it is away: on the deposited 7RIN this lowers R-free from 0.154 to 0.151.
 
     Args:
-        structure: the model; every altloc keeps solvent out, whatever its occupancy.
+        structure: the model.
         keep_out: positions that keep out solvent too, as in a polder map: Liebschner, D. et al.
             (2017). Acta Cryst. D73, 148-157.
         margin: Å around them.
     """
     grid = gemmi.FloatGrid()
     grid.setup_from(structure, spacing=_MASK_SPACING)
-    gemmi.SolventMasker(gemmi.AtomicRadiiSet.Refmac).put_mask_on_float_grid(grid, structure[0])
+    total = np.zeros(grid.shape, dtype=np.float32)
+    for weight, conformer in conformers(structure):
+        gemmi.SolventMasker(gemmi.AtomicRadiiSet.Refmac).put_mask_on_float_grid(grid, conformer[0])
+        total += weight * np.array(grid, copy=False)
+    np.array(grid, copy=False)[:] = total
     if keep_out and margin > 0:
         for position in keep_out:
             grid.set_points_around(position, radius=margin, value=0)
         grid.symmetrize_min()
     return grid
+
+
+def conformers(structure: gemmi.Structure) -> list[tuple[float, gemmi.Structure]]:
+    """The first model's conformations, one per altloc label, with weights that sum to one.
+
+    A label's weight is the mean occupancy of its atoms, over the sum of these means. A residue
+    without the label is in the conformation with all its atoms.
+    """
+    occupancies: dict[str, list[float]] = defaultdict(list)
+    for site in structure[0].all():
+        if site.atom.has_altloc():
+            occupancies[site.atom.altloc].append(site.atom.occ)
+    means = {label: float(np.mean(values)) for label, values in sorted(occupancies.items())}
+    total = sum(means.values())
+    if len(means) < 2 or total <= 0:
+        return [(1.0, structure)]
+    return [(mean / total, _only_altloc(structure, label)) for label, mean in means.items()]
+
+
+def _only_altloc(structure: gemmi.Structure, label: str) -> gemmi.Structure:
+    conformer = structure.clone()
+    for chain in conformer[0]:
+        for residue in chain:
+            if any(atom.altloc == label for atom in residue):
+                for i in reversed(range(len(residue))):
+                    if residue[i].altloc not in ("\0", label):
+                        del residue[i]
+    return conformer
 
 
 def solvent_factors(mask: gemmi.FloatGrid, hkl: Int32[np.ndarray, "n 3"]) -> Complex[np.ndarray, " n"]:

@@ -69,7 +69,7 @@ def omit_map(
     residues: Sequence[ResidueId],
     reflections: Reflections,
     *,
-    margin: float = 0.0,
+    margin: float = 5.0,
 ) -> StretchMap:
     """The map of a stretch that has no part in the phases.
 
@@ -82,7 +82,10 @@ def omit_map(
         residues: the stretch.
         reflections: the data.
         margin: Å around the start's stretch that is kept free of bulk solvent, beyond the solvent
-            mask of the whole start, as in a polder map.
+            mask of the whole start, as in a polder map. With 0 the edge of the solvent draws the
+            start's outline: on the packaged example the mixture of the two deposited states that
+            correlates best then has 0.25 of the state that the start lacks, with 5 Å 0.35 (0.39
+            deposited).
 
     Raises:
         InputError: none of the residues is in the structure.
