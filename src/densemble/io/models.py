@@ -92,7 +92,8 @@ def read_model(path: str | Path, *, altloc: str | None = None) -> Model:
     structure, messages = _read_structure(path)
     messages += _resolve_altlocs(structure, path, altloc)
     structure.setup_entities()
-    structure.assign_label_seq_id()
+    # PDB files have no label_seq_id, which some programs need in mmCIF; force numbers without SEQRES too.
+    structure.assign_label_seq_id(structure.input_format == gemmi.CoorFormat.Pdb)
     topology = _topology(structure)
     atoms = [atom for chain in structure[0] for residue in chain for atom in residue]
     coords = np.array([atom.pos.tolist() for atom in atoms], dtype=np.float64).reshape(-1, 3)

@@ -95,12 +95,7 @@ def build_structure(model: Model, ensemble: Ensemble, region_atoms: np.ndarray) 
     for r, residue in enumerate(residues):
         n = len(residue)
         if r in by_residue:
-            gone = [i for i in range(n) if start + i in replaced]
-            templates = {residue[i].name: residue[i].clone() for i in gone}
-            for i in reversed(gone):
-                del residue[i]
-            for atom in conformers.atoms(by_residue[r], templates):
-                residue.add_atom(atom)
+            conformers.replace(residue, [i for i in range(n) if start + i in replaced], by_residue[r])
         start += n
     _update_links(structure, {model.topology.residues[r].id for r in by_residue}, letters)
     structure.meta.refinement = []
@@ -321,7 +316,7 @@ def _match(model: Model, ensemble: Ensemble, region_atoms: np.ndarray) -> dict[i
 
 
 class _Conformers:
-    """Makes gemmi atoms of an ensemble's members."""
+    """The members of an ensemble as gemmi atoms with altlocs and occupancies."""
 
     def __init__(
         self, ensemble: Ensemble, members: list[int], occupancy: np.ndarray, letters: list[str]
@@ -330,6 +325,14 @@ class _Conformers:
         self.coords = ensemble.coords.detach().cpu().double().numpy().round(3)
         self.b_iso = ensemble.b_iso.detach().cpu().double().numpy().round(2)
         self.members = list(zip(members, letters, occupancy[members].tolist(), strict=True))
+
+    def replace(self, residue: gemmi.Residue, gone: list[int], indices: list[int]) -> None:
+        """Remove some atoms of a residue and add those of the ensemble."""
+        templates = {residue[i].name: residue[i].clone() for i in gone}
+        for i in reversed(gone):
+            del residue[i]
+        for atom in self.atoms(indices, templates):
+            residue.add_atom(atom)
 
     def atoms(self, indices: list[int], templates: dict[str, gemmi.Atom]) -> Iterator[gemmi.Atom]:
         """Atom by atom, each with all its altlocs, as the wwPDB writes them."""

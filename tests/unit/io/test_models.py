@@ -98,6 +98,12 @@ def test_arrays_follow_the_structure_atom_by_atom(tmp_path):
     assert set(model.b_iso[4:]) == {31.25}
 
 
+def test_label_numbers_exist_without_a_sequence(tmp_path):
+    model = read_model(save(tmp_path, residue("GLY", 51, 0) + residue("SER", 52, 1)))
+    assert [r.label_seq for r in model.structure[0][0]] == [1, 2]
+    assert [str(r.id) for r in model.topology.residues] == ["A:51", "A:52"]
+
+
 def test_hydrogens_and_deuterium_are_counted_and_left_out(tmp_path):
     text = residue("GLY", 1, 0) + line("HA2", "GLY", 1, 1, 1, element="H") + line("D", "GLY", 1, 1, 2)
     model = read_model(save(tmp_path, text + line("DOD", "HOH", 2, 9, 9, element="D")))
