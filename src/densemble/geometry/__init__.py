@@ -1,0 +1,1 @@
+"""Stereochemistry: target values, restraints, the differentiable objective, validation."""

@@ -1,0 +1,75 @@
+"""Bring coordinates to good stereochemistry, alone or together with what they are to explain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+LogProbability = Callable[[Tensor], Tensor]
+"""Coordinates, shape=(k, n, 3), to a scalar."""
+
+
+@dataclass(frozen=True, eq=False)
+class Regularised:
+    """What came out.
+
+    Attributes:
+        coords: Å.
+        before: log probability at the start.
+        after: log probability at ``coords``; never below ``before``.
+        evaluations: of the objective with its gradient.
+    """
+
+    coords: Float[Tensor, "k n 3"]
+    before: float
+    after: float
+    evaluations: int
+
+
+def regularise(
+    coords: Float[Tensor, "k n 3"],
+    geometry: LogProbability,
+    *,
+    log_likelihood: LogProbability | None = None,
+    evaluations: int = 200,
+) -> Regularised:
+    """Maximise ``geometry(coords) + log_likelihood(coords)`` by L-BFGS with a strong-Wolfe line search.
+
+    All members move together, since a likelihood of the ensemble couples them. Use an objective without
+    cap: the tails of a capped one are not convex, and strongly distorted members get stuck in them.
+
+    Args:
+        coords: where to start; left as they are.
+        geometry: usually a ``GeometryObjective``.
+        log_likelihood: e.g. of the density; none: stereochemistry alone.
+        evaluations: most evaluations of the objective.
+
+    Raises:
+        ValueError: the coordinates are not finite.
+    """
+    if not bool(torch.isfinite(coords).all()):
+        raise ValueError("regularise: the given coordinates are not finite")
+    x = coords.detach().clone().requires_grad_(True)
+    best, best_value, first, count = x.detach().clone(), -float("inf"), float("nan"), 0
+    optimizer = torch.optim.LBFGS(
+        [x], max_iter=evaluations, max_eval=evaluations, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        nonlocal best, best_value, first, count
+        optimizer.zero_grad()
+        value = geometry(x) if log_likelihood is None else geometry(x) + log_likelihood(x)
+        (-value).backward()
+        first = float(value.detach()) if count == 0 else first
+        count += 1
+        if float(value.detach()) > best_value:
+            best, best_value = x.detach().clone(), float(value.detach())
+        return -value.detach()
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return Regularised(coords=best, before=first, after=best_value, evaluations=count)
