@@ -1,0 +1,195 @@
+"""X-ray density of an ensemble, in e/Å^3."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gemmi
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from densemble.forward.kernel import gaussian_density
+from densemble.forward.scattering import xray_form_factors
+from densemble.forward.truncation import truncated_form_factors
+from densemble.grid import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class SymmetryImages:
+    """Operators ``x -> R x + t`` in Å that carry atoms to copies of themselves.
+
+    Attributes:
+        rotation: shape=(s, 3, 3).
+        translation: Å, shape=(s, 3).
+    """
+
+    rotation: np.ndarray
+    translation: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rotation)
+
+    @classmethod
+    def reaching(
+        cls,
+        grid: Grid,
+        atoms: np.ndarray,
+        cell: gemmi.UnitCell,
+        space_group: gemmi.SpaceGroup,
+        *,
+        margin: float = 10.0,
+    ) -> SymmetryImages:
+        """The space-group operators, with lattice translations, whose copies come near the box.
+
+        Args:
+            grid: the box.
+            atoms: Å, where the atoms are, shape=(n, 3).
+            cell: unit cell; its orthogonalisation defines the Å frame.
+            space_group: space group; its centring translations count as operators.
+            margin: Å around the box within which a copy counts: the reach of the density, plus how far
+                atoms may move from ``atoms``.
+
+        Returns:
+            The operators, the identity first if it is among them.
+        """
+        low = np.array(grid.origin) - margin
+        high = np.array(grid.origin) + np.array(grid.spacing) * (np.array(grid.shape) - 1) + margin
+        orth, frac = np.array(cell.orth.mat.tolist()), np.array(cell.frac.mat.tolist())
+        corners = np.array(list(itertools.product(*zip(low, high, strict=True)))) @ frac.T
+        rotations, translations = [], []
+        for op in space_group.operations():
+            turn = np.array(op.rot, dtype=float) / op.DEN
+            shift = np.array(op.tran, dtype=float) / op.DEN
+            image = atoms @ frac.T @ turn.T + shift
+            first = np.ceil(corners.min(axis=0) - image.max(axis=0)).astype(int)
+            last = np.floor(corners.max(axis=0) - image.min(axis=0)).astype(int)
+            for lattice in np.ndindex(*np.maximum(last - first + 1, 0)):
+                moved = (image + first + lattice) @ orth.T
+                if ((moved >= low) & (moved <= high)).all(axis=1).any():
+                    rotations.append(orth @ turn @ frac)
+                    translations.append(orth @ (shift + first + lattice))
+        rotation, translation = np.reshape(rotations, (-1, 3, 3)), np.reshape(translations, (-1, 3))
+        moves = np.abs(rotation - np.eye(3)).sum(axis=(1, 2)) + np.abs(translation).sum(axis=1) > 1e-6
+        order = np.argsort(moves, kind="stable")
+        return cls(rotation=rotation[order], translation=translation[order])
+
+
+class XrayDensity:
+    """Electron density of K members of N atoms on a box, summed or each alone.
+
+    ``rho(xi) = sum_k sum_i occ_i sum_j a_ij (4 pi / w_ij)^(3/2) exp(-4 pi^2 |R_k y_i + t_k - xi|^2 / w_ij)``
+    with ``w_ij = b_ij + B_i`` (the papers' Eq. 3), over the symmetry copies k. Form factors a, b are those
+    of the International Tables, or with ``d_min`` those of ``truncated_form_factors``.
+
+    Attributes:
+        grid: the box.
+        b_min: Å^2, the least B factor that the form factors allow.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        elements: Sequence[str],
+        *,
+        occupancy: Float[Tensor, " n"] | None = None,
+        d_min: float | None = None,
+        b_min: float = 10.0,
+        terms: int = 3,
+        images: SymmetryImages | None = None,
+        cutoff: float = 1e-5,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Prepare the tables.
+
+        Args:
+            grid: the box.
+            elements: element symbols, length N.
+            occupancy: of each atom within its member; 1 if left out.
+            d_min: Å, resolution at which the density is truncated; not truncated if left out.
+            b_min: Å^2, the least B factor to be used with ``d_min``; without, any positive one will do.
+            terms: Gaussians per atom with ``d_min``; 5 without.
+            images: symmetry copies that reach the box; the atoms themselves only, if left out.
+            cutoff: see ``gaussian_density``.
+            dtype: precision of the tables; coordinates must have the same.
+            device: where the tables are; coordinates must be there too.
+
+        Raises:
+            InputError: an element has no tabulated form factor.
+        """
+        factors = (
+            xray_form_factors(elements)
+            if d_min is None
+            else truncated_form_factors(elements, d_min, b_min=b_min, terms=terms)
+        )
+        self.grid = grid
+        self.b_min = 0.0 if d_min is None else b_min
+        self._a = torch.as_tensor(factors.a, dtype=dtype, device=device)
+        if occupancy is not None:
+            self._a = self._a * occupancy.to(self._a)[:, None]
+        self._b = torch.as_tensor(factors.b, dtype=dtype, device=device)
+        self._cutoff = cutoff
+        self._rotation = self._translation = None
+        if images is not None:
+            self._rotation = torch.as_tensor(images.rotation, dtype=dtype, device=device)
+            self._translation = torch.as_tensor(images.translation, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        coords: Float[Tensor, "k n 3"],
+        weights: Float[Tensor, " k"],
+        b_iso: Float[Tensor, "k n"] | Float[Tensor, " n"] | Float[Tensor, ""],
+        *,
+        blur: float = 0.0,
+    ) -> Float[Tensor, "nx ny nz"]:
+        """Density of the ensemble, ``sum_k weights_k rho_k``; differentiable in all three tensors.
+
+        Args:
+            coords: Å, shape=(k, n, 3).
+            weights: occupancies of the members, shape=(k,).
+            b_iso: B factors in Å^2: per member and atom, per atom, or one.
+            blur: Å, standard deviation of a Gaussian that the density is convolved with.
+
+        Returns:
+            e/Å^3, shape=(nx, ny, nz).
+
+        Raises:
+            ValueError: a B factor is too small for the form factors.
+        """
+        x, amplitude, alpha = self._gaussians(coords, b_iso, blur)
+        amplitude = amplitude * weights[:, None, None]
+        return gaussian_density(
+            self.grid, x.flatten(0, 1), amplitude.flatten(0, 1), alpha.flatten(0, 1), cutoff=self._cutoff
+        )
+
+    def members(
+        self,
+        coords: Float[Tensor, "k n 3"],
+        b_iso: Float[Tensor, "k n"] | Float[Tensor, " n"] | Float[Tensor, ""],
+        *,
+        blur: float = 0.0,
+    ) -> Float[Tensor, "k nx ny nz"]:
+        """Density of each member alone at full occupancy; see ``__call__``."""
+        return gaussian_density(self.grid, *self._gaussians(coords, b_iso, blur), cutoff=self._cutoff)
+
+    def _gaussians(self, coords: Tensor, b_iso: Tensor, blur: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Centres (k, s * n, 3), heights and exponents (k, s * n, j) of all copies of all atoms."""
+        k, n = coords.shape[:2]
+        if bool((b_iso < self.b_min * (1 - 1e-6)).any()) or bool((b_iso <= 0).any()):
+            raise ValueError(
+                f"B factors down to {float(b_iso.min()):.2f} Å^2, where the form factors in use need "
+                f"{f'{self.b_min:g} or more' if self.b_min else 'more than 0'}"
+            )
+        width = self._b + b_iso.expand(k, n)[..., None] + 8 * math.pi**2 * blur**2
+        amplitude = self._a * (4 * math.pi / width) ** 1.5
+        alpha = 4 * math.pi**2 / width
+        if self._rotation is None or self._translation is None:
+            return coords, amplitude, alpha
+        copies = torch.einsum("sij,knj->ksni", self._rotation, coords) + self._translation[:, None]
+        s = len(self._rotation)
+        return copies.flatten(1, 2), amplitude.repeat(1, s, 1), alpha.repeat(1, s, 1)

@@ -1,0 +1,133 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densemble.forward import kernel
+from densemble.forward.kernel import gaussian_density
+from densemble.grid import Grid
+
+GRID = Grid(origin=(-3.0, 1.0, 2.0), spacing=(0.5, 0.6, 0.7), shape=(17, 14, 11))
+
+
+def problem(seed, atoms, terms, dtype=torch.float64, spread=1.0):
+    g = torch.Generator().manual_seed(seed)
+    extent = torch.tensor([8.0, 8.0, 7.0], dtype=dtype)
+    coords = torch.tensor(GRID.origin, dtype=dtype) + extent * (
+        0.5 + spread * (torch.rand(atoms, 3, generator=g, dtype=dtype) - 0.5)
+    )
+    amplitude = torch.randn(atoms, terms, generator=g, dtype=dtype)
+    alpha = 0.3 + 3 * torch.rand(atoms, terms, generator=g, dtype=dtype)
+    return coords, amplitude, alpha
+
+
+def all_pairs(grid, coords, amplitude, alpha):
+    """The definition, voxel by voxel."""
+    points = torch.as_tensor(grid.points(), dtype=coords.dtype)
+    r2 = (points[..., None, :] - coords).square().sum(-1)
+    return (amplitude * torch.exp(-alpha * r2[..., None])).sum((-1, -2))
+
+
+@pytest.mark.parametrize(("atoms", "terms"), [(1, 1), (7, 3), (60, 5)])
+def test_is_the_definition(atoms, terms):
+    coords, amplitude, alpha = problem(0, atoms, terms, spread=1.5)
+    density = gaussian_density(GRID, coords, amplitude, alpha, cutoff=1e-16)
+    torch.testing.assert_close(density, all_pairs(GRID, coords, amplitude, alpha), atol=1e-13, rtol=0)
+
+
+def test_single_precision():
+    coords, amplitude, alpha = problem(1, 60, 4)
+    exact = all_pairs(GRID, coords, amplitude, alpha)
+    density = gaussian_density(GRID, coords.float(), amplitude.float(), alpha.float(), cutoff=1e-7)
+    assert float((density - exact).abs().max() / exact.abs().max()) < 3e-6
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), cutoff=st.sampled_from([1e-3, 1e-5]))
+def test_cutoff_bounds_the_error(seed, cutoff):
+    coords, amplitude, alpha = problem(seed, 20, 2, spread=2.0)
+    density = gaussian_density(GRID, coords, amplitude, alpha, cutoff=cutoff)
+    error = (density - all_pairs(GRID, coords, amplitude, alpha)).abs().max()
+    assert error <= cutoff * amplitude.abs().max() * amplitude.numel()
+
+
+def test_bins_and_chunks_do_not_matter(monkeypatch):
+    coords, amplitude, alpha = problem(2, 50, 3, spread=1.5)
+    reference = gaussian_density(GRID, coords, amplitude, alpha, cutoff=1e-16)
+    monkeypatch.setattr(kernel, "CELL", 1.7)
+    monkeypatch.setattr(kernel, "MAX_TERMS", 7)
+    torch.testing.assert_close(
+        gaussian_density(GRID, coords, amplitude, alpha, cutoff=1e-16), reference, atol=1e-13, rtol=0
+    )
+
+
+def test_members_are_separate():
+    coords, amplitude, alpha = (
+        torch.stack(v) for v in zip(*(problem(s, 12, 2, spread=1.3) for s in range(3)), strict=True)
+    )
+    members = gaussian_density(GRID, coords, amplitude, alpha)
+    assert members.shape == (3, *GRID.shape)
+    for k in range(3):
+        # Not to rounding: the cutoff is relative to the largest amplitude of all members.
+        alone = gaussian_density(GRID, coords[k], amplitude[k], alpha[k], cutoff=1e-12)
+        torch.testing.assert_close(members[k], alone, atol=5e-4, rtol=0)
+
+
+COARSE = Grid(origin=(-3.0, 1.0, 2.0), spacing=(2.1, 1.7, 1.9), shape=(4, 5, 3))
+
+
+def test_gradients():
+    coords, amplitude, alpha = problem(3, 4, 2, spread=1.2)
+    inputs = [v.requires_grad_() for v in (coords, amplitude, alpha)]
+    assert torch.autograd.gradcheck(lambda x, a, w: gaussian_density(COARSE, x, a, w, cutoff=1e-15), inputs)
+
+
+def test_gradients_of_members():
+    coords, amplitude, alpha = (v.view(2, 2, -1).requires_grad_() for v in problem(4, 4, 2))
+    assert torch.autograd.gradcheck(
+        lambda x, a, w: gaussian_density(COARSE, x, a, w, cutoff=1e-15), (coords, amplitude, alpha)
+    )
+
+
+def test_gradient_is_that_of_the_definition_in_single_precision():
+    coords, amplitude, alpha = problem(5, 40, 3)
+    weight = torch.randn(GRID.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    exact = [v.clone().requires_grad_() for v in (coords, amplitude, alpha)]
+    (all_pairs(GRID, *exact) * weight).sum().backward()
+    single = [v.float().requires_grad_() for v in (coords, amplitude, alpha)]
+    (gaussian_density(GRID, *single) * weight.float()).sum().backward()
+    for s, e in zip(single, exact, strict=True):
+        assert float((s.grad - e.grad).abs().max() / e.grad.abs().max()) < 1e-4
+
+
+def test_atoms_far_from_the_box_cost_and_give_nothing():
+    coords, amplitude, alpha = problem(6, 5, 1)
+    coords = (coords + 100.0).requires_grad_()
+    density = gaussian_density(GRID, coords, amplitude, alpha)
+    density.sum().backward()
+    assert float(density.detach().abs().max()) == 0.0
+    assert float(coords.grad.abs().max()) == 0.0
+
+
+def test_no_atoms():
+    density = gaussian_density(GRID, torch.zeros(0, 3), torch.zeros(0, 2), torch.ones(0, 2))
+    assert density.shape == GRID.shape
+    assert float(density.abs().max()) == 0.0
+
+
+def test_integral_is_that_of_the_gaussians():
+    """On a fine grid that holds all of it, the sum over voxels is a (pi / alpha)^(3/2)."""
+    grid = Grid(origin=(-6.0,) * 3, spacing=(0.25,) * 3, shape=(49,) * 3)
+    coords = torch.tensor([[0.03, -0.11, 0.2]], dtype=torch.float64)
+    amplitude = torch.tensor([[1.0, -0.4]], dtype=torch.float64)
+    alpha = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    total = gaussian_density(grid, coords, amplitude, alpha, cutoff=1e-15).sum() * grid.voxel_volume
+    expected = (amplitude * (torch.pi / alpha) ** 1.5).sum()
+    assert float(total) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_coordinates_that_are_not_finite_are_refused():
+    coords, amplitude, alpha = problem(7, 3, 1)
+    coords[1, 2] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        gaussian_density(GRID, coords, amplitude, alpha)
