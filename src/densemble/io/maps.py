@@ -57,7 +57,7 @@ def read_map(path: Path | str) -> DensityMap:
             f"{path} has crystal symmetry, space group number {ccp4.header_i32(_SPACEGROUP)}; "
             "read it as a crystal's map"
         )
-    values, starts = _to_xyz(ccp4, path)
+    values, starts = _to_xyz(ccp4)
     spacing = cell[:3] / [ccp4.header_i32(w) for w in (8, 9, 10)]
     origin = np.array([ccp4.header_float(w) for w in range(_ORIGIN, _ORIGIN + 3)])
     if not origin.any():
@@ -131,13 +131,9 @@ def _open(path: Path | str) -> gemmi.Ccp4Map:
     return ccp4
 
 
-def _to_xyz(ccp4: gemmi.Ccp4Map, path: Path | str) -> tuple[np.ndarray, np.ndarray]:
+def _to_xyz(ccp4: gemmi.Ccp4Map) -> tuple[np.ndarray, np.ndarray]:
     """Values along x, y, z and the first voxel's index along them."""
     axes = [ccp4.header_i32(_AXES + i) - 1 for i in range(3)]
-    if sorted(axes) != [0, 1, 2]:
-        raise InputError(
-            f"{path}: its axis order MAPC, MAPR, MAPS is {[a + 1 for a in axes]}; mend the header"
-        )
     columns_of = np.argsort(axes)  # file dimension that runs along x, along y, along z
     values = np.array(ccp4.grid, copy=False).transpose(columns_of)
     starts = np.array([ccp4.header_i32(_NSTART + i) for i in range(3)])[columns_of]
