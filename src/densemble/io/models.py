@@ -40,7 +40,8 @@ class Model:
         topology: the N atoms, in file order.
         coords: Å, shape=(N, 3).
         b_iso: Å^2, the equivalent isotropic B where the file has ANISOU records, shape=(N,).
-        occupancy: shape=(N,); 1 for atoms of residues whose altlocs were resolved.
+        occupancy: shape=(N,); 1 where one of several altlocs was kept, else as in the file (also for
+            an altloc without an alternative, which is a partly occupied site).
         messages: one sentence for each thing that was left out or chosen, for the user.
     """
 
@@ -364,7 +365,7 @@ def _kind(residue: gemmi.Residue) -> str:
     if residue.is_water():
         return "water"
     if residue.entity_type == gemmi.EntityType.Polymer:
-        if any(atom.name == "CA" and atom.element.name == "C" for atom in residue):
+        if any(atom.name == "CA" for atom in residue):
             return "protein"
         if info.is_nucleic_acid() or any(atom.name == "C1'" for atom in residue):
             return "nucleic"

@@ -85,6 +85,12 @@ def test_names_numbers_and_kinds(tmp_path):
     assert Region.parse("A:-1-2").resolve(model.topology) == [[0, 1, 2, 3, 4]]
 
 
+def test_a_calcium_ion_without_ter_is_no_residue_of_the_chain(tmp_path):
+    text = residue("GLY", 1, 0) + residue("GLY", 2, 1) + line("CA", "CA", 3, 9, element="CA")
+    kinds = [r.kind for r in read_model(save(tmp_path, text)).topology.residues]
+    assert kinds == ["protein", "protein", "ion"]
+
+
 def test_arrays_follow_the_structure_atom_by_atom(tmp_path):
     text = residue("GLY", 1, 0) + residue("SER", 2, 1, extra=[("CB", 1.3, -1.5), ("OG", 2.0, -2.5)], b=31.25)
     model = read_model(save(tmp_path, text))
@@ -179,6 +185,14 @@ def test_a_point_mutation_by_altloc_leaves_one_residue(tmp_path, altloc, name, k
     assert [r.name for r in model.topology.residues] == ["GLY", name, "GLY"]
     assert kind in model.topology.names
     assert bonded_to_next(model.topology, model.coords).tolist() == [True, True, False]
+
+
+def test_residues_that_share_a_number_without_sharing_a_site_both_stay(tmp_path):
+    text = residue("GLY", 1, 0) + "TER\n" + line("C1", "GOL", 5, 9)
+    text += line("O", "HOH", 5, 20, alt="A", occ=0.4) + line("O", "HOH", 5, 21, alt="B", occ=0.6)
+    model = read_model(save(tmp_path, text))
+    assert [r.name for r in model.topology.residues] == ["GLY", "GOL", "HOH"]
+    assert model.coords[-1, 0] == 21
 
 
 def test_b_factor_of_an_anisotropic_atom_is_its_equivalent(tmp_path):

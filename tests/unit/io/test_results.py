@@ -204,6 +204,8 @@ def test_links_to_split_atoms_are_written_for_each_altloc(model, tmp_path, gener
     links = {(x.name, x.type, x.partner1.altloc, x.partner2.altloc) for x in back.connections}
     disulfide = gemmi.ConnectionType.Disulf
     assert links == {("disulf1A", disulfide, "A", "\0"), ("disulf1B", disulfide, "B", "\0")}
+    built = build_structure(model, ensemble, atoms)
+    assert [(x.partner1.altloc, x.partner2.altloc) for x in built.connections] == [("A", "\0"), ("B", "\0")]
     both = region_of(model, "A:2,A:4")
     ensemble = ensemble_of(
         model.topology.subset(both), model.coords[both], weights(1, 1), generator=generator
@@ -285,15 +287,11 @@ def test_an_ensemble_that_does_not_fit_the_region(model, generator):
         build_structure(model, many, atoms)
 
 
-def test_refinement_statistics_of_the_old_model_are_not_repeated(tmp_path, generator):
-    structure = small_structure()
+def test_refinement_statistics_of_the_old_model_are_not_repeated(model, tmp_path, generator):
     statistics = gemmi.RefinementInfo()
     statistics.r_free, statistics.r_work, statistics.id = 0.154, 0.132, "X-RAY DIFFRACTION"
-    structure.meta.refinement = [statistics]
-    path = tmp_path / "small.cif"
-    structure.make_mmcif_document().write_file(str(path))
-    assert "0.154" in path.read_text()
-    model = read_model(path)
+    model.structure.meta.refinement = [statistics]
+    assert "0.154" in write_structure(tmp_path / "start.cif", model.structure).read_text()
     atoms = region_of(model, "A:3")
     ensemble = ensemble_of(
         model.topology.subset(atoms), model.coords[atoms], weights(1, 1), generator=generator
@@ -366,6 +364,24 @@ def test_the_example_comes_back_through_our_own_reader(example, tmp_path):
         again = read_model(path, altloc=letter)
         assert again.topology.names == model.topology.names
         assert set(again.occupancy[atoms]) == {1.0}
+
+
+def test_region_atoms_are_isotropic_with_three_decimals(example, tmp_path):
+    # The start's ANISOU describe the start; the members have B factors of their own.
+    model, ensemble, atoms = example
+    shifted = Ensemble(
+        ensemble.topology, ensemble.coords + 1 / 3, ensemble.weights, ensemble.b_iso + torch.pi
+    )
+    path = write_ensemble(tmp_path, model, shifted, atoms)
+    inside = [a for a in records(gemmi.read_structure(str(path))) if a[5] != "\0"]
+    assert len(inside) == 2 * len(atoms)
+    assert not np.array([a[-6:] for a in inside]).any()
+    assert any(cra.atom.aniso.nonzero() for cra in model.structure[0].all())
+    block = gemmi.cif.read(str(path)).sole_block()
+    columns = ["Cartn_x", "Cartn_y", "Cartn_z", "B_iso_or_equiv"]
+    for *xyz, b in block.find("_atom_site.", columns):
+        assert all(len(value.partition(".")[2]) <= 3 for value in xyz)
+        assert len(b.partition(".")[2]) <= 2
 
 
 def test_occupancies_in_the_text_of_the_file_sum_to_one(example, tmp_path):

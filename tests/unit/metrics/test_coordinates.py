@@ -142,11 +142,11 @@ def test_members_go_to_the_nearest_state_and_bring_their_weight(rng):
 
 
 def test_atoms_that_one_state_lacks_count_for_none(rng):
-    # Atom 0 would pull the member to B, but A's file does not have it.
-    a, b = rng.normal(size=(2, 3, 3))
-    x = a.copy()
-    x[0] = b[0] = [50.0, 0, 0]
-    a[0] = np.nan
+    # Over atoms 1 and 2 A is nearer, 1.0 to 1.1 Å; with atom 0, which only B has, B would be at 0.9 Å.
+    x = rng.normal(size=(3, 3))
+    along = np.array([1.0, 0, 0])
+    a, b = x + along, x + 1.1 * along
+    a[0], b[0] = np.nan, x[0]
     assert assign_states(x[None], {"B": b, "A": a}) == ["A"]
 
 
