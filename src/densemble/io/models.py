@@ -213,13 +213,13 @@ def _read_structure(path: Path) -> tuple[gemmi.Structure, list[str]]:
     if len(structure) > 1:
         messages.append(f"{path.name}: only the first of {len(structure)} models is used")
         del structure[1:]
-    hydrogens = structure[0].count_hydrogen_sites()
-    if hydrogens:
-        messages.append(f"{path.name}: hydrogens ignored: {hydrogens}")
-    unknown = _remove_atoms(structure, lambda atom: atom.element.atomic_number == 0)
-    if unknown:
-        messages.append(f"{path.name}: atoms of unknown element ignored: {unknown}")
-    _remove_atoms(structure, lambda atom: atom.is_hydrogen())
+    for what, condition in (
+        ("hydrogens", lambda atom: atom.is_hydrogen()),
+        ("atoms of unknown element", lambda atom: atom.element.atomic_number == 0),
+    ):
+        removed = _remove_atoms(structure, condition)
+        if removed:
+            messages.append(f"{path.name}: {what} ignored: {removed}")
     if structure[0].count_atom_sites() == 0:
         raise InputError(f"model {path}: nothing but hydrogens and unknown atoms in this file")
     return structure, messages
