@@ -1,9 +1,9 @@
 """Bringing model and amplitudes to one scale, and R factors.
 
-The model amplitude is ``k(h) |F_atoms + k_mask(s) F_mask|``. ``k(h)`` is anisotropic times isotropic:
-the tensor is fitted by gemmi, after which the isotropic scale and the solvent's density are refined
-in resolution shells, as in Afonine, P. V. et al. (2013). Acta Cryst. D69, 625-634. Free reflections
-enter none of it.
+The model amplitude is ``k(h) |F_atoms + k_mask(s) F_mask|``. ``k(h)`` is anisotropic times isotropic: the
+tensor and the solvent's fall-off with resolution are fitted by gemmi, after which the isotropic scale
+and the solvent's density are refined in resolution shells, as proposed by Afonine, P. V. et al. (2013).
+Acta Cryst. D69, 625-634. Free reflections enter none of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from densemble.io.reflections import Reflections
 
 _MIN_WORKING = 300  # reflections that a shell should have, to carry two or three parameters
 _MAX_SHELLS = 30
-_SOLVENT_DENSITIES = np.arange(0.0, 0.801, 0.02)  # e/Å^3, tried in each shell; water has 0.334
+_SOLVENT_DENSITIES = np.arange(0.0, 1.001, 0.02)  # e/Å^3, tried in each shell; water has 0.334
+_B_SOL = (10.0, 150.0)  # Å^2, within which gemmi's fit is believed; beyond it has lost the solvent
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ def fit_scale(
         atoms: structure factors of the atoms at their hkl, electrons, shape=(n,).
         solvent: structure factors of the solvent mask, Å^3, shape=(n,).
     """
-    anisotropic = _fit_anisotropic(reflections, atoms, solvent)
+    anisotropic, fall_off = _fit_overall(reflections, atoms, solvent)
     k, k_mask = np.empty(len(reflections)), np.empty(len(reflections))
     shells = resolution_shells(reflections)
     densities = []
@@ -86,18 +87,19 @@ def fit_scale(
         inside = shells == shell
         working = inside & ~reflections.free
         density, scale = _fit_shell(
-            reflections.f[working] / anisotropic[working],
-            anisotropic[working] ** 2,
-            atoms[working],
-            solvent[working],
+            reflections.f[working],
+            anisotropic[working] * atoms[working],
+            anisotropic[working] * fall_off[working] * solvent[working],
         )
-        k[inside], k_mask[inside] = scale * anisotropic[inside], density
+        k[inside], k_mask[inside] = scale * anisotropic[inside], density * fall_off[inside]
         densities.append(density)
     return Scale(k, k_mask, densities[0])
 
 
-def _fit_anisotropic(reflections: Reflections, atoms: np.ndarray, solvent: np.ndarray) -> np.ndarray:
-    """Overall scale ``k exp(-h^T B h / 4)`` of each reflection, fitted by gemmi."""
+def _fit_overall(
+    reflections: Reflections, atoms: np.ndarray, solvent: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale ``k exp(-h^T B h / 4)`` and fall-off ``exp(-B_sol / 4d^2)`` of each reflection, by gemmi."""
     work = ~reflections.free
     hkl, cell, group = reflections.hkl[work], reflections.cell, reflections.spacegroup
     data = gemmi.Mtz(with_base=True)
@@ -115,18 +117,17 @@ def _fit_anisotropic(reflections: Reflections, atoms: np.ndarray, solvent: np.nd
     scaling.prepare_points(calculated, data.get_value_sigma("F", "SIGF"), mask)
     scaling.fit_isotropic_b_approximately()
     scaling.fit_parameters()
-    return np.asarray(scaling.get_overall_scale_factor(reflections.hkl), dtype=np.float64)
+    k = np.asarray(scaling.get_overall_scale_factor(reflections.hkl), dtype=np.float64)
+    return k, np.exp(-np.clip(scaling.b_sol, *_B_SOL) * reflections.inverse_d2 / 4)
 
 
-def _fit_shell(
-    f: np.ndarray, weights: np.ndarray, atoms: np.ndarray, solvent: np.ndarray
-) -> tuple[float, float]:
-    """Solvent density and scale of least ``sum w (f - scale |atoms + density solvent|)^2``."""
+def _fit_shell(f: np.ndarray, atoms: np.ndarray, solvent: np.ndarray) -> tuple[float, float]:
+    """Solvent density and scale of least ``sum (f - scale |atoms + density solvent|)^2``."""
     residuals, scales = [], []
     for density in _SOLVENT_DENSITIES:
         model = np.abs(atoms + density * solvent)
-        scale = (weights * f * model).sum() / (weights * model**2).sum()
-        residuals.append((weights * (f - scale * model) ** 2).sum())
+        scale = (f * model).sum() / (model**2).sum()
+        residuals.append(((f - scale * model) ** 2).sum())
         scales.append(scale)
     best = int(np.argmin(residuals))
     return float(_SOLVENT_DENSITIES[best]), float(scales[best])

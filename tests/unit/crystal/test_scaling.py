@@ -1,0 +1,92 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from crystals import crystal, reflections, unique_hkl
+
+from densemble.crystal.fcalc import atom_factors, solvent_factors, solvent_mask
+from densemble.crystal.scaling import fit_scale, model_factors, r_factors, resolution_shells
+
+D_MIN, K_SOL, B_SOL = 1.8, 0.36, 45.0
+
+
+@pytest.fixture(scope="module")
+def structure():
+    return crystal("P 21 21 21", residues=14)
+
+
+@pytest.fixture(scope="module")
+def data(structure):
+    """Amplitudes of atoms and solvent, on another scale and falling off anisotropically."""
+    hkl = unique_hkl(structure, D_MIN)
+    s2 = structure.cell.calculate_1_d2_array(hkl)
+    atoms = atom_factors(structure, hkl, d_min=D_MIN)
+    solvent = solvent_factors(solvent_mask(structure), hkl)
+    model = np.abs(atoms + K_SOL * np.exp(-B_SOL * s2 / 4) * solvent)
+    edges = np.array(structure.cell.parameters[:3])
+    tensor = np.array([4.0, -3.0, 1.0])  # Å^2, its trace not zero: some isotropic B too
+    fall_off = np.exp(-((hkl / edges) ** 2 @ tensor) / 4)
+    return reflections(structure, 7.5 * fall_off * model, hkl)
+
+
+def test_r_factors_of_the_true_model_vanish(structure, data):
+    result = r_factors(structure, data)
+    assert result.r_work < 0.02
+    assert result.r_free < 0.02
+
+
+def test_r_factors_are_sums_over_their_own_reflections(structure, data):
+    """Errors of 10 % in free amplitudes are all that R-free sees, and R-work does not see them."""
+    signs = np.where(np.arange(len(data)) % 2 == 0, 1.1, 0.9)
+    noisy = dataclasses.replace(data, f=np.where(data.free, data.f * signs, data.f))
+    exact, result = r_factors(structure, data), r_factors(structure, noisy)
+    assert result.r_work == exact.r_work
+    assert result.r_free == pytest.approx(0.1, abs=0.02)
+
+
+def test_scale_and_solvent_are_recovered(structure, data):
+    atoms, solvent = model_factors(structure, data)
+    scale = fit_scale(data, atoms, solvent)
+    model = np.abs(atoms + scale.k_mask * solvent)
+    assert np.abs(scale.k * model - data.f).sum() < 0.02 * data.f.sum()
+    assert scale.k_mask_0 == pytest.approx(K_SOL, abs=0.08)
+    assert scale.k_mask[data.inverse_d2.argmax()] < 0.05
+
+
+def test_r_factors_do_not_depend_on_the_scale_of_the_data(structure, data):
+    scaled = dataclasses.replace(data, f=data.f * 0.013, sigma=data.sigma * 0.013)
+    a, b = r_factors(structure, data), r_factors(structure, scaled)
+    assert (a.r_work, a.r_free) == pytest.approx((b.r_work, b.r_free), abs=2e-4)
+
+
+def test_a_displaced_model_is_worse(structure, data):
+    wrong = structure.clone()
+    for atom in wrong[0]["A"][3]:
+        atom.pos.x += 1.0
+    exact, result = r_factors(structure, data), r_factors(wrong, data)
+    assert result.r_work > exact.r_work + 0.03
+    assert result.r_free > exact.r_free + 0.03
+
+
+def test_free_amplitudes_do_not_enter_the_scale(structure, data):
+    atoms, solvent = model_factors(structure, data)
+    changed = dataclasses.replace(data, f=np.where(data.free, 3 * data.f + 10, data.f))
+    a, b = (fit_scale(d, atoms, solvent) for d in (data, changed))
+    np.testing.assert_array_equal(a.k, b.k)
+    np.testing.assert_array_equal(a.k_mask, b.k_mask)
+
+
+def test_shells_are_ordered_and_well_filled(data):
+    shells = resolution_shells(data)
+    assert set(shells) == set(range(shells.max() + 1))
+    assert shells.max() >= 3
+    assert np.bincount(shells[~data.free]).min() >= 300
+    order = np.argsort(data.inverse_d2)
+    assert (np.diff(shells[order]) >= 0).all()
+
+
+def test_few_reflections_share_one_shell(structure, data):
+    few = dataclasses.replace(
+        data, **{name: getattr(data, name)[:100] for name in ("hkl", "f", "sigma", "free")}
+    )
+    np.testing.assert_array_equal(resolution_shells(few), np.zeros(100))
