@@ -96,16 +96,16 @@ def test_map_with_true_phases_is_absolute(truth, data, box):
     result = two_fofc_map(truth, STRETCH, data)
     density, expected = values(result.stretch, box), density_of(truth, box)
     slope, offset = np.polyfit(expected, density, 1)
-    assert slope == pytest.approx(1 - data.free.mean(), abs=0.06)
-    assert abs(offset) < 0.05
+    assert slope == pytest.approx(1 - data.free.mean(), abs=0.03)
+    assert abs(offset) < 0.02
     assert correlation(density, expected) > 0.98
 
 
 def test_as_phased_map_is_brought_to_absolute_scale(truth, data, box, file_coefficients):
     result = as_phased_map(file_coefficients, truth, STRETCH, data)
     slope, offset = np.polyfit(density_of(truth, box), values(result.stretch, box), 1)
-    assert slope == pytest.approx(1 - data.free.mean(), abs=0.06)
-    assert abs(offset) < 0.05
+    assert slope == pytest.approx(1 - data.free.mean(), abs=0.03)
+    assert abs(offset) < 0.02
 
 
 def test_mean_density_counts_electrons(start, data):

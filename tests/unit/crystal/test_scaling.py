@@ -31,26 +31,25 @@ def data(structure):
 
 def test_r_factors_of_the_true_model_vanish(structure, data):
     result = r_factors(structure, data)
-    assert result.r_work < 0.02
-    assert result.r_free < 0.02
+    assert result.r_work < 1e-4
+    assert result.r_free < 1e-4
 
 
 def test_r_factors_are_sums_over_their_own_reflections(structure, data):
-    """Errors of 10 % in free amplitudes are all that R-free sees, and R-work does not see them."""
-    signs = np.where(np.arange(len(data)) % 2 == 0, 1.1, 0.9)
-    noisy = dataclasses.replace(data, f=np.where(data.free, data.f * signs, data.f))
-    exact, result = r_factors(structure, data), r_factors(structure, noisy)
+    """Free amplitudes a tenth too low make R-free 0.1 / 0.9; R-work does not see them."""
+    low = dataclasses.replace(data, f=np.where(data.free, 0.9 * data.f, data.f))
+    exact, result = r_factors(structure, data), r_factors(structure, low)
     assert result.r_work == exact.r_work
-    assert result.r_free == pytest.approx(0.1, abs=0.02)
+    assert result.r_free == pytest.approx(1 / 9, abs=1e-4)
 
 
 def test_scale_and_solvent_are_recovered(structure, data):
     atoms, solvent = model_factors(structure, data)
     scale = fit_scale(data, atoms, solvent)
     model = np.abs(atoms + scale.k_mask * solvent)
-    assert np.abs(scale.k * model - data.f).sum() < 0.02 * data.f.sum()
-    assert scale.k_mask_0 == pytest.approx(K_SOL, abs=0.08)
-    assert scale.k_mask[data.inverse_d2.argmax()] < 0.05
+    np.testing.assert_allclose(scale.k * model, data.f, rtol=1e-3, atol=1e-5 * data.f.mean())
+    assert scale.k_mask_0 == pytest.approx(K_SOL, abs=0.01)
+    np.testing.assert_allclose(scale.k_mask, K_SOL * np.exp(-B_SOL * data.inverse_d2 / 4), atol=0.01)
 
 
 def test_r_factors_do_not_depend_on_the_scale_of_the_data(structure, data):
