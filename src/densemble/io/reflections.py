@@ -247,11 +247,7 @@ def _column(mtz: gemmi.Mtz, label: str) -> np.ndarray:
 def _pairs(mtz: gemmi.Mtz, first: str, second: str) -> list[tuple[str, str]]:
     """Labels of neighbouring columns of two types."""
     columns = list(mtz.columns)
-    return [
-        (a.label, b.label)
-        for a, b in pairwise(columns)
-        if (a.type, b.type) == (first, second)
-    ]
+    return [(a.label, b.label) for a, b in pairwise(columns) if (a.type, b.type) == (first, second)]
 
 
 def _check_labels(mtz: gemmi.Mtz, path: Path | str, labels: Sequence[str], types: str) -> None:
