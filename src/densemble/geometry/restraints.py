@@ -80,7 +80,8 @@ def build_restraints(
     Args:
         topology: the whole model.
         coords: Å, shape=(n, 3); also decides which residues are linked, which peptides before
-            proline are cis, and what is near. Free atoms that are not placed yet may be NaN.
+            proline are cis, and what is near. Free atoms that are not placed yet may be NaN; others that
+            are NaN are absent.
         free: increasing indices of the free atoms, shape=(N,).
         absent: indices of atoms that are neither free nor there, such as the side chains of a region
             of which only the backbone is modelled, or waters that may be displaced.
@@ -112,6 +113,7 @@ class _Collector:
         self.present[absent] = False
         self.is_free = np.zeros(len(topology), dtype=bool)
         self.is_free[free] = True
+        self.present &= self.is_free | np.isfinite(coords).all(axis=1)
         self.terms: dict[str, list[tuple[tuple[int, ...], float, float]]] = {
             kind: [] for kind in ("bonds", "angles", "chirals", "omegas")
         }
