@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.forward.kernel import gaussian_density
-from densemble.forward.scattering import xray_form_factors
+from densemble.forward.scattering import FormFactors, xray_form_factors
 from densemble.forward.truncation import truncated_form_factors
 from densemble.grid import Grid
 
@@ -100,6 +100,7 @@ class XrayDensity:
         d_min: float | None = None,
         b_min: float = 10.0,
         terms: int = 3,
+        extra: FormFactors | None = None,
         images: SymmetryImages | None = None,
         cutoff: float = 1e-5,
         dtype: torch.dtype = torch.float32,
@@ -114,6 +115,7 @@ class XrayDensity:
             d_min: Å, resolution at which the density is truncated; not truncated if left out.
             b_min: Å^2, the least B factor to be used with ``d_min``; without, any positive one will do.
             terms: Gaussians per atom with ``d_min``; 5 without.
+            extra: further Gaussians of each atom, added as they are: the solvent that it displaces, say.
             images: symmetry copies that reach the box; the atoms themselves only, if left out.
             cutoff: see ``gaussian_density``.
             dtype: precision of the tables; coordinates must have the same.
@@ -127,6 +129,8 @@ class XrayDensity:
             if d_min is None
             else truncated_form_factors(elements, d_min, b_min=b_min, terms=terms)
         )
+        if extra is not None:
+            factors = FormFactors(a=np.hstack([factors.a, extra.a]), b=np.hstack([factors.b, extra.b]))
         self.grid = grid
         self.b_min = 0.0 if d_min is None else b_min
         self._a = torch.as_tensor(factors.a, dtype=dtype, device=device)

@@ -4,11 +4,31 @@ import pytest
 import torch
 
 from densemble.errors import InputError
+from densemble.forward.kernel import gaussian_density
+from densemble.forward.scattering import FormFactors
 from densemble.forward.truncation import truncated_profile
 from densemble.forward.xray import SymmetryImages, XrayDensity
 from densemble.grid import Grid
+from densemble.metrics.maps import voxels_near
 
 ELEMENTS = ["C", "N", "O", "S", "C", "Zn", "C", "O"]
+
+
+def crystal_of(coords, elements, b_iso, occupancy, cell, name):
+    out = gemmi.Structure()
+    out.cell, out.spacegroup_hm = cell, name
+    model, chain, residue = gemmi.Model("1"), gemmi.Chain("A"), gemmi.Residue()
+    residue.name = "LIG"
+    for x, b, q, e in zip(coords, b_iso, occupancy, elements, strict=True):
+        atom = gemmi.Atom()
+        atom.name, atom.element, atom.pos = e, gemmi.Element(e), gemmi.Position(*x)
+        atom.b_iso, atom.occ = float(b), float(q)
+        residue.add_atom(atom)
+    chain.add_residue(residue)
+    model.add_chain(chain)
+    out.add_model(model)
+    out.setup_cell_images()
+    return out
 
 
 def structure(cell, name, seed=0):
@@ -16,28 +36,13 @@ def structure(cell, name, seed=0):
     rng = np.random.default_rng(seed)
     coords = rng.uniform(-2.5, 2.5, (len(ELEMENTS), 3)) + np.array([1.0, 2.0, 3.0])
     b_iso, occupancy = rng.uniform(8, 40, len(ELEMENTS)), rng.uniform(0.3, 1.0, len(ELEMENTS))
-    out = gemmi.Structure()
-    out.cell, out.spacegroup_hm = cell, name
-    model, chain, residue = gemmi.Model("1"), gemmi.Chain("A"), gemmi.Residue()
-    residue.name = "LIG"
-    for x, b, q, e in zip(coords, b_iso, occupancy, ELEMENTS, strict=True):
-        atom = gemmi.Atom()
-        atom.name, atom.element, atom.pos = e, gemmi.Element(e), gemmi.Position(*x)
-        atom.b_iso, atom.occ = b, q
-        residue.add_atom(atom)
-    chain.add_residue(residue)
-    model.add_chain(chain)
-    out.add_model(model)
-    out.setup_cell_images()
-    return out, coords, b_iso, occupancy
+    return crystal_of(coords, ELEMENTS, b_iso, occupancy, cell, name), coords, b_iso, occupancy
 
 
-def gemmi_density(crystal, cell, name):
+def gemmi_density(crystal):
     """gemmi's own density on its grid over the whole cell."""
     calculator = gemmi.DensityCalculatorX()
     calculator.d_min, calculator.rate, calculator.cutoff = 1.0, 2.0, 1e-8
-    calculator.grid.set_unit_cell(cell)
-    calculator.grid.spacegroup = gemmi.SpaceGroup(name)
     calculator.set_grid_cell_and_spacegroup(crystal)
     calculator.put_model_density_on_grid(crystal[0])
     return calculator.grid
@@ -60,7 +65,7 @@ def test_is_gemmis_density_in_a_crystal(name, parameters):
     """At gemmi's own grid nodes, symmetry copies included, in e/Å^3."""
     cell = gemmi.UnitCell(*parameters)
     crystal, coords, b_iso, occupancy = structure(cell, name)
-    reference = gemmi_density(crystal, cell, name)
+    reference = gemmi_density(crystal)
     values = np.array(reference, copy=False)
     # Nodes of a crystal grid are not those of an orthonormal box: one box of a single voxel each.
     rng = np.random.default_rng(1)
@@ -161,6 +166,47 @@ def test_truncated_atom_on_a_box():
     density = XrayDensity(grid, ["C"], d_min=1.85)(torch.zeros(1, 1, 3), torch.ones(1), torch.tensor(25.0))
     exact = truncated_profile(["C"], 1.85, 25.0, np.arange(9) * 0.5)[0]
     assert np.abs(density[:, 0, 0].numpy() - exact).max() < 0.02 * exact[0]
+
+
+def test_truncated_structure_is_that_of_a_gemmi_map_cut_at_d_min():
+    """Atoms as dense as in a protein: gemmi's density, transformed, cut at 1/d_min, transformed back."""
+    edge, d_min, rng = 18.0, 1.85, np.random.default_rng(7)
+    lattice = np.stack(np.meshgrid(*[np.arange(4) * 2.6 + 5.0] * 3, indexing="ij"), -1).reshape(-1, 3)
+    coords = lattice + rng.normal(0, 0.4, lattice.shape)
+    elements = [str(e) for e in rng.choice(["C", "N", "O", "S"], len(coords), p=[0.6, 0.18, 0.2, 0.02])]
+    b_iso = rng.uniform(20, 45, len(coords))
+    cell = gemmi.UnitCell(edge, edge, edge, 90, 90, 90)
+    crystal = crystal_of(coords, elements, b_iso, np.ones(len(coords)), cell, "P 1")
+    full = np.array(gemmi_density(crystal), copy=False).astype(float)
+    n = full.shape[0]
+    s = np.linalg.norm(np.stack(np.meshgrid(*[np.fft.fftfreq(n, edge / n)] * 3, indexing="ij")), axis=0)
+    exact = np.fft.ifftn(np.fft.fftn(full) * (s < 1 / d_min)).real
+
+    grid = Grid((0.0,) * 3, (edge / n,) * 3, (n,) * 3)
+    x, b = torch.tensor(coords)[None].float(), torch.tensor(b_iso).float()
+    near = voxels_near(grid, x, 2.0).numpy()
+
+    def error(**options):
+        model = XrayDensity(grid, elements, **options)(x, torch.ones(1), b).numpy()
+        return np.linalg.norm((model - exact)[near]) / np.linalg.norm(exact[near])
+
+    untruncated = error()
+    assert error(d_min=d_min) < min(0.06, 0.65 * untruncated)
+    assert error(d_min=d_min, terms=4) < 0.05
+
+
+def test_further_gaussians_are_added(ensemble):
+    coords, weights, b_iso = ensemble
+    elements = ["C", "N", "O", "S"]
+    further = FormFactors(a=np.full((4, 1), -3.0), b=np.array([[80.0], [70.0], [60.0], [50.0]]))
+    plain = XrayDensity(GRID, elements, d_min=1.9, dtype=torch.float64, cutoff=1e-14)
+    both = XrayDensity(GRID, elements, d_min=1.9, extra=further, dtype=torch.float64, cutoff=1e-14)
+    width = torch.tensor(further.b) + b_iso[..., None]
+    expected = gaussian_density(
+        GRID, coords, -3.0 * (4 * torch.pi / width) ** 1.5, 4 * torch.pi**2 / width, cutoff=1e-14
+    )
+    difference = both(coords, weights, b_iso) - plain(coords, weights, b_iso)
+    torch.testing.assert_close(difference, torch.einsum("k,kxyz->xyz", weights, expected), atol=1e-10, rtol=0)
 
 
 def test_b_factors_below_what_the_form_factors_allow_are_refused():
