@@ -39,9 +39,10 @@ def dihedrals(x: Float[Tensor, "k t 4 3"]) -> Float[Tensor, "k t"]:
 
 
 def chiral_volumes(x: Float[Tensor, "k t 4 3"]) -> Float[Tensor, "k t"]:
-    """``(a-o) . ((b-o) x (c-o))`` in Å^3 for atoms (o, a, b, c)."""
-    a, b, c = (x[..., 1:, :] - x[..., :1, :]).unbind(-2)
-    return (a * torch.linalg.cross(b, c)).sum(-1)
+    """``u . (v x w)`` of the directions from o to a, b, c, for atoms (o, a, b, c)."""
+    arms = x[..., 1:, :] - x[..., :1, :]
+    u, v, w = (arms / arms.square().sum(-1, keepdim=True).add(_TINY).sqrt()).unbind(-2)
+    return (u * torch.linalg.cross(v, w)).sum(-1)
 
 
 class GeometryObjective:

@@ -73,7 +73,7 @@ def build_restraints(
     absent: Sequence[int] | np.ndarray = (),
     copies: np.ndarray | None = None,
     copy_elements: Sequence[str] = (),
-    reach: float = 10.0,
+    reach: float = 12.0,
 ) -> Restraints:
     """Restraints on the atoms ``free`` of a model whose other atoms stay where they are.
 

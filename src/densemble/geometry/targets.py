@@ -18,7 +18,7 @@ from importlib import resources
 PLANE_SD = 0.02
 """Å, s.d. of the distance of an atom from the plane of its group (REFMAC, Murshudov et al. 1997)."""
 CHIRAL_SD = 0.2
-"""Å^3, s.d. of a chiral volume (Hendrickson & Konnert 1980; REFMAC)."""
+"""Å^3, s.d. of the chiral volume at ideal bond lengths (Hendrickson & Konnert 1980; REFMAC)."""
 OMEGA_SD = 6.2
 """Degrees, s.d. of the peptide torsion omega about 180 or 0 (International Tables F, table 18.3.2.3)."""
 
@@ -53,7 +53,7 @@ class Target:
 
     Attributes:
         atoms: atom names; ``+`` in front means an atom of the next (or disulfide-bonded) residue.
-        mean: Å for a bond, degrees for an angle, Å^3 for a chiral volume.
+        mean: Å for a bond, degrees for an angle, no unit for a chiral volume.
         sd: standard deviation, same unit.
     """
 
@@ -157,10 +157,11 @@ def branch_dihedral(residue: str, a: str, b: str, c: str, d: str) -> float:
 
 @cache
 def chiral_centres(name: str) -> tuple[Target, ...]:
-    """Chiral volumes ``(a-o) . ((b-o) x (c-o))`` in Å^3 of the centres of a residue, atoms (o, a, b, c).
+    """Chiral volumes ``u . (v x w)`` of the centres of a residue, atoms (o, a, b, c).
 
-    The magnitude is that of the ideal bonds and angles (Gram determinant), so that none of the three
-    kinds of restraint pulls against the others.
+    u, v, w are the directions, of unit length, from o to a, b, c; so the volume does not depend on the
+    bond lengths, and its derivative stays bounded where these are long. The magnitude is that of the
+    ideal angles (Gram determinant), so that the kinds of restraint do not pull against each other.
     """
     if name == "GLY" or name not in known_residues():
         return ()
@@ -171,5 +172,5 @@ def chiral_centres(name: str) -> tuple[Target, ...]:
         x, y, z = (math.cos(math.radians(bond_angle(name, i, o, j))) for i, j in ((a, b), (a, c), (b, c)))
         gram = 1 + 2 * x * y * z - x * x - y * y - z * z
         lengths = math.prod(bond_length(name, o, other) for other in (a, b, c))
-        targets.append(Target(atoms, sign * lengths * math.sqrt(max(gram, 0.0)), CHIRAL_SD))
+        targets.append(Target(atoms, sign * math.sqrt(max(gram, 0.0)), CHIRAL_SD / lengths))
     return tuple(targets)

@@ -52,7 +52,8 @@ def test_measures_agree_with_gemmi(generator: torch.Generator) -> None:
         assert distances(x[None, None, :2]).item() == pytest.approx(p[0].dist(p[1]), abs=1e-9)
         assert angles(x[None, None, :3]).item() == pytest.approx(gemmi.calculate_angle(*p[:3]), abs=1e-9)
         assert dihedrals(x[None, None]).item() == pytest.approx(gemmi.calculate_dihedral(*p), abs=1e-9)
-        volume = np.linalg.det((x[1:] - x[0]).numpy())
+        arms = (x[1:] - x[0]).numpy()
+        volume = np.linalg.det(arms / np.linalg.norm(arms, axis=1, keepdims=True))
         assert chiral_volumes(x[None, None]).item() == pytest.approx(volume, abs=1e-9)
 
 
@@ -120,7 +121,7 @@ def test_capped_gradient_is_bounded(model: Model, generator: torch.Generator) ->
     x = (x + 5 * torch.randn(4, *x.shape[1:], generator=generator, dtype=torch.float64)).requires_grad_()
     (capped,) = torch.autograd.grad(GeometryObjective(restraints, cap=4.0, dtype=torch.float64)(x), x)
     (harmonic,) = torch.autograd.grad(GeometryObjective(restraints, dtype=torch.float64)(x), x)
-    assert torch.isfinite(capped).all()
+    assert capped.norm(dim=-1).max() < 2e4
     assert capped.norm(dim=-1).median() < harmonic.norm(dim=-1).median() / 10
 
 
@@ -130,7 +131,7 @@ def test_mirror_image_is_refused(model: Model) -> None:
         restraints, dtype=torch.float64, weights={n: 0.0 for n in TERMS if n != "chirals"}
     )
     assert alone(x).item() > -20
-    assert alone(x * torch.tensor([-1.0, 1, 1])).item() < -20 * 2 * 2.5**2 / 0.2**2
+    assert alone(x * torch.tensor([-1.0, 1, 1])).item() < -20 * 2 * 2.4**2 / 0.2**2
     report = validate(restraints, x * torch.tensor([-1.0, 1, 1]))
     assert report.wrong_hand.item() == len(restraints.chirals)
 
@@ -172,13 +173,13 @@ def test_torsion_density_is_normalised_periodic_and_interpolates() -> None:
 
 
 def test_regularise_mends_noise(model: Model, generator: torch.Generator) -> None:
-    restraints, x = region(model, "A:178-186")
-    start = (x + 0.3 * torch.randn(4, *x.shape[1:], generator=generator, dtype=torch.float64)).float()
+    restraints, x = region(model, "A:179-184")
+    start = (x + 0.3 * torch.randn(2, *x.shape[1:], generator=generator, dtype=torch.float64)).float()
     before = validate(restraints, start)
     assert before.bond_rmsz.min() > 5
-    result = regularise(start, GeometryObjective(restraints))
+    result = regularise(start, GeometryObjective(restraints), evaluations=100)
     after = validate(restraints, result.coords)
-    assert result.evaluations <= 200
+    assert result.evaluations <= 101
     assert result.after > result.before
     assert after.bond_rmsz.max() < 0.5
     assert after.angle_rmsz.max() < 1.0
@@ -188,7 +189,7 @@ def test_regularise_mends_noise(model: Model, generator: torch.Generator) -> Non
 
 def test_regularise_weighs_a_joint_likelihood(model: Model) -> None:
     """A likelihood of the members' mean position moves the ensemble, but breaks no bond."""
-    restraints, x = region(model, "A:178-186")
+    restraints, x = region(model, "A:179-184")
     wanted = x.float().mean(0) + torch.tensor([0.15, 0.0, 0.0])
     objective = GeometryObjective(restraints)
 
@@ -196,7 +197,7 @@ def test_regularise_weighs_a_joint_likelihood(model: Model) -> None:
         return -200 * (coords.mean(0) - wanted).square().sum()
 
     start = x.float().repeat(2, 1, 1)
-    result = regularise(start, objective, log_likelihood=likelihood, evaluations=100)
+    result = regularise(start, objective, log_likelihood=likelihood, evaluations=60)
     assert likelihood(result.coords) > likelihood(start) / 2
     assert validate(restraints, result.coords).bond_rmsz.max() < 1
 

@@ -16,13 +16,14 @@ DEPOSITED = Path(densemble.__file__).parent / "data" / "7rin" / "deposited.cif"
 
 
 def measure(points: np.ndarray) -> float:
-    """Independent of the package: Å, degrees or Å^3 for two, three or four points."""
+    """Independent of the package: Å, degrees or the volume of unit vectors for two, three or four points."""
     if len(points) == 2:
         return float(np.linalg.norm(points[0] - points[1]))
     if len(points) == 3:
         u, v = points[0] - points[1], points[2] - points[1]
         return float(np.degrees(np.arccos(u @ v / np.linalg.norm(u) / np.linalg.norm(v))))
-    return float(np.linalg.det(points[1:] - points[0]))
+    arms = points[1:] - points[0]
+    return float(np.linalg.det(arms / np.linalg.norm(arms, axis=1, keepdims=True)))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,8 @@ def test_ring_angles_sum_to_a_plane(name: str, degrees: float) -> None:
 def test_chiral_volume_is_that_of_the_ideal_tetrahedron() -> None:
     centre = targets.chiral_centres("ALA")[0]
     assert centre.atoms == ("CA", "N", "C", "CB")
-    assert centre.mean == pytest.approx(2.51, abs=0.01)
+    assert centre.mean * 1.459 * 1.525 * 1.520 == pytest.approx(2.51, abs=0.01)  # Å^3
+    assert centre.sd * 1.459 * 1.525 * 1.520 == pytest.approx(0.2)
     assert targets.chiral_centres("GLY") == ()
     assert {t.atoms[0]: np.sign(t.mean) for t in targets.chiral_centres("ILE")} == {"CA": 1, "CB": 1}
 

@@ -78,8 +78,9 @@ def test_built_residue_has_ideal_geometry(name: str) -> None:
         found = np.degrees(gemmi.calculate_angle(*points))
         assert found == pytest.approx(angle.mean, abs=2.1), angle
     for centre in targets.chiral_centres(name):
-        o, a, b, c = (at[n] for n in centre.atoms)
-        assert np.linalg.det([a - o, b - o, c - o]) == pytest.approx(centre.mean, abs=0.1)
+        arms = np.array([at[n] - at[centre.atoms[0]] for n in centre.atoms[1:]])
+        arms /= np.linalg.norm(arms, axis=1, keepdims=True)
+        assert np.linalg.det(arms) == pytest.approx(centre.mean, abs=0.03)
     if name in targets.PLANES:
         points = np.array([at[n] for n in targets.PLANES[name]])
         assert np.linalg.svd(points - points.mean(0))[1][-1] < 1e-6
