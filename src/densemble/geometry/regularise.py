@@ -46,7 +46,7 @@ def regularise(
         coords: where to start; left as they are.
         geometry: usually a ``GeometryObjective``.
         log_likelihood: e.g. of the density; none: stereochemistry alone.
-        evaluations: most evaluations of the objective.
+        evaluations: of the objective, at most; the line search under way is finished (up to 25 more).
 
     Raises:
         ValueError: the coordinates are not finite.
