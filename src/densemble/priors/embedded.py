@@ -103,12 +103,13 @@ class EmbeddedPrior:
         self.network = load_network() if network is None else network
         self._dtype = next(self.network.parameters()).dtype
         surroundings = _Surroundings(topology, coords, stretches)
+        described = [surroundings.describe(stretch) for stretch in stretches]
         rows = [topology.backbone(stretch) for stretch in stretches]
         self.atoms = np.sort(np.concatenate([row.ravel() for row in rows]))
         self.topology = topology.subset(self.atoms)
         self._parts = [
-            _Part(*surroundings.describe(stretch), np.searchsorted(self.atoms, row), self.network)
-            for stretch, row in zip(stretches, rows, strict=True)
+            _Part(*given, np.searchsorted(self.atoms, row), self.network)
+            for given, row in zip(described, rows, strict=True)
         ]
         center = torch.zeros(len(self.atoms), 3)
         for part in self._parts:
