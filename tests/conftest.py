@@ -8,7 +8,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("densemble", "beartype.beartype")
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tests run side by side
 
 EXAMPLE = Path(__file__).parents[1] / "src" / "densemble" / "data" / "7rin"
 

@@ -27,15 +27,17 @@ from densemble.io.models import NO_ALTLOC, Model
 SCHEMA: Literal["densemble.result/1"] = "densemble.result/1"
 
 ENSEMBLE_FILE = "ensemble.cif"
+MAP_FILE = "map.ccp4"
 RESULT_FILE = "result.json"
+TRACE_FILE = "trace.csv"
 MEMBERS_FOLDER = "members"
 OWN_FILES = (
     ENSEMBLE_FILE,
     "ensemble.pdb",
-    "map.ccp4",
+    MAP_FILE,
     RESULT_FILE,
     "checkpoint.pt",
-    "trace.csv",
+    TRACE_FILE,
     f"{MEMBERS_FOLDER}/member_*.cif",
 )
 """What densemble writes into an output folder, and may replace there."""
@@ -226,10 +228,12 @@ class RFactor(_Record):
 
 
 class RFactors(_Record):
-    """R factors of the start and of the resulting ensemble, on the same reflections."""
+    """R factors of the start, the resulting ensemble and other guides' ensembles, on the same reflections."""
 
     start: RFactor
     ensemble: RFactor
+    none: RFactor | None = None
+    each: RFactor | None = None
 
 
 class Member(_Record):
@@ -280,6 +284,13 @@ def read_result_json(path: str | Path) -> Result:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(f"result {path}: does not follow {SCHEMA}: {where}: {first['msg']}") from error
+
+
+def write_trace(path: str | Path, trace: Sequence[dict[str, float]]) -> Path:
+    """Write the value of every objective at every step as CSV; empty where a stage was not active."""
+    columns = list(dict.fromkeys(name for row in trace for name in row))
+    rows = [",".join(f"{row[name]:.6g}" if name in row else "" for name in columns) for row in trace]
+    return write_text(path, "\n".join([",".join(columns), *rows]) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -68,12 +68,18 @@ class Density(_Part):
 
 
 class SideChainSteps(_Part):
-    """Algorithm A1 of paper 1: T, S and the step size on chi, active below ``high`` Å of noise."""
+    """Algorithm A1 of paper 1: T, S and the step size on chi, active below ``high`` Å of noise.
+
+    ``window`` residues on either side have free side chains too; ``density_gain`` is what an electron
+    in a density of 1 e/Å^3 adds to a rotamer's score, in nats.
+    """
 
     high: Positive
     resample_every: Annotated[int, Field(ge=1)]
     gradient_steps: Count
     step_size: Positive
+    window: Count
+    density_gain: NonNegative
 
 
 class Finish(_Part):
@@ -85,7 +91,7 @@ class Finish(_Part):
 
 
 class Recipe(_Part):
-    """A complete method."""
+    """A complete method; ``geometry_cap`` bounds the geometry's gradient while sampling, in s.d."""
 
     name: str
     source: str
@@ -93,6 +99,7 @@ class Recipe(_Part):
     gaussian: GaussianChain
     density: Density
     sidechains: SideChainSteps
+    geometry_cap: Positive
     stages: tuple[StageRecipe, ...]
     finish: Finish
 

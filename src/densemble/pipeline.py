@@ -1,0 +1,370 @@
+"""From reflections and one model to an ensemble: the whole flow on one page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import JsonValue
+from torch import Tensor
+
+from densemble.atoms import Ensemble, Region
+from densemble.crystal.omit import StretchMap, as_phased_map, omit_map, two_fofc_map
+from densemble.crystal.scaling import r_factors
+from densemble.evaluation import map_fits, member_records, reference_states, start_ensemble
+from densemble.geometry.objective import GeometryObjective
+from densemble.guidance.stage import Term
+from densemble.io.maps import write_map
+from densemble.io.models import Model, read_model, require_cell
+from densemble.io.reflections import Reflections, check_same_crystal, read_coefficients, read_reflections
+from densemble.io.results import (
+    MAP_FILE,
+    RESULT_FILE,
+    TRACE_FILE,
+    InputFile,
+    Member,
+    Metrics,
+    Result,
+    RFactor,
+    RFactors,
+    build_structure,
+    prepare_output,
+    write_ensemble,
+    write_members,
+    write_result_json,
+    write_trace,
+)
+from densemble.priors.embedded import EmbeddedPrior
+from densemble.priors.protocol import Prior
+from densemble.problem import CrystalProblem, Guide, Stretches
+from densemble.progress import Progress
+from densemble.recipes import Recipe, load_recipe
+from densemble.run import (
+    Checkpoints,
+    density_term,
+    gaussian_prior,
+    refine,
+    regularise_members,
+    sample_members,
+    select_members,
+    stages_of,
+)
+from densemble.sidechains.completion import SideChainCompletion
+
+MapKind = Literal["omit", "2fofc", "as-phased"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a run depends on, but for the files' contents.
+
+    Attributes:
+        model: the start, mmCIF or PDB.
+        data: amplitudes with a free set (MTZ or SF-mmCIF).
+        region: for example ``A:176-191``.
+        start_altloc: conformation to start from, where the model has several.
+        members: sampled together.
+        keep: at most this many are kept.
+        guides: what to run: ``ensemble``, ``each`` (i.i.d.) or ``none``; the last one is the result.
+        map: the target.
+        seed: of all randomness.
+        steps: of the reverse diffusion; the recipe's if None.
+        prior: ``embedded`` or ``gaussian``.
+        recipe: name of one of the package's, or a TOML file.
+    """
+
+    model: Path
+    data: Path
+    region: str
+    start_altloc: str | None = None
+    members: int = 16
+    keep: int = 5
+    guides: tuple[Guide, ...] = ("ensemble",)
+    map: MapKind = "omit"
+    seed: int = 0
+    steps: int | None = None
+    prior: Literal["embedded", "gaussian"] = "gaussian"
+    recipe: str = "densemble"
+
+    def record(self) -> dict[str, JsonValue]:
+        """Plain values, files by name, for ``result.json``."""
+        return asdict(self) | {"model": self.model.name, "data": self.data.name, "guides": list(self.guides)}
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The files as read and found consistent."""
+
+    model: Model
+    reflections: Reflections
+    stretches: Stretches
+    recipe: Recipe
+    files: list[InputFile]
+
+
+@dataclass(frozen=True, eq=False)
+class GuideRun:
+    """What one way of guidance gave.
+
+    Attributes:
+        members: all atoms of all members, regularised, Å.
+        selected: indices of those kept.
+        ensemble: those kept, refined, with their weights.
+        trace: value of every objective at every step.
+    """
+
+    members: Float[Tensor, "k n 3"]
+    selected: tuple[int, ...]
+    ensemble: Ensemble
+    trace: list[dict[str, float]]
+
+    @property
+    def final(self) -> Float[Tensor, "k n 3"]:
+        """All members, those kept as refined."""
+        return self.members.index_copy(0, torch.tensor(self.selected), self.ensemble.coords)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``result.json`` says of a result."""
+
+    metrics: Metrics
+    r_factors: RFactors
+    members: list[Member]
+
+
+@dataclass
+class Clock:
+    """Seconds that the parts of a run took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Time a part."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[part] = round(time.perf_counter() - begin, 3)
+
+
+def load(settings: Settings) -> Inputs:
+    """Read and check all input; nothing is written.
+
+    Raises:
+        InputError: says which file or option is wrong and what to do.
+    """
+    recipe = load_recipe(settings.recipe)
+    region = Region.parse(settings.region)
+    model = read_model(settings.model, altloc=settings.start_altloc)
+    require_cell(model)
+    reflections = read_reflections(settings.data)
+    check_same_crystal(model.structure, reflections, name=str(settings.model))
+    stretches = Stretches.of(model, region, window=recipe.sidechains.window)
+    files = [InputFile.of(settings.model), InputFile.of(settings.data)]
+    return Inputs(model, reflections, stretches, recipe, files)
+
+
+def target_map(settings: Settings, inputs: Inputs) -> StretchMap:
+    """The map of the crystal and of all that is not the region.
+
+    Raises:
+        InputError: the file has no map coefficients where ``as-phased`` asks for them.
+    """
+    model, reflections = inputs.model, inputs.reflections
+    residues = [model.topology.residues[r].id for r in inputs.stretches.free]
+    if settings.map == "omit":
+        return omit_map(model.structure, residues, reflections)
+    if settings.map == "2fofc":
+        return two_fofc_map(model.structure, residues, reflections)
+    coefficients = read_coefficients(settings.data)
+    return as_phased_map(coefficients, model.structure, residues, reflections)
+
+
+def make_prior(settings: Settings, inputs: Inputs) -> Prior:
+    """The diffusion model of the region's backbone."""
+    if settings.prior == "gaussian":
+        return gaussian_prior(inputs.stretches, inputs.recipe)
+    stretches = inputs.stretches
+    return EmbeddedPrior(
+        stretches.model.topology, stretches.model.coords, stretches.residues, churn=inputs.recipe.noise.churn
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that a result depends on."""
+    return {name: version(name) for name in ("densemble", "torch", "gemmi", "numpy", "scipy")}
+
+
+def run_key(settings: Settings, inputs: Inputs) -> str:
+    """Identifies a run: a checkpoint is only good for the same inputs, settings and recipe."""
+    what = [settings.record(), [f.model_dump() for f in inputs.files], inputs.recipe.model_dump()]
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def run_guide(
+    settings: Settings,
+    inputs: Inputs,
+    problem: CrystalProblem,
+    guide: Guide,
+    *,
+    checkpoints: Checkpoints,
+    on_step: Callable[[int], None],
+) -> GuideRun:
+    """Sample, regularise, select and refine under one way of guidance."""
+    recipe = inputs.recipe
+    restraints = problem.restraints()
+    density = None if guide == "none" else density_term(problem, guide, problem.b_start, recipe)
+    soft = GeometryObjective(restraints, cap=recipe.geometry_cap)
+    terms: dict[str, Term] = {"geometry": lambda x, sigma: soft(x)}
+    if density is not None:
+        terms["density"] = density
+    geometry = GeometryObjective(restraints)
+    if guide not in checkpoints.finished:
+        prior = make_prior(settings, inputs)
+        completion = SideChainCompletion(
+            problem.side_chains(settings.members),
+            prior.topology,
+            **recipe.sidechains.model_dump(exclude={"window", "density_gain"}),
+            seed=settings.seed,
+            log_likelihood=density,
+            density_at=None if density is None else problem.density_at(recipe.sidechains.density_gain),
+        )
+        atoms, trace = sample_members(
+            prior,
+            stages_of(recipe, terms),
+            completion,
+            guide=guide,
+            steps=settings.steps or recipe.noise.steps,
+            members=settings.members,
+            seed=settings.seed,
+            checkpoints=checkpoints,
+            on_step=on_step,
+        )
+        atoms = regularise_members(atoms, geometry, density, recipe.finish)
+        checkpoints.finish(guide, {"atoms": atoms, "trace": trace})
+    done = checkpoints.finished[guide]
+    selected, ensemble = select_members(problem, done["atoms"], keep=settings.keep)
+    if density is not None:
+        ensemble = refine(problem, ensemble, geometry, recipe.finish)
+    return GuideRun(done["atoms"], selected, ensemble, done["trace"])
+
+
+def evaluate(
+    inputs: Inputs,
+    problem: CrystalProblem,
+    runs: dict[Guide, GuideRun],
+    states: dict[str, np.ndarray],
+    source: str,
+) -> Evaluation:
+    """Start and ensembles on the same voxels and the same reflections; free ones were used for nothing else.
+
+    Under ``ensemble`` stands the last guide's result, which is the one that is written.
+    """
+    *others, last = runs
+    ensembles = {"start": start_ensemble(problem), "ensemble": runs[last].ensemble}
+    ensembles |= {guide: runs[guide].ensemble for guide in others}
+    metrics, voxels = map_fits(problem, ensembles, states, source)
+    model, atoms = inputs.model, inputs.stretches.model_atoms
+    structures = {"start": model.structure} | {
+        name: build_structure(model, e, atoms) for name, e in ensembles.items() if name != "start"
+    }
+    factors = {name: r_factors(structure, inputs.reflections) for name, structure in structures.items()}
+    coords, run = runs[last].final, runs[last]
+    weights = dict(zip(run.selected, run.ensemble.weights.tolist(), strict=True))
+    members = member_records(problem, voxels, coords, weights, run.ensemble.b_iso[0], states)
+    recorded = {name: RFactor(r_work=r.r_work, r_free=r.r_free) for name, r in factors.items()}
+    return Evaluation(metrics=metrics, r_factors=RFactors(**recorded), members=members)
+
+
+def write_results(folder: Path, inputs: Inputs, run: GuideRun, result: Result) -> None:
+    """The ensemble as one model, every member as a model of its own, the trace and ``result.json``."""
+    model, atoms = inputs.model, inputs.stretches.model_atoms
+    write_ensemble(folder, model, run.ensemble, atoms)
+    b_iso = run.ensemble.b_iso[:1].expand(len(run.members), -1)
+    equal = run.members.new_full((len(run.members),), 1 / len(run.members))
+    write_members(folder, model, Ensemble(run.ensemble.topology, run.final, equal, b_iso), atoms)
+    write_trace(folder / TRACE_FILE, run.trace)
+    write_result_json(folder / RESULT_FILE, result)
+
+
+def problem_of(settings: Settings, inputs: Inputs) -> CrystalProblem:
+    """The target density of the region, and the model of it."""
+    return CrystalProblem.of(inputs.stretches, target_map(settings, inputs), inputs.recipe.density)
+
+
+def run_xray(
+    settings: Settings,
+    out: Path,
+    *,
+    reference: Path | None = None,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """From files to files: sample, select, refine, evaluate, write.
+
+    Args:
+        settings: what to do.
+        out: output folder.
+        reference: a model whose altlocs the result is compared with; evaluation only.
+        force: replace an earlier result in ``out``.
+        resume: go on with an interrupted run in ``out``.
+        progress: told of every part and step.
+
+    Returns:
+        What is in ``result.json``.
+
+    Raises:
+        InputError: says which input is wrong and what to do; ``out`` is then as it was.
+    """
+    clock, tell = Clock(), progress or Progress()
+    with clock("read"):
+        inputs = load(settings)
+        states = reference_states(reference, inputs.stretches)
+    for message in inputs.model.messages:
+        tell.message(message)
+    with clock("map"):
+        tell.message(f"calculating the {settings.map} map of {settings.region}")
+        problem = problem_of(settings, inputs)
+    folder = prepare_output(out, force=force, resume=resume)
+    checkpoints = Checkpoints(folder / "checkpoint.pt", run_key(settings, inputs))
+    if resume:
+        checkpoints.load()
+    write_map(folder / MAP_FILE, problem.target)
+    runs: dict[Guide, GuideRun] = {}
+    for guide in settings.guides:
+        with (
+            clock(f"guide {guide}"),
+            tell.steps(guide, settings.steps or inputs.recipe.noise.steps) as on_step,
+        ):
+            runs[guide] = run_guide(
+                settings, inputs, problem, guide, checkpoints=checkpoints, on_step=on_step
+            )
+    with clock("evaluate"):
+        tell.message("R factors")
+        found = evaluate(inputs, problem, runs, states, "" if reference is None else reference.name)
+    result = Result(
+        inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
+        settings=settings.record(),
+        seed=settings.seed,
+        versions=versions(),
+        device=f"cpu, {torch.get_num_threads()} threads",
+        timings=clock.seconds,
+        region=str(inputs.stretches.region),
+        metrics=found.metrics,
+        r_factors=found.r_factors,
+        members=found.members,
+    )
+    write_results(folder, inputs, runs[settings.guides[-1]], result)
+    checkpoints.path.unlink(missing_ok=True)
+    return result

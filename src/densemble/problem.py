@@ -1,0 +1,283 @@
+"""What is to be explained: the target density of a region, where it is compared, and what surrounds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from densemble.atoms import BACKBONE, Region, Topology
+from densemble.crystal.context import symmetry_copies
+from densemble.crystal.omit import StretchMap
+from densemble.crystal.sampling import sample
+from densemble.errors import InputError
+from densemble.forward.xray import SymmetryImages, XrayDensity
+from densemble.geometry.restraints import Restraints, build_restraints
+from densemble.grid import DensityMap, Grid
+from densemble.io.models import Anchors, Model, anchors
+from densemble.likelihood.density import DensityLikelihood, effective_sigma
+from densemble.likelihood.mask import reach_mask
+from densemble.recipes import Density
+from densemble.sidechains.candidates import DensityAt
+from densemble.sidechains.packing import SideChains, window_of
+from densemble.sidechains.residues import complete_topology
+
+Guide = Literal["none", "each", "ensemble"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stretches:
+    """The free part of a model.
+
+    Attributes:
+        model: the start, one conformation.
+        region: as the user wrote it.
+        residues: of each stretch, indices into ``model.topology.residues``.
+        anchors: what holds each stretch at its two ends.
+        window: residues on either side of a stretch whose side chains are free too.
+        free: residues with free atoms, those of the stretches and their windows, increasing.
+        whole: the model's atoms with the side chains of the free residues completed.
+        coords: Å, NaN for the atoms that were not there, shape=(n, 3).
+        topology: the N free atoms.
+        start: Å, their place in the start, side chains completed, shape=(N, 3).
+        b_start: Å^2, their B factors in the start, shape=(N,).
+    """
+
+    model: Model
+    region: Region
+    residues: list[list[int]]
+    anchors: list[Anchors]
+    window: int
+    free: list[int]
+    whole: Topology
+    coords: Float[np.ndarray, "a 3"]
+    topology: Topology
+    start: Float[Tensor, "n 3"]
+    b_start: Float[Tensor, " n"]
+
+    @classmethod
+    def of(cls, model: Model, region: Region, *, window: int) -> Stretches:
+        """Find a region in a model.
+
+        Args:
+            model: the start.
+            region: stretches of chain.
+            window: residues on either side whose side chains are free too.
+
+        Raises:
+            InputError: a residue of the region is not in the model, lacks backbone atoms, or is not
+                one whose side chain can be built.
+        """
+        residues = region.resolve(model.topology)
+        flat = [r for stretch in residues for r in stretch]
+        for r in flat:
+            missing = [name for name in BACKBONE if (r, name) not in model.topology.atom_index]
+            if missing:
+                raise InputError(
+                    f"model {model.path}: residue {model.topology.residues[r].id} of the region has no "
+                    f"{', '.join(missing)}; complete its backbone or leave it out of the region"
+                )
+        free = sorted([*flat, *window_of(model.topology, model.coords, flat, window)])
+        whole, source = _completed(model.topology, free)
+        coords = np.where(source[:, None] >= 0, model.coords[source], np.nan)
+        atoms = whole.atoms_of(free)
+        topology = whole.subset(atoms)
+        built = SideChains(whole, coords, free, members=1)
+        known = torch.as_tensor(coords[atoms], dtype=torch.float32)
+        backbone = known[torch.as_tensor(topology.backbone(range(len(free))))]
+        return cls(
+            model=model,
+            region=region,
+            residues=residues,
+            anchors=[anchors(model.topology, model.coords, stretch) for stretch in residues],
+            window=window,
+            free=free,
+            whole=whole,
+            coords=coords,
+            topology=topology,
+            start=torch.where(known.isnan(), built.complete(backbone[None])[0], known),
+            b_start=_b_factors(model, source[atoms], topology),
+        )
+
+    @property
+    def moving(self) -> list[list[int]]:
+        """The residues of each stretch, as indices into ``topology.residues``."""
+        rank = {r: i for i, r in enumerate(self.free)}
+        return [[rank[r] for r in stretch] for stretch in self.residues]
+
+    @property
+    def backbone_atoms(self) -> np.ndarray:
+        """N, CA, C, O of the stretches, as increasing indices into the free atoms: what a prior moves."""
+        return np.sort(self.topology.backbone([r for stretch in self.moving for r in stretch]).ravel())
+
+    @property
+    def model_atoms(self) -> np.ndarray:
+        """The free atoms that the model has, as indices into ``model.topology``."""
+        return self.model.topology.atoms_of(self.free)
+
+
+def _completed(topology: Topology, free: list[int]) -> tuple[Topology, np.ndarray]:
+    """Complete the side chains of some residues; with the source of each atom, -1 for new ones."""
+    whole, source = complete_topology(topology)
+    keep = np.flatnonzero((source >= 0) | np.isin(whole.residue_index, free))
+    return whole.subset(keep), source[keep]
+
+
+def _b_factors(model: Model, source: np.ndarray, topology: Topology) -> Tensor:
+    """B factors of the model; an atom that was not there gets the mean of its residue."""
+    b = np.where(source >= 0, model.b_iso[source], np.nan)
+    for r in range(len(topology.residues)):
+        own = topology.residue_index == r
+        b[own] = np.where(np.isnan(b[own]), np.nanmean(b[own]), b[own])
+    return torch.as_tensor(b, dtype=torch.float32)
+
+
+def _waters(topology: Topology) -> np.ndarray:
+    """Waters do not hold their place: an ensemble may displace them."""
+    return topology.atoms_of([i for i, residue in enumerate(topology.residues) if residue.kind == "water"])
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What stays where it is, without waters.
+
+    Attributes:
+        coords: Å, atoms of the model and symmetry copies within reach of the free ones, shape=(M, 3).
+        copies: Å, the symmetry copies alone, shape=(c, 3).
+        copy_elements: length c.
+        absent: atoms of ``Stretches.whole`` that are ignored.
+    """
+
+    coords: Float[np.ndarray, "m 3"]
+    copies: Float[np.ndarray, "c 3"]
+    copy_elements: tuple[str, ...]
+    absent: np.ndarray
+
+    @classmethod
+    def of(cls, stretches: Stretches, *, reach: float) -> Surroundings:
+        """The fixed atoms within ``reach`` Å of a free atom of the start."""
+        topology, coords = stretches.whole, stretches.coords
+        absent = _waters(topology)
+        moving = np.concatenate([topology.atoms_of(stretches.free), absent])
+        fixed = np.setdiff1d(np.arange(len(topology)), moving)
+        near = stretches.start.double().numpy()
+        copies, sources = symmetry_copies(stretches.model.structure, coords[fixed], near, reach=reach)
+        distance, _ = cKDTree(near).query(coords[fixed], distance_upper_bound=reach)
+        return cls(
+            coords=np.concatenate([coords[fixed[np.isfinite(distance)]], copies]),
+            copies=copies,
+            copy_elements=tuple(topology.elements[fixed[i]] for i in sources),
+            absent=absent,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CrystalProblem:
+    """The density of a region in a crystal, and the model of it.
+
+    Attributes:
+        stretches: the free part of the model.
+        around: the fixed part within reach.
+        target: density of the region alone, e/Å^3.
+        mask: weight of each voxel, from the start's reach alone.
+        forward: atoms to density.
+        sigma: noise of a voxel, e/Å^3, such that the log-likelihood counts independent data.
+    """
+
+    stretches: Stretches
+    around: Surroundings
+    target: DensityMap
+    mask: Float[Tensor, "nx ny nz"]
+    forward: XrayDensity
+    sigma: float
+
+    @classmethod
+    def of(cls, stretches: Stretches, maps: StretchMap, recipe: Density) -> CrystalProblem:
+        """Sample the region's density onto a box and prepare the forward model.
+
+        Args:
+            stretches: the free part.
+            maps: of the whole crystal and of what is not the region.
+            recipe: box, spacing and reach.
+        """
+        start = stretches.start.double().numpy()
+        grid = Grid.around(start, margin=recipe.margin, spacing=recipe.spacing)
+        around = Surroundings.of(stretches, reach=recipe.margin + 3.0)
+        structure, d_min = stretches.model.structure, maps.total.d_min
+        images = SymmetryImages.reaching(grid, start, structure.cell, structure.find_spacegroup(), margin=3.0)
+        target = sample(maps.stretch, grid)
+        mask = reach_mask(grid, start, recipe.reach, exclude=around.coords)
+        forward = XrayDensity(grid, stretches.topology.elements, d_min=d_min, images=images)
+        likelihood = DensityLikelihood(
+            forward, target, mask, b_iso=stretches.b_start.clamp(min=forward.b_min)
+        )
+        # what the start leaves unexplained is the noise that is known before anything is fitted
+        noise = likelihood.rms(stretches.start[None], torch.ones(1))
+        sigma = effective_sigma(grid, noise, d_min)
+        return cls(stretches, around, target, mask, forward, sigma)
+
+    def likelihood(self, mode: Literal["ensemble", "each"], b_iso: Tensor) -> DensityLikelihood:
+        """Eq. 2 of paper 1, or its i.i.d. ablation."""
+        return DensityLikelihood(
+            self.forward, self.target, self.mask, b_iso=b_iso, sigma=self.sigma, mode=mode
+        )
+
+    @property
+    def b_start(self) -> Float[Tensor, " n"]:
+        """Å^2, B factors of the start, not below what the forward model allows."""
+        return self.stretches.b_start.clamp(min=self.forward.b_min)
+
+    def voxel_values(
+        self, coords: Float[Tensor, "k n 3"], b_iso: Float[Tensor, " n"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Densities of each member, shape=(K, V), and the target, shape=(V,), at the voxels of the mask."""
+        inside = self.mask > 0.5
+        with torch.no_grad():
+            densities = self.forward.members(coords, b_iso)[:, inside]
+        return densities.double().numpy(), self.target.values[inside].double().numpy()
+
+    def density_at(self, gain: float) -> DensityAt:
+        """``gain`` times the target, interpolated at points in Å; zero outside the box."""
+        grid = self.target.grid
+        low = torch.tensor(grid.origin)
+        size = torch.tensor([h * (n - 1) for h, n in zip(grid.spacing, grid.shape, strict=True)])
+        values = self.target.values.permute(2, 1, 0)[None, None]
+
+        def at(points: Tensor) -> Tensor:
+            place = (2 * (points - low) / size - 1).reshape(1, 1, 1, -1, 3)
+            found = grid_sample(values, place, mode="bilinear", align_corners=True)
+            return gain * found.reshape(points.shape[:-1])
+
+        return at
+
+    def restraints(self) -> Restraints:
+        """Stereochemistry of the free atoms, with contacts to what surrounds them."""
+        whole, around = self.stretches.whole, self.around
+        return build_restraints(
+            whole,
+            self.stretches.coords,
+            whole.atoms_of(self.stretches.free),
+            absent=around.absent,
+            copies=around.copies,
+            copy_elements=around.copy_elements,
+        )
+
+    def side_chains(self, members: int) -> SideChains:
+        """Side chains of the free residues, as in the start."""
+        region = sorted(r for stretch in self.stretches.residues for r in stretch)
+        return SideChains(
+            self.stretches.whole,
+            self.stretches.coords,
+            region,
+            members=members,
+            window=self.stretches.window,
+            absent=self.around.absent,
+            copies=self.around.copies,
+            copy_elements=self.around.copy_elements,
+        )

@@ -1,0 +1,48 @@
+"""What a long run says while it runs: nothing by default, a bar on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Silent; the base of others."""
+
+    def message(self, text: str) -> None:
+        """One sentence for the user."""
+
+    @contextmanager
+    def steps(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Of a part with a known number of steps; call with the number done."""
+        del name, total
+        yield lambda done: None
+
+
+class TerminalProgress(Progress):
+    """Messages and bars on stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    def message(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, style="dim", markup=False)
+
+    @contextmanager
+    def steps(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show a bar."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=self._console) as bar:
+            task = bar.add_task(f"guide: {name}", total=total)
+            yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,222 @@
+"""One guided sampling run on a prepared problem: prior, stages, side chains, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from densemble.atoms import Ensemble
+from densemble.errors import InputError
+from densemble.geometry.objective import GeometryObjective
+from densemble.geometry.regularise import regularise
+from densemble.guidance.guided import Completion, GuidedPrior
+from densemble.guidance.stage import Stage, Term
+from densemble.likelihood.bfactor import fit_b
+from densemble.likelihood.density import DensityLikelihood
+from densemble.priors.edm import EDM
+from densemble.priors.gaussian import GaussianPrior, anchored_chain
+from densemble.priors.protocol import Prior
+from densemble.problem import CrystalProblem, Guide, Stretches
+from densemble.recipes import Finish, Recipe
+from densemble.sampler import SamplerState, load_checkpoint, sample, save_checkpoint
+from densemble.selection.pursuit import fit_weights, matching_pursuit
+
+BLUR_STEP = 0.1  # Å; the target is blurred to multiples of this, so that few copies of it are made
+
+
+def gaussian_prior(stretches: Stretches, recipe: Recipe) -> GaussianPrior:
+    """Smooth displacements of the start, held at the anchors."""
+    atoms = stretches.backbone_atoms
+    topology = stretches.topology.subset(atoms)
+    start = stretches.start[torch.as_tensor(atoms)]
+    rank = {r: i for i, r in enumerate(sorted(r for stretch in stretches.moving for r in stretch))}
+    noise = recipe.noise
+    return anchored_chain(
+        topology,
+        start,
+        [[rank[r] for r in stretch] for stretch in stretches.moving],
+        anchored=[(a.before is not None, a.after is not None) for a in stretches.anchors],
+        amplitude=recipe.gaussian.amplitude,
+        smoothness=recipe.gaussian.smoothness,
+        jitter=recipe.gaussian.jitter,
+        process=EDM(
+            center=start,
+            sigma_max=noise.sigma_max,
+            sigma_min=noise.sigma_min,
+            rho=noise.rho,
+            churn=noise.churn,
+            churn_min=noise.churn_min,
+        ),
+    )
+
+
+def density_term(problem: CrystalProblem, guide: Guide, b_iso: Tensor, recipe: Recipe) -> Term:
+    """Log-likelihood of the target, which is blurred to match the noise."""
+    likelihood = problem.likelihood("each" if guide == "each" else "ensemble", b_iso)
+    settings = recipe.density
+
+    def term(atoms: Tensor, sigma: float) -> Tensor:
+        blur = min(settings.blur_per_sigma * sigma, settings.blur_limit)
+        weights = atoms.new_full((len(atoms),), 1 / len(atoms))
+        return likelihood(atoms, weights, blur=round(blur / BLUR_STEP) * BLUR_STEP)
+
+    return term
+
+
+def stages_of(recipe: Recipe, terms: dict[str, Term]) -> list[Stage]:
+    """The recipe's stages for those terms that take part."""
+    return [
+        Stage(name=stage.term, term=terms[stage.term], **stage.model_dump(exclude={"term"}))
+        for stage in recipe.stages
+        if stage.term in terms
+    ]
+
+
+@dataclass
+class Checkpoints:
+    """The state of a run on disk: finished guides and the one under way.
+
+    Attributes:
+        path: the file.
+        key: identifies inputs and settings; a checkpoint with another key is not resumed.
+        every: steps between two writings.
+        finished: by guide, coordinates of all members.
+        current: of the guide under way, empty if none.
+    """
+
+    path: Path
+    key: str
+    every: int = 10
+    finished: dict[str, Any] = field(default_factory=dict)
+    current: dict[str, Any] = field(default_factory=dict)
+
+    def save(self) -> None:
+        """Write the file as a whole or not at all."""
+        save_checkpoint(self.path, {"key": self.key, "finished": self.finished, "current": self.current})
+
+    def finish(self, guide: Guide, outcome: dict[str, Any]) -> None:
+        """Record that a guide is done."""
+        self.finished[guide], self.current = outcome, {}
+        self.save()
+
+    def load(self) -> None:
+        """Go on from the file, if there is one.
+
+        Raises:
+            InputError: it is of other inputs or settings.
+        """
+        if not self.path.is_file():
+            return
+        saved = load_checkpoint(self.path)
+        if saved["key"] != self.key:
+            raise InputError(
+                f"{self.path}: belongs to a run with other inputs or settings; repeat those to --resume, "
+                "or start anew with --force"
+            )
+        self.finished, self.current = dict(saved["finished"]), dict(saved["current"])  # type: ignore[call-overload]
+
+
+def sample_members(
+    prior: Prior,
+    stages: list[Stage],
+    completion: Completion,
+    *,
+    guide: Guide,
+    steps: int,
+    members: int,
+    seed: int,
+    checkpoints: Checkpoints,
+    on_step: Callable[[int], None],
+) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
+    """Sample members under guidance, going on from a checkpoint where there is one.
+
+    Returns:
+        All atoms of the members, Å, and the trace of every objective.
+    """
+    guided = GuidedPrior(prior, stages, completion)
+    generator = torch.Generator().manual_seed(seed)
+    state = None
+    if checkpoints.current.get("guide") == guide:
+        saved = checkpoints.current
+        state = SamplerState(saved["step"], saved["x"], saved["generator"])
+        completion.load_state_dict(saved["completion"])
+        guided.trace = list(saved["trace"])
+        on_step(state.step)
+
+    def after(new: SamplerState) -> None:
+        if new.step % checkpoints.every == 0 and new.step < steps:
+            checkpoints.current = {
+                "guide": guide,
+                **vars(new),
+                "completion": completion.state_dict(),
+                "trace": guided.trace,
+            }
+            checkpoints.save()
+        on_step(new.step)
+
+    x = sample(guided, steps=steps, members=members, generator=generator, state=state, on_step=after)
+    with torch.no_grad():
+        completion.update(x, 0.0)
+        atoms = completion(x)
+    return atoms, guided.trace
+
+
+def regularise_members(
+    atoms: Float[Tensor, "k n 3"], geometry: GeometryObjective, density: Term | None, finish: Finish
+) -> Float[Tensor, "k n 3"]:
+    """Bring members to good stereochemistry while they go on explaining the map, if they are to."""
+    likelihood = None if density is None else partial(_weighted, density, finish.density_weight)
+    return regularise(atoms, geometry, log_likelihood=likelihood, evaluations=finish.regularise_steps).coords
+
+
+def _weighted(density: Term, weight: float, x: Tensor) -> Tensor:
+    return weight * density(x, 0.0)
+
+
+def select_members(
+    problem: CrystalProblem, atoms: Float[Tensor, "k n 3"], *, keep: int
+) -> tuple[tuple[int, ...], Ensemble]:
+    """The few members that together explain the target (Algorithm A2), with weights and fitted B.
+
+    Returns:
+        Indices of the members kept, and their ensemble.
+
+    Raises:
+        ValueError: no member correlates with the target.
+    """
+    start = problem.b_start
+    uniform = atoms.new_full((len(atoms),), 1 / len(atoms))
+    b_iso = fit_b(problem.likelihood("ensemble", start), atoms, uniform, base=start)
+    selection = matching_pursuit(*problem.voxel_values(atoms, b_iso), keep=keep)
+    weights = torch.as_tensor(selection.weights, dtype=atoms.dtype)
+    chosen = atoms[list(selection.members)]
+    return selection.members, Ensemble(
+        problem.stretches.topology, chosen, weights, b_iso.expand(len(chosen), -1)
+    )
+
+
+def refine(
+    problem: CrystalProblem, ensemble: Ensemble, geometry: GeometryObjective, finish: Finish
+) -> Ensemble:
+    """Coordinates, then B and weights, of the members kept, jointly against the target; twice.
+
+    A member whose weight falls to zero is kept with weight zero, so that indices stay.
+    """
+    coords, weights, b_iso = ensemble.coords, ensemble.weights, ensemble.b_iso[0]
+    for _ in range(2):
+        likelihood = problem.likelihood("ensemble", b_iso)
+
+        def density(x: Tensor, likelihood: DensityLikelihood = likelihood, w: Tensor = weights) -> Tensor:
+            return finish.density_weight * likelihood(x, w)
+
+        coords = regularise(coords, geometry, log_likelihood=density, evaluations=finish.refine_steps).coords
+        b_iso = fit_b(likelihood, coords, weights, base=problem.b_start)
+        weights = torch.as_tensor(fit_weights(*problem.voxel_values(coords, b_iso)), dtype=coords.dtype)
+    return Ensemble(ensemble.topology, coords, weights, b_iso.expand(len(coords), -1))

@@ -1,0 +1,87 @@
+"""From the backbone that a prior denoises to all atoms (paper 1, Algorithm A1, lines 8-15)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from densemble.atoms import Topology
+from densemble.sidechains.packing import SideChains
+
+Term = Callable[[Tensor, float], Tensor]
+DensityAt = Callable[[Tensor], Tensor]
+
+
+class SideChainCompletion:
+    """Side chains on a backbone prior, resampled every T calls of ``update`` and refined in between.
+
+    Args:
+        side_chains: of the prior's residues (and a window, if it has one).
+        topology: the atoms of the prior: N, CA, C, O of each residue.
+        resample_every: T.
+        gradient_steps: S.
+        step_size: of the gradient steps on chi, radians^2.
+        high: Å; above this noise side chains stay as they are.
+        seed: of the rotamer draws.
+        log_likelihood: of all atoms at a noise level, climbed by the gradient steps; None: no steps.
+        density_at: gain of an electron at points in Å; None: rotamer frequency and contacts alone.
+    """
+
+    def __init__(
+        self,
+        side_chains: SideChains,
+        topology: Topology,
+        *,
+        resample_every: int,
+        gradient_steps: int,
+        step_size: float,
+        high: float,
+        seed: int,
+        log_likelihood: Term | None = None,
+        density_at: DensityAt | None = None,
+    ) -> None:
+        self.side_chains = side_chains
+        self._rows = torch.as_tensor(topology.backbone(range(len(topology.residues))))
+        self._every = resample_every
+        self._steps = gradient_steps
+        self._step_size = step_size
+        self._high = high
+        self._log_likelihood = log_likelihood
+        self._density_at = density_at
+        self._generator = torch.Generator().manual_seed(seed)
+        self._calls = 0
+
+    def update(self, x0_hat: Float[Tensor, "k m 3"], sigma: float) -> None:
+        """Draw rotamers anew at every T-th call, climb the likelihood in chi at the others."""
+        if sigma > self._high:
+            return
+        backbone = x0_hat[:, self._rows]
+        if self._calls % self._every == 0:
+            self.side_chains.pack(backbone, generator=self._generator, density_at=self._density_at)
+        elif self._log_likelihood is not None and self._steps > 0:
+            likelihood = self._log_likelihood
+            self.side_chains.refine(
+                backbone, lambda atoms: likelihood(atoms, sigma), steps=self._steps, step_size=self._step_size
+            )
+        self._calls += 1
+
+    def __call__(self, x0_hat: Float[Tensor, "k m 3"]) -> Float[Tensor, "k n 3"]:
+        """All atoms, differentiable in the backbone."""
+        return self.side_chains.complete(x0_hat[:, self._rows])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Chi angles, number of calls and the state of the draws."""
+        return {
+            **self.side_chains.state_dict(),
+            "calls": torch.tensor(self._calls),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        self.side_chains.load_state_dict({"chi": state["chi"]})
+        self._calls = int(state["calls"])
+        self._generator.set_state(state["generator"])
