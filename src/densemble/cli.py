@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any
 
 import click
 
 from densemble import __version__
 from densemble.errors import InputError
 
-P = ParamSpec("P")
-
-_FILE = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path)
 
 
-def _plain_errors(command: Callable[P, None]) -> Callable[P, None]:
+def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Bad input: one sentence on stderr and exit code 2, no traceback."""
 
     @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+    def wrapped(**options: Any) -> None:
         try:
-            command(*args, **kwargs)
+            command(**options)
         except InputError as error:
             click.echo(f"densemble: {error}", err=True)
             sys.exit(2)
 
     return wrapped
+
+
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that every sampling command has."""
+    options = [
+        click.option(
+            "--members", type=click.IntRange(min=1), default=16, show_default=True, help="Sampled together."
+        ),
+        click.option(
+            "--keep",
+            type=click.IntRange(1, 26),
+            default=5,
+            show_default=True,
+            help="At most so many are kept.",
+        ),
+        click.option(
+            "--prior",
+            type=click.Choice(["embedded", "gaussian"]),
+            default="gaussian",
+            show_default=True,
+            help="The diffusion model of the backbone.",
+        ),
+        click.option(
+            "--recipe", default="densemble", show_default=True, help="Method: a name, or a .toml file."
+        ),
+        click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the recipe's]"),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
+        click.option("--force", is_flag=True, help="Replace an earlier result in the output folder."),
+        click.option("--resume", is_flag=True, help="Go on with a run that was stopped."),
+        click.option("--quiet", is_flag=True, help="No progress on stderr."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -39,13 +70,68 @@ def main() -> None:
     """From a density map to the conformations that made it."""
 
 
-_run_options = [
-    click.option("--members", type=click.IntRange(min=1), default=16, show_default=True, help="Members sampled together."),
-    click.option("--keep", type=click.IntRange(1, 26), default=5, show_default=True, help="At most this many are kept."),
-    click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps; the recipe's if not given."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
-    click.option("--prior", type=click.Choice(["embedded", "gaussian"]), default="gaussian", show_default=True, help="What proteins look like."),
-    click.option("--recipe", default="densemble", show_default=True, help="Name of a method, or a .toml file."),
-    click.option("--force", is_flag=True, help="Replace an earlier result in the output folder."),
-    click.option("--resume", is_flag=True, help="Go on with a run that was stopped."),
-]
+@main.command()
+@click.argument("model", type=_PATH)
+@click.argument("data", type=_PATH)
+@click.option("--region", required=True, help="Stretches to sample, for example A:176-191,A:238-243.")
+@click.option("--start-altloc", help="Conformation to start from, where the model has several.")
+@click.option(
+    "--guide",
+    type=click.Choice(["ensemble", "each", "none"]),
+    default="ensemble",
+    show_default=True,
+    help="The members together, each alone, or not at all.",
+)
+@click.option(
+    "--map",
+    "map_kind",
+    type=click.Choice(["omit", "2fofc", "as-phased"]),
+    default="omit",
+    show_default=True,
+    help="The target density.",
+)
+@click.option("--reference", type=_PATH, help="Model to compare the result with; evaluation only.")
+@click.option("--out", type=_PATH, required=True, help="Output folder.")
+@_run_options
+@_plain_errors
+def xray(
+    *,
+    guide: str,
+    map_kind: str,
+    out: Path,
+    reference: Path | None,
+    force: bool,
+    resume: bool,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Sample an ensemble of a region of MODEL guided by the density from DATA.
+
+    MODEL is a refined model (mmCIF or PDB), taken as one conformation; DATA has amplitudes, their
+    uncertainties and a free set (MTZ or SF-mmCIF).
+    """
+    from densemble.pipeline import Settings, run_xray
+    from densemble.progress import Progress, TerminalProgress
+    from densemble.report import summary
+
+    chosen = Settings(guides=(guide,), map=map_kind, **settings)  # type: ignore[arg-type]
+    progress = Progress() if quiet else TerminalProgress()
+    result = run_xray(chosen, out, reference=reference, force=force, resume=resume, progress=progress)
+    click.echo(summary(result, out))
+
+
+@main.command()
+@click.option("--out", type=_PATH, default=Path("densemble-demo"), show_default=True, help="Output folder.")
+@_run_options
+@_plain_errors
+def demo(*, out: Path, force: bool, resume: bool, quiet: bool, **settings: Any) -> None:
+    """Recover the two states of a loop from real data, starting from one: PTP1B, PDB entry 7RIN.
+
+    Runs unguided, guided each member alone, and guided as an ensemble, and compares. Takes a few minutes
+    on two cores, and no network.
+    """
+    from densemble.demo import run_demo
+    from densemble.progress import Progress, TerminalProgress
+
+    progress = Progress() if quiet else TerminalProgress()
+    click.echo(run_demo(out, force=force, resume=resume, progress=progress, **settings))

@@ -14,7 +14,7 @@ from densemble.atoms import BACKBONE, Ensemble, Topology
 from densemble.forward.xray import XrayDensity
 from densemble.grid import DensityMap
 from densemble.io.models import alternates
-from densemble.io.results import Member, Metrics
+from densemble.io.results import Member, Metrics, Subject
 from densemble.metrics.coordinates import bimodality, rmsd
 from densemble.metrics.maps import cosine, rscc, voxels_near
 from densemble.problem import CrystalProblem, Stretches
@@ -108,7 +108,7 @@ def start_ensemble(problem: CrystalProblem) -> Ensemble:
 
 
 def map_fits(
-    problem: CrystalProblem, ensembles: dict[str, Ensemble], states: dict[str, np.ndarray], source: str
+    problem: CrystalProblem, ensembles: dict[Subject, Ensemble], states: dict[str, np.ndarray], source: str
 ) -> tuple[Metrics, Voxels]:
     """RSCC and cosine of each ensemble, over one set of voxels."""
     target = problem.target
@@ -116,7 +116,7 @@ def map_fits(
         voxels = Voxels.of_states(target, states, source)
     else:
         voxels = Voxels.of_models(target, *(e.coords[e.weights > 0] for e in ensembles.values()))
-    fits = {name: map_fit(problem.forward, target, voxels, e) for name, e in ensembles.items()}
+    fits = {name: map_fit(problem.atoms, target, voxels, e) for name, e in ensembles.items()}
     return (
         Metrics(
             voxels=voxels.description,
@@ -146,7 +146,7 @@ def member_records(
                 id=k + 1,
                 selected=weights.get(k, 0.0) > 0,
                 weight=weights.get(k, 0.0),
-                rscc=map_fit(problem.forward, problem.target, voxels, alone).rscc,
+                rscc=map_fit(problem.atoms, problem.target, voxels, alone).rscc,
                 bimodality=None if score is None else float(score[k]),
                 rmsd={name: float(values[k]) for name, values in to.items()} or None,
             )

@@ -37,7 +37,9 @@ from densemble.io.results import (
     Result,
     RFactor,
     RFactors,
+    Subject,
     build_structure,
+    check_output,
     prepare_output,
     write_ensemble,
     write_members,
@@ -271,8 +273,11 @@ def evaluate(
     Under ``ensemble`` stands the last guide's result, which is the one that is written.
     """
     *others, last = runs
-    ensembles = {"start": start_ensemble(problem), "ensemble": runs[last].ensemble}
-    ensembles |= {guide: runs[guide].ensemble for guide in others}
+    ensembles: dict[Subject, Ensemble] = {
+        "start": start_ensemble(problem),
+        **{guide: runs[guide].ensemble for guide in others},
+        "ensemble": runs[last].ensemble,
+    }
     metrics, voxels = map_fits(problem, ensembles, states, source)
     model, atoms = inputs.model, inputs.stretches.model_atoms
     structures = {"start": model.structure} | {
@@ -328,6 +333,7 @@ def run_xray(
         InputError: says which input is wrong and what to do; ``out`` is then as it was.
     """
     clock, tell = Clock(), progress or Progress()
+    check_output(out, force=force, resume=resume)
     with clock("read"):
         inputs = load(settings)
         states = reference_states(reference, inputs.stretches)

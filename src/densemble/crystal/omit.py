@@ -31,7 +31,7 @@ from densemble.crystal.fcalc import (
     solvent_mask,
     without_residues,
 )
-from densemble.crystal.scaling import Scale, fit_scale, resolution_shells
+from densemble.crystal.scaling import BulkSolvent, Scale, bulk_solvent, fit_scale, resolution_shells
 from densemble.crystal.sigmaa import figure_of_merit
 from densemble.errors import InputError
 from densemble.io.reflections import MapCoefficients, Reflections
@@ -41,10 +41,15 @@ _ORIGIN = np.zeros((1, 3), dtype=np.int32)
 
 @dataclass(frozen=True, eq=False)
 class StretchMap:
-    """A map of the crystal, and the part of it that is not the stretch; the same hkl in both."""
+    """A map of the crystal, and the part of it that is not the stretch; the same hkl in both.
+
+    The solvent around the stretch is in the map, and not in the context within some margin, so the
+    stretch's density is that of its atoms less that of the solvent which they displace.
+    """
 
     total: MapCoefficients
     context: MapCoefficients
+    solvent: BulkSolvent
 
     @property
     def stretch(self) -> MapCoefficients:
@@ -92,7 +97,7 @@ def omit_map(
     """
     models = _models(structure, residues, reflections, margin)
     total, context = _weighted(reflections, models, phasing=models.rest)
-    return _stretch_map(structure, reflections, total, context)
+    return _stretch_map(structure, reflections, total, context, models.scale)
 
 
 def two_fofc_map(
@@ -107,7 +112,7 @@ def two_fofc_map(
     """
     models = _models(structure, residues, reflections, 0.0)
     total, context = _weighted(reflections, models, phasing=models.whole)
-    return _stretch_map(structure, reflections, total, context)
+    return _stretch_map(structure, reflections, total, context, models.scale)
 
 
 def as_phased_map(
@@ -147,7 +152,7 @@ def as_phased_map(
             )
         total[inside] = values[inside] / scale
     with_000 = np.append(total, models.whole[-1]), np.append(context, models.rest[-1])
-    return _stretch_map(structure, reflections, *with_000)
+    return _stretch_map(structure, reflections, *with_000, models.scale)
 
 
 def _models(
@@ -195,10 +200,11 @@ def _stretch_map(
     reflections: Reflections,
     total: Complex[np.ndarray, " n1"],
     context: Complex[np.ndarray, " n1"],
+    scale: Scale,
 ) -> StretchMap:
     hkl = np.concatenate([reflections.hkl, _ORIGIN])
-    both = (
+    total_map, context_map = (
         MapCoefficients(hkl, values, structure.cell, reflections.spacegroup, reflections.source)
         for values in (total, context)
     )
-    return StretchMap(*both)
+    return StretchMap(total_map, context_map, bulk_solvent(reflections, scale))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import gemmi
 import numpy as np
 from jaxtyping import Complex, Float, Int
+from scipy.optimize import least_squares
 
 from densemble.crystal.fcalc import atom_factors, solvent_factors, solvent_mask
 from densemble.io.reflections import Reflections
@@ -36,6 +37,25 @@ class Scale:
     k: Float[np.ndarray, " n"]
     k_mask: Float[np.ndarray, " n"]
     k_mask_0: float
+
+
+@dataclass(frozen=True)
+class BulkSolvent:
+    """The usual two parameters of the bulk solvent, ``density exp(-b s^2 / 4)``, in e/Å^3 and Å^2."""
+
+    density: float
+    b: float
+
+
+def bulk_solvent(reflections: Reflections, scale: Scale) -> BulkSolvent:
+    """The two parameters that describe the solvent's density in the shells best (least squares)."""
+    s2 = reflections.inverse_d2
+
+    def residual(p: np.ndarray) -> np.ndarray:
+        return p[0] * np.exp(-p[1] * s2 / 4) - scale.k_mask
+
+    fitted = least_squares(residual, x0=[0.35, 50.0], bounds=([0.0, 0.0], [1.0, 300.0])).x
+    return BulkSolvent(float(fitted[0]), float(fitted[1]))
 
 
 @dataclass(frozen=True)

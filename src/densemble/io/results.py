@@ -157,13 +157,8 @@ def write_members(
     return paths
 
 
-def prepare_output(directory: str | Path, *, force: bool = False, resume: bool = False) -> Path:
-    """Make an output folder ready.
-
-    Args:
-        directory: created if missing.
-        force: remove what an earlier run wrote there (``OWN_FILES``); other files stay.
-        resume: keep what is there.
+def check_output(directory: str | Path, *, force: bool = False, resume: bool = False) -> None:
+    """See that an output folder may be used; nothing is written or removed.
 
     Raises:
         InputError: it is a file, or is not empty and neither ``force`` nor ``resume`` is given.
@@ -176,6 +171,21 @@ def prepare_output(directory: str | Path, *, force: bool = False, resume: bool =
             f"output folder {directory}: exists and is not empty; choose another, or --force to replace "
             "an earlier result, or --resume to continue it"
         )
+
+
+def prepare_output(directory: str | Path, *, force: bool = False, resume: bool = False) -> Path:
+    """Make an output folder ready.
+
+    Args:
+        directory: created if missing.
+        force: remove what an earlier run wrote there (``OWN_FILES``); other files stay.
+        resume: keep what is there.
+
+    Raises:
+        InputError: see ``check_output``; or it cannot be made or changed.
+    """
+    directory = Path(directory)
+    check_output(directory, force=force, resume=resume)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if force and not resume:
