@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.special import ndtri
 from torch import Tensor
 
 from corpus import Corpus, cut
@@ -32,7 +33,10 @@ def random_length(rng: np.random.Generator) -> int:
 
 
 def random_levels(width: np.ndarray, copies: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise levels of each copy, stratified: log-normal about 0.3 of the segment's largest width.
+    """Noise levels of each copy, stratified.
+
+    Four fifths log-normal about 0.3 of the segment's largest width, where the course of the chain is
+    decided; one fifth log-uniform from ``SIGMA_MIN`` to 0.6 Å, where bonds and angles are.
 
     Args:
         width: largest expected standard deviation of each segment, Å, shape=(B,).
@@ -42,11 +46,10 @@ def random_levels(width: np.ndarray, copies: int, rng: np.random.Generator) -> n
     Returns:
         Levels in Å, shape=(B, C), between ``SIGMA_MIN`` and 4 widths.
     """
-    b = len(width)
-    u = (np.arange(copies) + rng.random((b, copies))) / copies
-    normal = torch.special.ndtri(torch.from_numpy(np.clip(u, 1e-4, 1 - 1e-4))).numpy()
-    sigma = 0.3 * width[:, None] * np.exp(1.3 * normal)
-    return np.clip(sigma, SIGMA_MIN, 4 * width[:, None])
+    u = (np.arange(copies) + rng.random((len(width), copies))) / copies
+    coarse = 0.3 * width[:, None] * np.exp(1.3 * ndtri(np.clip(u / 0.8, 1e-4, 1 - 1e-4)))
+    fine = SIGMA_MIN * (0.6 / SIGMA_MIN) ** ((u - 0.8) / 0.2)
+    return np.clip(np.where(u < 0.8, coarse, fine), SIGMA_MIN, 4 * width[:, None])
 
 
 def random_segment(

@@ -37,7 +37,7 @@ class Grid:
 
     @classmethod
     def around(cls, points: np.ndarray, *, margin: float, spacing: float) -> Grid:
-        """The smallest box of voxels ``spacing`` Å apart that covers points (shape=(n, 3)) by ``margin`` Å."""
+        """The smallest box, ``spacing`` Å between voxels, that holds points [n, 3] and ``margin`` Å."""
         low = np.floor((points.min(axis=0) - margin) / spacing) * spacing
         shape = np.ceil((points.max(axis=0) + margin - low) / spacing).astype(int) + 1
         return cls(
