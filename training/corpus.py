@@ -44,9 +44,23 @@ class Corpus:
         """One-letter sequence of one chain."""
         return "".join(ALPHABET[t] if t < len(ALPHABET) else "X" for t in self.chain(index)[1])
 
-    def chosen(self, *, validation: bool) -> np.ndarray:
-        """Indices of the validation chains, or of the others."""
-        return np.flatnonzero(self.validation == validation)
+    def chosen(self, *, validation: bool, excluded: frozenset[str] = frozenset()) -> np.ndarray:
+        """Indices of the validation chains, or of the others, without those named in ``excluded``."""
+        left_out = np.isin(self.names, list(excluded))
+        return np.flatnonzero((self.validation == validation) & ~left_out)
+
+
+def read_excluded(path: Path) -> frozenset[str]:
+    """Names of chains that training leaves out, one a line, ``#`` before remarks.
+
+    Raises:
+        InputError: the file is missing.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: no list of excluded chains ({error}); make it with exclude.py") from error
+    return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
 def load(path: Path) -> Corpus:

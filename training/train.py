@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from corpus import Corpus, load
+from corpus import Corpus, load, read_excluded
 from densemble.priors.segment_geometry import Segment
 from densemble.priors.segment_network import NetworkConfig, SegmentNetwork
 from examples import Batch, random_batch, random_length
@@ -43,6 +43,7 @@ class TrainingConfig:
     """What ``segments.toml`` says."""
 
     corpus: str
+    excluded: str
     out: str
     seed: int
     steps: int
@@ -141,7 +142,7 @@ class Trainer:
             torch.optim.AdamW(other, lr=config.lr_adam, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.rates = [config.lr_muon, config.lr_adam]
-        self.chains = corpus.chosen(validation=False)
+        self.chains = corpus.chosen(validation=False, excluded=read_excluded(ROOT / config.excluded))
         self.seconds = 0.0
         self.examples = 0
 
