@@ -27,7 +27,7 @@ def ramachandran_classes(kind: np.ndarray, following: np.ndarray) -> np.ndarray:
 def outliers(phi: np.ndarray, psi: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Ramachandran outliers: outside the outer contour of the packaged table."""
     table = torsion_table()
-    flat = [torch.from_numpy(np.ascontiguousarray(a).ravel()) for a in (phi, psi, classes)]
+    flat = [torch.tensor(a.ravel()) for a in (phi, psi, classes)]
     density = table.log_density(flat[0].double(), flat[1].double(), flat[2]).numpy()
     return (density < np.asarray(table.allowed)[flat[2].numpy()]).reshape(phi.shape)
 

@@ -105,12 +105,13 @@ def test_sampling_the_closed_form_gives_its_mean_and_variance(corpus):
     item, _ = cut(*corpus.chain(0), 20, 4)
     segment = stack([item])
     generator = torch.Generator().manual_seed(0)
-    sampling = Sampling(members=3000, steps=60, churn=0.3)
+    # Euler steps lose some variance: 3 % with 200 of them and no churn
+    sampling = Sampling(members=3000, steps=200, churn=0.0)
     found = sample(bridge_denoiser(segment), segment.mean, 30.0, sampling, generator)[0]
     middle = found[:, 1, 2]  # C of the second residue: the sixth of twelve steps, of thirteen in all
     sd = 1.45 * np.sqrt(6 * 7 / 13)
     assert np.allclose(middle.mean(0), segment.mean[0, 1, 2], atol=5 * sd / np.sqrt(3000))
-    assert np.allclose(middle.std(0), sd, rtol=0.08)
+    assert np.allclose(middle.std(0), sd, rtol=0.06)
 
 
 def test_summary_and_ranks():
@@ -144,8 +145,9 @@ def test_chemistry_of_the_truth_and_of_noise(corpus):
     assert bad["peptide_bonds_within"] < 0.2
     assert bad["n_ca_c_sd"] > 10
     assert bad["ramachandran_outliers"] > 0.05
-    middle = np.stack([np.repeat(item["context"][-1:, None, 1], 8, axis=0) for item in items])[:, None]
-    assert chemistry(truth * 0 + middle, items)["clashes"] > 0.9
+    # moved rigidly onto a residue far along the chain, the fourth residue at least clashes
+    onto = np.stack([item["context"][-1, 1] for item in items])[:, None, None, None]
+    assert chemistry(truth - truth[:, :, 3:4, 1:2] + onto, items)["clashes"] >= 1 / 8
 
 
 def test_ramachandran_classes():

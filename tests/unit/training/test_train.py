@@ -29,10 +29,12 @@ def config(tmp_path):
         validation=np.array([False, False, False, True]),
         delta=steps,
     )
+    (tmp_path / "excluded.txt").write_text("# remark\nc\n")
     shipped = TrainingConfig.read(SHIPPED)
     return dataclasses.replace(
         shipped,
         corpus=str(tmp_path / "chains.npz"),
+        excluded=str(tmp_path / "excluded.txt"),
         steps=6,
         decay=3,
         warmup=2,
@@ -61,6 +63,11 @@ def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path):
         assert torch.equal(value, parts.network.state_dict()[name]), name
         assert torch.equal(whole.average[name], parts.average[name]), name
     assert (tmp_path / "parts" / "validation.csv").read_text().count("\n") == 3
+
+
+def test_validation_and_excluded_chains_are_left_out(config, tmp_path):
+    trainer = train.run(config, tmp_path / "run", until=1)
+    assert trainer.corpus.names[trainer.chains].tolist() == ["a", "b"]
 
 
 def test_training_changes_every_weight_that_is_used(config, tmp_path):
