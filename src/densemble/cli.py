@@ -135,3 +135,52 @@ def demo(*, out: Path, force: bool, resume: bool, quiet: bool, **settings: Any) 
 
     progress = Progress() if quiet else TerminalProgress()
     click.echo(run_demo(out, force=force, resume=resume, progress=progress, **settings))
+
+
+@main.command()
+@click.argument("model", type=_PATH)
+@click.option("--resolution", type=float, required=True, help="Å.")
+@click.option("--spacing", type=float, required=True, help="Å between voxels, at most half the resolution.")
+@click.option(
+    "--kind",
+    type=click.Choice(["xray", "molmap"]),
+    default="xray",
+    show_default=True,
+    help="Electron density in e/Å^3, or a Gaussian for each atom as in ChimeraX.",
+)
+@click.option("--out", type=_PATH, required=True, help="Map file to write (CCP4/MRC).")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@_plain_errors
+def simulate(*, model: Path, out: Path, **options: Any) -> None:
+    """Write the density of MODEL, as a map of the given resolution shows it.
+
+    Altlocs count with their occupancies. With a unit cell, kind xray includes symmetry copies.
+    """
+    from densemble.simulate import simulate as write
+
+    density = write(model, out, **options)
+    click.echo(f"{' × '.join(map(str, density.grid.shape))} voxels written to {out}")
+
+
+@main.command()
+@click.argument("model", type=_PATH)
+@click.argument("data", type=_PATH, metavar="MAP-or-MTZ")
+@click.option("--region", help="Where map fit is stated, for example A:176-191.  [default: all atoms]")
+@click.option("--reference", type=_PATH, help="Model whose altlocs are the states to compare with.")
+@click.option("--resolution", type=float, help="Å, of a map; reflections bring their own.")
+@click.option(
+    "--start", type=_PATH, help="Model that a run started from, for its omit map.  [default: MODEL]"
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@_plain_errors
+def score(*, model: Path, data: Path, as_json: bool, **options: Any) -> None:
+    """Say how well MODEL, with all its altlocs, agrees with a map or with reflections.
+
+    With reflections: R-work and R-free, and fit to the omit map of the region (without a region, to
+    2mFo-DFc). With a map: fit to the map at --resolution.
+    """
+    from densemble.score import score as evaluate
+    from densemble.score import summary
+
+    result = evaluate(model, data, **options)
+    click.echo(result.model_dump_json(by_alias=True, indent=2) if as_json else summary(result))

@@ -1,0 +1,356 @@
+"""How well a model with altlocs agrees with data: map fit, R factors and distances to known states.
+
+The target depends on what is given.
+
+- Reflections and a region: the omit map of the region. What is compared with it is the density of
+  the region's atoms alone, as in ``result.json`` of a run, with the same voxels and the same forward model.
+- Reflections alone: 2mFo-DFc less the bulk solvent, phased by the model, hence biased towards it. What is
+  compared is the density of all atoms. Free reflections have no part in the map.
+- A map: what is in it, compared with the density of all atoms (so that a neighbour's density counts
+  for neither), truncated at a resolution.
+
+Map fit is stated over the voxels within 2 Å of the region's atoms (of all atoms without a region): of any
+altloc of the model, or of the reference's states where there is a reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import gemmi
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field
+
+from densemble.atoms import Region, Topology
+from densemble.crystal.omit import omit_map, two_fofc_map
+from densemble.crystal.sampling import sample, sample_crystal_map
+from densemble.crystal.scaling import r_factors
+from densemble.errors import InputError
+from densemble.evaluation import NEAR, Voxels, distances
+from densemble.forward.xray import SymmetryImages, XrayDensity
+from densemble.grid import DensityMap, Grid
+from densemble.io.maps import read_crystal_map, read_map
+from densemble.io.models import alternates, read_model, require_cell
+from densemble.io.reflections import MapCoefficients, Reflections, check_same_crystal, read_reflections
+from densemble.io.results import InputFile, RFactor
+from densemble.io.sites import Sites
+from densemble.metrics.maps import cosine, rscc, voxels_near
+from densemble.recipes import load_recipe
+from densemble.report import table
+from densemble.simulate import xray_density
+
+SCHEMA: Literal["densemble.score/1"] = "densemble.score/1"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True
+    )
+
+
+class State(_Record):
+    """One altloc of the model in the region, ``""`` where there are none, against the reference.
+
+    ``rmsd`` is that of the backbone in place, in Å, to each state of the reference; ``bimodality`` is -1 at
+    the first two states' first, +1 at their second, None where the reference has one state.
+    """
+
+    altloc: str
+    occupancy: float
+    rmsd: dict[str, float]
+    bimodality: float | None
+
+
+class Score(_Record):
+    """What ``densemble score --json`` prints; None where the input does not give it."""
+
+    schema_: Literal["densemble.score/1"] = Field(default=SCHEMA, alias="schema")
+    inputs: list[InputFile]
+    region: str | None
+    voxels: str
+    rscc: float
+    cosine: float
+    r_work: float | None
+    r_free: float | None
+    states: list[State] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """The model, which of its atoms are judged, and where.
+
+    Attributes:
+        sites: of the model.
+        region: None for all of it.
+        topology: the atoms judged, as one conformation.
+        inside: the sites judged, shape=(n,).
+        reference: states of the same atoms by name, NaN where unknown; empty without a reference.
+        reference_name: of the file.
+    """
+
+    sites: Sites
+    region: Region | None
+    topology: Topology
+    inside: Bool[np.ndarray, " n"]
+    reference: dict[str, np.ndarray]
+    reference_name: str
+
+    @classmethod
+    def of(cls, model: Path, region: str | None, reference: Path | None) -> _Subject:
+        sites = Sites.read(model)
+        topology = sites.model.topology
+        parsed = None if region is None else Region.parse(region)
+        residues: Sequence[int] = range(len(topology.residues))
+        if parsed is not None:
+            residues = [r for stretch in parsed.resolve(topology) for r in stretch]
+        own = topology.subset(topology.atoms_of(residues))
+        ids = {topology.residues[r].id for r in residues}
+        states = {}
+        if reference is not None:
+            states = {name: state.coords for name, state in alternates(reference, own).items()}
+        inside = np.array([residue in ids for residue in sites.residues])
+        return cls(sites, parsed, own, inside, states, "" if reference is None else reference.name)
+
+    @property
+    def path(self) -> Path:
+        return self.sites.model.path
+
+    def points(self) -> Float[np.ndarray, "p 3"]:
+        """Å, the atoms near which voxels count."""
+        if self.reference:
+            known = np.concatenate(list(self.reference.values()))
+            return known[np.isfinite(known).all(axis=1)]
+        return self.sites.coords[self.inside]
+
+    def voxels(self, target: DensityMap) -> Voxels:
+        if self.reference:
+            return Voxels.of_states(target, self.reference, self.reference_name)
+        what = "the model" if self.region is None else "the region"
+        inside = voxels_near(target.grid, torch.as_tensor(self.points()), NEAR)
+        return Voxels(inside, f"within {NEAR:g} Å of an atom of {what} in {self.path.name}, any altloc")
+
+
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """Calculated density and target on one box."""
+
+    calculated: DensityMap
+    target: DensityMap
+    r_factor: RFactor | None = None
+
+
+def score(
+    model: Path,
+    data: Path,
+    *,
+    region: str | None = None,
+    reference: Path | None = None,
+    resolution: float | None = None,
+    start: Path | None = None,
+) -> Score:
+    """Score a model against reflections or a map; see above for what is compared.
+
+    Args:
+        model: mmCIF or PDB; altlocs count with their occupancies, hydrogens not at all.
+        data: amplitudes with a free set (MTZ or SF-mmCIF), or a map (CCP4 or MRC).
+        region: for example ``A:176-191``; all atoms if None.
+        reference: a model whose altlocs are the states that the region is compared with.
+        resolution: Å, of a map; reflections bring their own.
+        start: one-state model that the omit map is made of, for scores of several models on one target
+            and of a run's ensemble on the run's; ``model`` itself if None.
+
+    Raises:
+        InputError: says which input is wrong and what to do.
+    """
+    if reference is not None and region is None:
+        raise InputError("--reference needs --region: states are those of a stretch of chain")
+    subject = _Subject.of(model, region, reference)
+    if _is_map(data):
+        if start is not None:
+            raise InputError(f"--start is the source of an omit map, but {data} is a map; leave it out")
+        compared = _against_map(subject, data, resolution)
+    else:
+        if resolution is not None:
+            raise InputError(f"--resolution is for maps; {data} has reflections, which bring their own")
+        compared = _against_reflections(subject, data, start)
+    voxels = subject.voxels(compared.target)
+    files = [path for path in (model, data, reference, start) if path is not None]
+    fit = _fit(subject, compared, voxels, data)
+    return Score(
+        inputs=[InputFile.of(path) for path in files],
+        region=None if subject.region is None else str(subject.region),
+        voxels=voxels.description,
+        rscc=fit[0],
+        cosine=fit[1],
+        r_work=None if compared.r_factor is None else compared.r_factor.r_work,
+        r_free=None if compared.r_factor is None else compared.r_factor.r_free,
+        states=_states(subject) if reference is not None else None,
+    )
+
+
+def summary(result: Score) -> str:
+    """A score in words and plain tables."""
+    header, row = ["RSCC", "cosine"], [f"{result.rscc:.3f}", f"{result.cosine:.3f}"]
+    if result.r_work is not None and result.r_free is not None:
+        header, row = [*header, "R-work", "R-free"], [*row, f"{result.r_work:.4f}", f"{result.r_free:.4f}"]
+    lines = table([result.region or "all atoms", *header], [[result.inputs[0].name, *row]])
+    lines.append(f"Map fit: {result.voxels}.")
+    if result.states:
+        names = list(result.states[0].rmsd)
+        rows = [
+            [
+                f"altloc {state.altloc}" if state.altloc else "the one state",
+                f"{state.occupancy:.2f}",
+                *(f"{state.rmsd[name]:.2f}" for name in names),
+                "-" if state.bimodality is None else f"{state.bimodality:+.2f}",
+            ]
+            for state in result.states
+        ]
+        to = [f"to {name or 'its one state'}, Å" for name in names]
+        lines += ["", *table(["backbone RMSD", "occupancy", *to, "bimodality"], rows)]
+    return "\n".join(lines)
+
+
+def _fit(subject: _Subject, compared: _Comparison, voxels: Voxels, data: Path) -> tuple[float, float]:
+    maps = compared.calculated.values, compared.target.values, voxels.inside
+    try:
+        return rscc(*maps), cosine(*maps)
+    except ValueError as error:
+        raise InputError(
+            f"{subject.path} cannot be compared with {data}: {error}; check that model and map share one "
+            "frame and that occupancies are above zero"
+        ) from error
+
+
+def _states(subject: _Subject) -> list[State]:
+    own = alternates(subject.path, subject.topology)
+    coords = np.stack([state.coords for state in own.values()])
+    try:
+        to, bimodal = distances(subject.topology, coords, subject.reference)
+    except ValueError as error:
+        raise InputError(
+            f"{subject.path} and {subject.reference_name} have no backbone atom of "
+            f"{subject.region} in common; check chains and numbering"
+        ) from error
+    return [
+        State(
+            altloc=letter,
+            occupancy=state.occupancy,
+            rmsd={name: float(values[k]) for name, values in to.items()},
+            bimodality=None if bimodal is None else float(bimodal[k]),
+        )
+        for k, (letter, state) in enumerate(own.items())
+    ]
+
+
+def _against_reflections(subject: _Subject, data: Path, start: Path | None) -> _Comparison:
+    if start is not None and subject.region is None:
+        raise InputError("--start is the source of an omit map, which needs a --region")
+    reflections = read_reflections(data)
+    sites = subject.sites
+    require_cell(sites.model)
+    check_same_crystal(sites.structure, reflections, name=str(subject.path))
+    factors = r_factors(sites.structure, reflections)
+    if subject.region is None:
+        calculated, target = _whole(subject, reflections)
+    else:
+        source = sites.structure
+        if start is not None:
+            source = read_model(start).structure
+            check_same_crystal(source, reflections, name=str(start))
+        calculated, target = _omitted(subject, source, reflections)
+    return _Comparison(calculated, target, RFactor(r_work=factors.r_work, r_free=factors.r_free))
+
+
+def _omitted(
+    subject: _Subject, source: gemmi.Structure, reflections: Reflections
+) -> tuple[DensityMap, DensityMap]:
+    """Density of the region's atoms, and its omit map, on voxels of the default recipe's spacing."""
+    sites, inside = subject.sites, subject.inside
+    maps = omit_map(source, [residue.id for residue in subject.topology.residues], reflections)
+    spacing = load_recipe("densemble").density.spacing
+    grid = Grid.around(subject.points(), margin=NEAR, spacing=spacing)
+    coords, cell, group = sites.coords[inside], sites.structure.cell, sites.structure.find_spacegroup()
+    forward = XrayDensity(
+        grid,
+        [element for element, used in zip(sites.elements, inside, strict=True) if used],
+        occupancy=torch.as_tensor(sites.occupancy[inside], dtype=torch.float32),
+        d_min=maps.total.d_min,
+        images=SymmetryImages.reaching(grid, coords, cell, group),
+    )
+    b_iso = torch.as_tensor(sites.b_iso[inside], dtype=torch.float32).clamp(min=forward.b_min)
+    density = forward(torch.as_tensor(coords, dtype=torch.float32)[None], torch.ones(1), b_iso)
+    return DensityMap(grid, density), sample(maps.stretch, grid)
+
+
+def _whole(subject: _Subject, reflections: Reflections) -> tuple[DensityMap, DensityMap]:
+    """Density of all atoms, and 2mFo-DFc less the bulk solvent."""
+    sites = subject.sites
+    maps = two_fofc_map(sites.structure, list(dict.fromkeys(sites.residues)), reflections)
+    grid = Grid.around(subject.points(), margin=NEAR, spacing=reflections.d_min / 3)
+    return xray_density(sites, grid, d_min=reflections.d_min), sample(maps.stretch, grid)
+
+
+def _is_map(path: Path) -> bool:
+    """Whether a file has the CCP4 format's mark, or the name of a map."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give reflections (MTZ, SF-mmCIF) or a map (CCP4, MRC)")
+    with path.open("rb") as file:
+        head = file.read(212)
+    return head[208:212] == b"MAP " or path.suffix.lower() in (".map", ".mrc", ".ccp4")
+
+
+def _against_map(subject: _Subject, data: Path, resolution: float | None) -> _Comparison:
+    if resolution is None:
+        raise InputError(f"{data} is a map, which does not say its resolution; give --resolution in Å")
+    if not 0 < resolution < float("inf"):
+        raise InputError(f"--resolution {resolution:g} Å: must be above zero")
+    target = _crystal_box(subject, data) if _is_crystal(data) else _cut(read_map(data), subject, data)
+    return _Comparison(xray_density(subject.sites, target.grid, d_min=resolution), target)
+
+
+def _is_crystal(path: Path) -> bool:
+    """Whether a map has symmetry or a skewed cell. What is wrong with a file its reader says later."""
+    try:
+        ccp4 = gemmi.read_ccp4_map(str(path))
+    except (RuntimeError, ValueError):
+        return False
+    angles = [ccp4.header_float(word) for word in (14, 15, 16)]
+    return ccp4.header_i32(23) > 1 or any(abs(angle - 90) > 1e-3 for angle in angles)
+
+
+def _crystal_box(subject: _Subject, data: Path) -> DensityMap:
+    """A crystal's map around the atoms judged, at its own spacing."""
+    crystal = read_crystal_map(data)
+    structure = subject.sites.structure
+    require_cell(subject.sites.model)
+    # a map may be given in P 1 though the crystal is not, so the cells are compared alone
+    none = np.zeros((0, 3), dtype=np.int32), np.zeros(0, dtype=np.complex128)
+    same = MapCoefficients(*none, crystal.grid.unit_cell, structure.find_spacegroup(), source=str(data))
+    check_same_crystal(structure, same, name=str(subject.path))
+    grid = Grid.around(subject.points(), margin=NEAR, spacing=min(crystal.grid.spacing))
+    return sample_crystal_map(crystal, grid)
+
+
+def _cut(density: DensityMap, subject: _Subject, data: Path) -> DensityMap:
+    """The part of a box around the atoms judged."""
+    grid, points = density.grid, subject.points()
+    origin, spacing = np.array(grid.origin), np.array(grid.spacing)
+    low = np.maximum(np.floor((points.min(axis=0) - NEAR - origin) / spacing), 0).astype(int)
+    high = np.ceil((points.max(axis=0) + NEAR - origin) / spacing) + 1
+    high = np.minimum(high, grid.shape).astype(int)
+    outside = ((points < origin) | (points > origin + spacing * (np.array(grid.shape) - 1))).any(axis=1)
+    if (high <= low).any() or outside.any():
+        raise InputError(
+            f"{data} does not hold {int(outside.sum())} of the {len(points)} atoms of "
+            f"{subject.region or 'the model'}; check that the model stands in the map's frame, "
+            "or give a --region that does"
+        )
+    (ox, oy, oz), (nx, ny, nz) = (origin + low * spacing).tolist(), (high - low).tolist()
+    cut = density.values[low[0] : high[0], low[1] : high[1], low[2] : high[2]].contiguous()
+    return DensityMap(Grid((ox, oy, oz), grid.spacing, (nx, ny, nz)), cut)
