@@ -39,7 +39,7 @@ class Voxels:
         return cls(inside, f"within {NEAR:g} Å of an atom of the region in {source}, state {names}")
 
     @classmethod
-    def of_models(cls, target: DensityMap, *coords: Float[Tensor, "*k n 3"]) -> Voxels:
+    def of_models(cls, target: DensityMap, *coords: Float[Tensor, "... n 3"]) -> Voxels:
         """Those near any atom of the models compared."""
         points = torch.cat([x.reshape(-1, 3) for x in coords])
         inside = voxels_near(target.grid, points, NEAR)
