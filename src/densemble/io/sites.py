@@ -46,9 +46,11 @@ class Sites:
         model = read_model(path)  # says what is wrong with a file
         structure = gemmi.read_structure(str(path))
         del structure[1:]
-        for site in list(structure[0].all()):
-            if site.atom.is_hydrogen() or site.atom.element.atomic_number == 0:
-                site.residue.remove_atom(site.atom.name, site.atom.altloc, site.atom.element)
+        for chain in structure[0]:
+            for residue in chain:
+                for i in reversed(range(len(residue))):
+                    if residue[i].is_hydrogen() or residue[i].element.atomic_number == 0:
+                        del residue[i]
         structure.remove_empty_chains()
         sites = list(structure[0].all())
         atoms = [site.atom for site in sites]
