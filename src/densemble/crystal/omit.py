@@ -26,7 +26,6 @@ from jaxtyping import Complex
 from densemble.atoms import ResidueId
 from densemble.crystal.fcalc import (
     atom_factors,
-    positions_of,
     solvent_factors,
     solvent_mask,
     without_residues,
@@ -43,8 +42,13 @@ _ORIGIN = np.zeros((1, 3), dtype=np.int32)
 class StretchMap:
     """A map of the crystal, and the part of it that is not the stretch; the same hkl in both.
 
-    The solvent around the stretch is in the map, and not in the context within some margin, so the
-    stretch's density is that of its atoms less that of the solvent which they displace.
+    In the context bulk solvent fills the place of the stretch, for anything else would draw the outline
+    of its start. So the stretch's density is that of its atoms less that of the solvent which they displace.
+
+    Attributes:
+        total: the map.
+        context: everything but the stretch.
+        solvent: the solvent that the stretch displaces.
     """
 
     total: MapCoefficients
@@ -70,11 +74,7 @@ class _Models:
 
 
 def omit_map(
-    structure: gemmi.Structure,
-    residues: Sequence[ResidueId],
-    reflections: Reflections,
-    *,
-    margin: float = 5.0,
+    structure: gemmi.Structure, residues: Sequence[ResidueId], reflections: Reflections
 ) -> StretchMap:
     """The map of a stretch that has no part in the phases.
 
@@ -86,16 +86,11 @@ def omit_map(
         structure: the start, one conformation of the stretch; its cell is the map's.
         residues: the stretch.
         reflections: the data.
-        margin: Å around the start's stretch that is kept free of bulk solvent, beyond the solvent
-            mask of the whole start, as in a polder map. With 0 the edge of the solvent draws the
-            start's outline: on the packaged example the mixture of the two deposited states that
-            correlates best then has 0.25 of the state that the start lacks, with 5 Å 0.35 (0.39
-            deposited).
 
     Raises:
         InputError: none of the residues is in the structure.
     """
-    models = _models(structure, residues, reflections, margin)
+    models = _models(structure, residues, reflections)
     total, context = _weighted(reflections, models, phasing=models.rest)
     return _stretch_map(structure, reflections, total, context, models.scale)
 
@@ -110,7 +105,7 @@ def two_fofc_map(
     Raises:
         InputError: none of the residues is in the structure.
     """
-    models = _models(structure, residues, reflections, 0.0)
+    models = _models(structure, residues, reflections)
     total, context = _weighted(reflections, models, phasing=models.whole)
     return _stretch_map(structure, reflections, total, context, models.scale)
 
@@ -137,7 +132,7 @@ def as_phased_map(
     Raises:
         InputError: none of the residues is in the structure; or the phases have nothing to do with it.
     """
-    models = _models(structure, residues, reflections, 0.0)
+    models = _models(structure, residues, reflections)
     values, usable = _match(coefficients, reflections)
     shells, f = resolution_shells(reflections), models.whole[:-1]
     total, context = models.rest[:-1].copy(), models.rest[:-1]
@@ -155,11 +150,9 @@ def as_phased_map(
     return _stretch_map(structure, reflections, *with_000, models.scale)
 
 
-def _models(
-    structure: gemmi.Structure, residues: Sequence[ResidueId], reflections: Reflections, margin: float
-) -> _Models:
-    stretch = positions_of(structure, residues)
-    if not stretch:
+def _models(structure: gemmi.Structure, residues: Sequence[ResidueId], reflections: Reflections) -> _Models:
+    without = without_residues(structure, residues)
+    if without[0].count_atom_sites() == structure[0].count_atom_sites():
         raise InputError("the model has none of the region's residues; check chain and numbering")
     hkl = np.concatenate([reflections.hkl, _ORIGIN])
     d_min = reflections.d_min
@@ -167,10 +160,8 @@ def _models(
     solvent = solvent_factors(solvent_mask(structure), hkl)
     scale = fit_scale(reflections, atoms[:-1], solvent[:-1])
     density = np.append(scale.k_mask, scale.k_mask_0)
-    rest = atom_factors(without_residues(structure, residues), hkl, d_min=d_min)
-    solvent_of_rest = solvent
-    if margin > 0:
-        solvent_of_rest = solvent_factors(solvent_mask(structure, keep_out=stretch, margin=margin), hkl)
+    rest = atom_factors(without, hkl, d_min=d_min)
+    solvent_of_rest = solvent_factors(solvent_mask(without), hkl)
     return _Models(atoms + density * solvent, rest + density * solvent_of_rest, scale)
 
 

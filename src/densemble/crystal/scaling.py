@@ -48,14 +48,14 @@ class BulkSolvent:
 
 
 def bulk_solvent(reflections: Reflections, scale: Scale) -> BulkSolvent:
-    """The two parameters that describe the solvent's density in the shells best (least squares)."""
-    s2 = reflections.inverse_d2
+    """The solvent's density in the lowest shell, and the B with which it falls off best (least squares)."""
+    density = scale.k_mask_0
 
-    def residual(p: np.ndarray) -> np.ndarray:
-        return p[0] * np.exp(-p[1] * s2 / 4) - scale.k_mask
+    def residual(b: np.ndarray) -> np.ndarray:
+        return density * np.exp(-b[0] * reflections.inverse_d2 / 4) - scale.k_mask
 
-    fitted = least_squares(residual, x0=[0.35, 50.0], bounds=([0.0, 0.0], [1.0, 300.0])).x
-    return BulkSolvent(float(fitted[0]), float(fitted[1]))
+    fitted = least_squares(residual, x0=[50.0], bounds=([0.0], [300.0])).x
+    return BulkSolvent(density, float(fitted[0]))
 
 
 @dataclass(frozen=True)

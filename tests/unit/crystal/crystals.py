@@ -4,6 +4,7 @@ import gemmi
 import numpy as np
 
 from densemble.atoms import ResidueId
+from densemble.crystal.fcalc import residue_id
 from densemble.io.reflections import Reflections
 
 CELLS = {
@@ -44,6 +45,19 @@ def crystal(group="P 21 21 21", residues=8, seed=0, anisotropic=True):
 
 def ids(*numbers):
     return [ResidueId("A", n) for n in numbers]
+
+
+def positions_of(structure, residues):
+    """Positions of all atoms of some residues, every altloc, shape=(n, 3)."""
+    return np.array(
+        [
+            atom.pos.tolist()
+            for chain in structure[0]
+            for residue in chain
+            if residue_id(chain, residue) in residues
+            for atom in residue
+        ]
+    )
 
 
 def direct_factors(structure, hkl):

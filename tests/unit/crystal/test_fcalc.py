@@ -6,7 +6,6 @@ from crystals import CELLS, crystal, direct_factors, ids, unique_hkl
 from densemble.crystal.fcalc import (
     atom_factors,
     conformers,
-    positions_of,
     solvent_factors,
     solvent_mask,
     without_residues,
@@ -99,18 +98,3 @@ def test_conformers_share_what_has_no_altloc():
     assert [site.atom.pos.x for site in a[0].all()] == [3.0, 8.0]
     assert [site.atom.pos.x for site in b[0].all()] == [3.0, 20.0]
     assert conformers(lone_atom())[0][0] == 1.0
-
-
-def test_margin_keeps_solvent_out_around_the_stretch_and_its_copies():
-    structure = crystal("P 31 2 1", residues=2)
-    stretch = positions_of(structure, ids(1))
-    plain = np.array(solvent_mask(structure))
-    mask = solvent_mask(structure, keep_out=stretch, margin=4.0)
-    assert (np.array(mask) <= plain).all()
-    assert np.array(mask).sum() < plain.sum()
-    for op in structure.find_spacegroup().operations():
-        for position in stretch:
-            moved = op.apply_to_xyz(structure.cell.fractionalize(position).tolist())
-            centre = structure.cell.orthogonalize(gemmi.Fractional(*moved))
-            for offset in ([3.0, 0, 0], [0, -3.0, 0], [0, 0, 3.0]):
-                assert mask.interpolate_value(centre + gemmi.Position(*offset)) == 0

@@ -5,11 +5,10 @@ import dataclasses
 import gemmi
 import numpy as np
 import pytest
-from crystals import crystal, ids, reflections, unique_hkl
+from crystals import crystal, ids, positions_of, reflections, unique_hkl
 
 from densemble.crystal.fcalc import (
     atom_factors,
-    positions_of,
     solvent_factors,
     solvent_mask,
     without_residues,
@@ -47,9 +46,7 @@ def truth(start):
 @pytest.fixture(scope="module")
 def f_true(truth):
     hkl = unique_hkl(truth, D_MIN)
-    s2 = truth.cell.calculate_1_d2_array(hkl)
-    solvent = 0.35 * np.exp(-46 * s2 / 4) * solvent_factors(solvent_mask(truth), hkl)
-    return atom_factors(truth, hkl, d_min=D_MIN) + solvent
+    return atom_factors(truth, hkl, d_min=D_MIN) + solvent_of(truth, hkl)
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +62,26 @@ def file_coefficients(data, f_true):
 
 @pytest.fixture(scope="module")
 def box(truth):
-    points = np.array([p.tolist() for p in positions_of(truth, STRETCH)])
-    return Grid.around(points, margin=1.0, spacing=0.5)
+    return Grid.around(positions_of(truth, STRETCH), margin=1.0, spacing=0.5)
 
 
 def density_of(structure, box):
     stretch = without_residues(structure, OTHERS)
     return sample(simulate(stretch, d_min=D_MIN), box).values.numpy().ravel()
+
+
+def solvent_of(structure, hkl):
+    s2 = structure.cell.calculate_1_d2_array(hkl)
+    return 0.35 * np.exp(-46 * s2 / 4) * solvent_factors(solvent_mask(structure), hkl)
+
+
+def net_density_of(structure, box):
+    """Atoms of the stretch less the solvent that they displace: with and without, by structure factors."""
+    hkl = np.concatenate([unique_hkl(structure, D_MIN), np.zeros((1, 3), dtype=np.int32)])
+    bare = without_residues(structure, STRETCH)
+    net = [atom_factors(s, hkl, d_min=D_MIN) + solvent_of(s, hkl) for s in (structure, bare)]
+    group = structure.find_spacegroup()
+    return values(MapCoefficients(hkl, net[0] - net[1], structure.cell, group), box)
 
 
 def values(coefficients, box):
@@ -94,7 +104,7 @@ def test_omit_map_shows_the_state_that_the_start_lacks(start, truth, data, box):
 def test_map_with_true_phases_is_absolute(truth, data, box):
     """With a perfect model total and context are true densities, up to the missing free reflections."""
     result = two_fofc_map(truth, STRETCH, data)
-    density, expected = values(result.stretch, box), density_of(truth, box)
+    density, expected = values(result.stretch, box), net_density_of(truth, box)
     slope, offset = np.polyfit(expected, density, 1)
     assert slope == pytest.approx(1 - data.free.mean(), abs=0.03)
     assert abs(offset) < 0.02
@@ -103,7 +113,7 @@ def test_map_with_true_phases_is_absolute(truth, data, box):
 
 def test_as_phased_map_is_brought_to_absolute_scale(truth, data, box, file_coefficients):
     result = as_phased_map(file_coefficients, truth, STRETCH, data)
-    slope, offset = np.polyfit(density_of(truth, box), values(result.stretch, box), 1)
+    slope, offset = np.polyfit(net_density_of(truth, box), values(result.stretch, box), 1)
     assert slope == pytest.approx(1 - data.free.mean(), abs=0.03)
     assert abs(offset) < 0.02
 
@@ -151,7 +161,7 @@ def test_omit_phases_do_not_know_where_the_stretch_was(start, data):
     elsewhere = start.clone()
     for atom in elsewhere[0]["A"][2]:
         atom.pos += gemmi.Position(0.5, 0.5, 0.5)
-    first, second = (omit_map(s, STRETCH, data, margin=0.0) for s in (start, elsewhere))
+    first, second = (omit_map(s, STRETCH, data) for s in (start, elsewhere))
     strong = np.abs(first.context.values) > np.median(np.abs(first.context.values))
     turn = np.angle(first.context.values[strong] / second.context.values[strong])
     high = strong[:-1] & (data.inverse_d2 > 1 / 2.5**2)  # beyond the solvent's reach
@@ -160,9 +170,17 @@ def test_omit_phases_do_not_know_where_the_stretch_was(start, data):
     assert np.abs(turn).mean() < 0.05
 
 
-def test_margin_leaves_no_solvent_in_the_context(start, data, box):
-    flooded, kept = (values(omit_map(start, STRETCH, data, margin=m).context, box).mean() for m in (0.0, 5.0))
-    assert kept < flooded - 0.05
+def test_solvent_fills_the_place_of_the_stretch(start, data, box):
+    """So that no outline of the start is in the map; what the stretch displaces goes with its atoms."""
+    result = omit_map(start, STRETCH, data)
+    bare = without_residues(start, STRETCH)
+    atoms = atom_factors(bare, result.context.hkl, d_min=D_MIN)
+    inside = result.context.values - atoms
+    mask = solvent_factors(solvent_mask(bare), result.context.hkl)
+    low = np.append(data.inverse_d2 < 1 / 6**2, False)
+    ratio = (inside[low] / mask[low])[np.abs(mask[low]) > np.median(np.abs(mask[low]))]
+    assert np.median(ratio.real) == pytest.approx(result.solvent.density, abs=0.12)
+    assert np.abs(np.median(ratio.imag)) < 0.02
 
 
 def test_region_that_is_not_there(start, data):

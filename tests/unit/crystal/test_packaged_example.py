@@ -5,11 +5,12 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pytest
+from crystals import positions_of
 from scipy.spatial import cKDTree
 
 import densemble
 from densemble.atoms import ResidueId
-from densemble.crystal.fcalc import positions_of, residue_id, without_residues
+from densemble.crystal.fcalc import residue_id, without_residues
 from densemble.crystal.omit import omit_map
 from densemble.crystal.sampling import sample, simulate
 from densemble.crystal.scaling import r_factors
@@ -52,7 +53,7 @@ def test_r_factors(start, deposited, data):
 
 def test_omit_map_knows_the_state_that_the_start_lacks(start, deposited, data):
     """Correlations over the voxels within 2 Å of the loop's atoms, either state."""
-    points = np.array([p.tolist() for p in positions_of(deposited, LOOP)])
+    points = positions_of(deposited, LOOP)
     grid = Grid.around(points, margin=2.0, spacing=0.6)
     near = np.isfinite(cKDTree(points).query(grid.points(), distance_upper_bound=2.0)[0])
     density = sample(omit_map(start, LOOP, data).stretch, grid).values.numpy()[near]
