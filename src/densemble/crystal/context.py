@@ -29,6 +29,8 @@ def symmetry_copies(
     Returns:
         Å, positions of the copies, shape=(c, 3), and which atom each is a copy of, shape=(c,).
     """
+    if len(coords) == 0:
+        return np.zeros((0, 3)), np.zeros(0, dtype=np.int64)
     box = Grid.around(near, margin=0.0, spacing=1.0)
     images = SymmetryImages.reaching(box, coords, structure.cell, structure.find_spacegroup(), margin=reach)
     tree = cKDTree(near)
