@@ -336,6 +336,7 @@ def run_xray(
     check_output(out, force=force, resume=resume)
     with clock("read"):
         inputs = load(settings)
+        make_prior(settings, inputs)  # what it cannot do is said before anything is written
         states = reference_states(reference, inputs.stretches)
     for message in inputs.model.messages:
         tell.message(message)
