@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from densemble.errors import InputError
 
@@ -35,6 +35,12 @@ class Noise(_Part):
     churn: NonNegative
     churn_min: NonNegative
 
+    @model_validator(mode="after")
+    def _decreasing(self) -> Noise:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min:g} must be below sigma_max {self.sigma_max:g}")
+        return self
+
 
 class GaussianChain(_Part):
     """See ``densemble.priors.gaussian.anchored_chain``."""
@@ -55,6 +61,14 @@ class StageRecipe(_Part):
     mode: Literal["score", "ratio"]
     clip: Positive | None = None
     through_network: bool = True
+
+    @model_validator(mode="after")
+    def _interval(self) -> StageRecipe:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        if self.weight_end is not None and self.low == 0:
+            raise ValueError("weight_end needs low above zero, for the weight changes with log sigma")
+        return self
 
 
 class Density(_Part):
