@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_crystal import StoppedError, StopAt, contents, outcome, write_recipe
+from small_crystal import StopAt, StoppedError, contents, outcome, write_recipe
 
 from densemble.errors import InputError
 from densemble.pipeline import run_xray
