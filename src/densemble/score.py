@@ -4,6 +4,8 @@ The target depends on what is given.
 
 - Reflections and a region: the omit map of the region. What is compared with it is the density of
   the region's atoms alone, as in ``result.json`` of a run, with the same voxels and the same forward model.
+  A run makes the map of its start, so the figures of its ensemble are the run's when the start is given;
+  the model's own omit map differs a little, in scale and solvent.
 - Reflections alone: 2mFo-DFc less the bulk solvent, phased by the model, hence biased towards it. What is
   compared is the density of all atoms. Free reflections have no part in the map.
 - A map: what is in it, compared with the density of all atoms (so that a neighbour's density counts
