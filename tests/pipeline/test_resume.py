@@ -92,7 +92,7 @@ def test_resume_with_other_data_or_recipe_is_refused(copy, crystal, tmp_path):
     content = bytearray(crystal.data.read_bytes())
     content[100] ^= 1  # of an amplitude
     data.write_bytes(content)
-    write_recipe(recipe, sidechains__gradient_steps=1)
+    write_recipe(recipe, sidechains={"gradient_steps": 1})
     for changes in ({"data": data}, {"recipe": str(recipe)}):
         with pytest.raises(InputError, match="other inputs or settings"):
             run_xray(crystal.settings(**({"steps": 12} | changes)), copy, resume=True)

@@ -1,0 +1,147 @@
+"""Recipes: those shipped are sound, those of a user are checked and named when they are not."""
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from small_crystal import toml
+
+from densemble.errors import InputError
+from densemble.guidance.stage import Stage
+from densemble.priors.edm import EDM
+from densemble.recipes import load_recipe
+
+SHIPPED = sorted(
+    f.name.removesuffix(".toml")
+    for f in resources.files("densemble.recipes").iterdir()
+    if f.name.endswith(".toml")
+)
+
+
+@pytest.fixture
+def values() -> dict:
+    values = load_recipe("densemble").model_dump(exclude_none=True)
+    return values | {"stages": list(values["stages"])}
+
+
+def written(path: Path, values: dict) -> str:
+    path.write_text(toml(values), encoding="utf-8")
+    return str(path)
+
+
+def test_the_default_is_shipped():
+    assert "densemble" in SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipe_is_complete_and_usable(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.source
+    for stage in recipe.stages:
+        Stage(
+            name=stage.term, term=lambda x, sigma: x.sum(), **stage.model_dump(exclude={"term"})
+        )  # raises where its interval is not one
+    noise = recipe.noise
+    process = EDM(center=torch.zeros(1, 3), **noise.model_dump(exclude={"steps"}))
+    times = process.times(noise.steps)
+    assert any(stage.low < t <= stage.high for stage in recipe.stages for t in times)
+    assert recipe.density.reach <= recipe.density.margin  # the mask lies within the box
+
+
+def test_file_of_the_user_gives_what_it_says(tmp_path, values):
+    values["noise"]["steps"] = 7
+    values["stages"][0]["weight"] = 0.125
+    recipe = load_recipe(written(tmp_path / "own.toml", values))
+    assert recipe.noise.steps == 7
+    assert recipe.stages[0].weight == 0.125
+    assert recipe.model_dump(exclude_none=True) == values | {"stages": tuple(values["stages"])}
+
+
+def test_recipes_do_not_change():
+    with pytest.raises(ValidationError):
+        load_recipe("densemble").noise.steps = 3
+
+
+@pytest.mark.parametrize("part", ["", "noise", "gaussian", "density", "sidechains", "finish"])
+def test_unknown_key_is_refused(tmp_path, values, part):
+    (values[part] if part else values)["colour"] = "blue"
+    with pytest.raises(InputError, match=r"^recipe .*own\.toml: .*colour: Extra inputs"):
+        load_recipe(written(tmp_path / "own.toml", values))
+
+
+def test_unknown_key_of_a_stage_is_refused_with_its_place(tmp_path, values):
+    values["stages"][1]["colour"] = "blue"
+    with pytest.raises(InputError, match=r"own\.toml: stages\.1\.colour: "):
+        load_recipe(written(tmp_path / "own.toml", values))
+
+
+@pytest.mark.parametrize("part", ["noise", "density", "sidechains", "finish", "stages", "name"])
+def test_missing_part_is_named(tmp_path, values, part):
+    del values[part]
+    with pytest.raises(InputError, match=rf"own\.toml: {part}: Field required"):
+        load_recipe(written(tmp_path / "own.toml", values))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("noise", "steps", 0),
+        ("noise", "steps", "many"),
+        ("noise", "sigma_max", -1.0),
+        ("noise", "sigma_min", 0.0),
+        ("noise", "churn", -0.1),
+        ("density", "spacing", 0.0),
+        ("density", "blur_limit", -1.0),
+        ("sidechains", "resample_every", 0),
+        ("sidechains", "window", -1),
+        ("finish", "refine_steps", 1.5),
+    ],
+)
+def test_value_out_of_range_is_named(tmp_path, values, part, key, value):
+    values[part][key] = value
+    with pytest.raises(InputError, match=rf"own\.toml: {part}\.{key}: "):
+        load_recipe(written(tmp_path / "own.toml", values))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"term": "magic"}, "stages.0.term"),
+        ({"mode": "product"}, "stages.0.mode"),
+        ({"weight": -1.0}, "stages.0.weight"),
+        ({"clip": 0.0}, "stages.0.clip"),
+        ({"low": 9.0, "high": 3.0}, "low 9 must be below high 3"),
+        ({"low": 3.0, "high": 3.0}, "low 3 must be below high 3"),
+        ({"low": 0.0, "weight_end": 0.1}, "weight_end needs low above zero"),
+    ],
+)
+def test_stage_that_cannot_be_is_named(tmp_path, values, changes, words):
+    values["stages"][0] |= changes
+    with pytest.raises(InputError, match=r"own\.toml: stages\.0") as raised:
+        load_recipe(written(tmp_path / "own.toml", values))
+    assert words in str(raised.value)
+
+
+def test_noise_that_does_not_fall_is_named(tmp_path, values):
+    values["noise"] |= {"sigma_min": 5.0, "sigma_max": 5.0}
+    with pytest.raises(InputError, match=r"own\.toml: noise: .*sigma_min 5 must be below sigma_max 5"):
+        load_recipe(written(tmp_path / "own.toml", values))
+
+
+def test_text_that_is_not_toml(tmp_path):
+    (tmp_path / "own.toml").write_text("steps = = 3")
+    with pytest.raises(InputError, match=r"own\.toml: not valid TOML"):
+        load_recipe(str(tmp_path / "own.toml"))
+
+
+def test_unknown_name_lists_those_known():
+    with pytest.raises(InputError, match=r"^recipe guesswork: not known; choose .*densemble"):
+        load_recipe("guesswork")
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.toml: no such file"):
+        load_recipe(str(tmp_path / "absent.toml"))
