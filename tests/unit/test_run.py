@@ -1,0 +1,306 @@
+"""One guided sampling run: its prior, terms, stages, checkpoints, selection and refinement."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_crystal import write_crystal
+
+from densemble.errors import InputError
+from densemble.evaluation import reference_states
+from densemble.geometry.objective import GeometryObjective
+from densemble.grid import DensityMap
+from densemble.guidance.guided import AllAtom
+from densemble.guidance.stage import Stage
+from densemble.pipeline import load, problem_of
+from densemble.priors.edm import EDM
+from densemble.priors.gaussian import anchored_chain
+from densemble.recipes import StageRecipe
+from densemble.run import (
+    Checkpoints,
+    density_term,
+    gaussian_prior,
+    refine,
+    regularise_members,
+    sample_members,
+    select_members,
+    stages_of,
+)
+from densemble.testing import chain_topology
+
+
+@pytest.fixture(scope="module")
+def crystal(tmp_path_factory):
+    return write_crystal(tmp_path_factory.mktemp("crystal"))
+
+
+@pytest.fixture(scope="module")
+def inputs(crystal):
+    return load(crystal.settings())
+
+
+@pytest.fixture(scope="module")
+def problem(crystal, inputs):
+    return problem_of(crystal.settings(), inputs)
+
+
+@pytest.fixture(scope="module")
+def states(crystal, problem):
+    found = reference_states(crystal.reference, problem.stretches)
+    return torch.as_tensor(np.stack([found["A"], found["B"]]), dtype=torch.float32)
+
+
+def showing(problem, coords, weights):
+    """The problem with the density of known members as its target."""
+    with torch.no_grad():
+        density = problem.forward(coords, torch.tensor(weights), problem.b_start)
+    return replace(problem, target=DensityMap(problem.target.grid, density))
+
+
+# prior
+
+
+def test_gaussian_prior_is_centred_on_the_start_and_held_at_both_ends(inputs):
+    prior = gaussian_prior(inputs.stretches, inputs.recipe)
+    assert len(prior.topology) == 4 * 8
+    start = inputs.stretches.start[torch.as_tensor(inputs.stretches.backbone_atoms)]
+    assert torch.equal(prior.mean, start)
+    spread = prior.covariance.diagonal().sqrt()
+    assert float(spread[0]) < float(spread[16])
+    assert float(spread[-2]) < float(spread[16])  # C of the last residue
+
+
+def test_gaussian_prior_is_free_at_a_chain_end(crystal):
+    inputs = load(crystal.settings(region="A:190-194"))
+    spread = gaussian_prior(inputs.stretches, inputs.recipe).covariance.diagonal().sqrt()
+    assert float(spread[-1]) > 3 * float(spread[0])
+    assert float(spread[-1]) == pytest.approx(inputs.recipe.gaussian.amplitude, rel=0.1)
+
+
+def test_several_stretches_are_independent(crystal):
+    inputs = load(crystal.settings(region="A:175-177,A:184-187"))
+    prior = gaussian_prior(inputs.stretches, inputs.recipe)
+    assert prior.covariance.shape == (28, 28)
+    assert float(prior.covariance[:12, 12:].abs().max()) == 0
+    assert float(prior.covariance[:12, :12].abs().max()) > 0
+
+
+# terms and stages
+
+
+@pytest.mark.parametrize("guide", ["ensemble", "each"])
+def test_density_term_is_the_likelihood_of_the_blurred_map_at_equal_weights(problem, inputs, states, guide):
+    term = density_term(problem, guide, problem.b_start, inputs.recipe)
+    likelihood = problem.likelihood(guide, problem.b_start)
+    half = torch.full((2,), 0.5)
+    per_sigma, limit = inputs.recipe.density.blur_per_sigma, inputs.recipe.density.blur_limit
+    assert (per_sigma, limit) == (0.5, 2.0)
+    cases = ((0.0, 0.0), (0.07, 0.0), (0.42, 0.2), (1.0, 0.5), (3.86, 1.9), (4.0, 2.0), (50.0, 2.0))
+    for sigma, blur in cases:
+        expected = float(likelihood(states, half, blur=round(blur * 10) * 0.1))
+        assert float(term(states, sigma)) == pytest.approx(expected, rel=1e-6)
+    assert float(term(states, 4.0)) != float(term(states, 0.0))
+
+
+def test_term_of_the_ensemble_knows_that_states_share_the_map(problem, inputs, states):
+    """Both states together explain their mixture; each alone does not."""
+    exact = showing(problem, states, [0.5, 0.5])
+    joint, each = (density_term(exact, g, problem.b_start, inputs.recipe) for g in ("ensemble", "each"))
+    assert float(joint(states, 0.0)) == pytest.approx(0, abs=1e-3)
+    assert float(each(states, 0.0)) < -1
+
+
+def test_stages_are_those_whose_terms_take_part(inputs):
+    terms = {"geometry": lambda x, sigma: x.sum()}
+    (stage,) = stages_of(inputs.recipe, terms)
+    (data,) = (s for s in inputs.recipe.stages if s.term == "geometry")
+    assert (stage.name, stage.term) == ("geometry", terms["geometry"])
+    for key in StageRecipe.model_fields.keys() - {"term"}:
+        assert getattr(stage, key) == getattr(data, key)
+    both = stages_of(inputs.recipe, terms | {"density": terms["geometry"]})
+    assert [s.name for s in both] == [s.term for s in inputs.recipe.stages]
+
+
+# checkpoints
+
+
+def test_checkpoint_comes_back(tmp_path):
+    written = Checkpoints(tmp_path / "c.pt", "key")
+    written.current = {"guide": "each", "x": torch.arange(6.0).reshape(1, 2, 3), "trace": [{"sigma": 1.5}]}
+    written.finish("none", {"atoms": torch.ones(1, 2, 3), "trace": []})
+    assert written.current == {}
+    written.current = {"guide": "each", "step": 3}
+    written.save()
+    read = Checkpoints(tmp_path / "c.pt", "key")
+    read.load()
+    assert read.current == {"guide": "each", "step": 3}
+    assert torch.equal(read.finished["none"]["atoms"], torch.ones(1, 2, 3))
+    assert [f.name for f in tmp_path.iterdir()] == ["c.pt"]  # no part of a file is left
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    Checkpoints(tmp_path / "c.pt", "one").save()
+    other = Checkpoints(tmp_path / "c.pt", "another")
+    with pytest.raises(InputError, match=r"c\.pt: belongs to a run with other inputs or settings"):
+        other.load()
+
+
+def test_no_checkpoint_is_a_new_run(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c.pt", "key")
+    checkpoints.load()
+    assert (checkpoints.finished, checkpoints.current) == ({}, {})
+
+
+class Counting(AllAtom):
+    """A completion with a state that a resumed run must have."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def update(self, x0_hat, sigma) -> None:
+        self.calls += 1
+
+    def __call__(self, x0_hat):
+        return x0_hat + 0.01 * self.calls
+
+    def state_dict(self):
+        return {"calls": torch.tensor(self.calls)}
+
+    def load_state_dict(self, state) -> None:
+        self.calls = int(state["calls"])
+
+
+class KilledError(Exception):
+    """Stands for the user's Ctrl-C."""
+
+
+def toy(checkpoints, on_step, *, steps=25):
+    topology = chain_topology(4)
+    start = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    prior = anchored_chain(
+        topology,
+        start,
+        [[0, 1, 2, 3]],
+        anchored=[(True, True)],
+        amplitude=1.0,
+        smoothness=2.0,
+        jitter=0.1,
+        process=EDM(center=start, sigma_max=5.0, churn=0.3),
+    )
+    stage = Stage(name="pull", term=lambda x, sigma: -((x - 1) ** 2).sum(), high=2.0, weight=0.01)
+    return sample_members(
+        prior,
+        [stage],
+        Counting(),
+        guide="ensemble",
+        steps=steps,
+        members=2,
+        seed=3,
+        checkpoints=checkpoints,
+        on_step=on_step,
+    )
+
+
+@pytest.mark.parametrize("kill", [4, 10, 17, 20, 25])
+def test_sampling_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, kill):
+    whole, trace = toy(Checkpoints(tmp_path / "a.pt", "k"), lambda step: None)
+
+    def stop(step: int) -> None:
+        if step == kill:
+            raise KilledError
+
+    path = tmp_path / "b.pt"
+    with pytest.raises(KilledError):
+        toy(Checkpoints(path, "k"), stop)
+    steps: list[int] = []
+    again = Checkpoints(path, "k")
+    again.load()
+    resumed, resumed_trace = toy(again, steps.append)
+    last_saved = min(kill // 10 * 10, 20)  # every 10 steps, not at the end
+    assert steps == list(range(max(last_saved, 1), 26))
+    assert torch.equal(resumed, whole)
+    assert resumed_trace == trace
+    assert trace
+
+
+def test_checkpoint_of_another_guide_is_not_gone_on_from(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c.pt", "k")
+    whole, _ = toy(Checkpoints(tmp_path / "a.pt", "k"), lambda step: None)
+    checkpoints.current = {"guide": "each", "step": 10}
+    found, _ = toy(checkpoints, lambda step: None)
+    assert torch.equal(found, whole)
+
+
+# after sampling
+
+
+def test_selection_finds_the_members_that_made_the_map(problem, states):
+    exact = showing(problem, states, [0.39, 0.61])
+    drift = states[1] + torch.linspace(-2, 2, states.shape[1])[:, None]
+    candidates = torch.stack([states.mean(0), states[0], drift, states[1], states[1] + 1.5])
+    members, ensemble = select_members(exact, candidates, keep=2)
+    assert set(members) == {1, 3}
+    weights = dict(zip(members, ensemble.weights.tolist(), strict=True))
+    assert (weights[1], weights[3]) == pytest.approx((0.39, 0.61), abs=0.02)
+    assert torch.equal(ensemble.coords, candidates[list(members)])
+    shift = ensemble.b_iso[0] - problem.b_start  # the map was made with the start's B factors
+    assert float(shift.abs().median()) < 3
+
+
+def test_selection_keeps_no_more_than_told(problem, states):
+    exact = showing(problem, states, [0.39, 0.61])
+    members, ensemble = select_members(exact, states, keep=1)
+    assert len(members) == len(ensemble) == 1
+    assert ensemble.weights.tolist() == [1.0]
+
+
+def test_map_that_no_member_explains_is_an_error(problem, states):
+    inverted = showing(problem, states, [0.5, 0.5])
+    target = DensityMap(inverted.target.grid, -inverted.target.values)
+    with pytest.raises(ValueError, match="no member"):
+        select_members(replace(inverted, target=target), states, keep=2)
+
+
+def test_regularisation_repairs_geometry(problem, states, inputs):
+    geometry = GeometryObjective(problem.restraints())
+    noise = 0.15 * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
+    finish = inputs.recipe.finish.model_copy(update={"regularise_steps": 40})
+    fixed = regularise_members(states + noise, geometry, None, finish)
+    assert float(geometry(fixed)) > 0.2 * float(geometry(states + noise))
+    assert fixed.shape == states.shape
+
+
+def test_regularisation_with_density_stays_closer_to_the_map(problem, states, inputs):
+    exact = showing(problem, states, [0.5, 0.5])
+    geometry = GeometryObjective(problem.restraints())
+    noise = 0.15 * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
+    density = density_term(exact, "ensemble", problem.b_start, inputs.recipe)
+    finish = inputs.recipe.finish.model_copy(update={"regularise_steps": 30})
+    without = regularise_members(states + noise, geometry, None, finish)
+    weighted = regularise_members(
+        states + noise, geometry, density, finish.model_copy(update={"density_weight": 100.0})
+    )
+    unweighted = regularise_members(
+        states + noise, geometry, density, finish.model_copy(update={"density_weight": 0.0})
+    )
+    assert float(density(weighted, 0.0)) > float(density(without, 0.0))
+    assert torch.allclose(unweighted, without, atol=1e-3)
+
+
+def test_refinement_betters_the_fit_and_keeps_the_members(problem, states, inputs):
+    exact = showing(problem, states, [0.39, 0.61])
+    noise = 0.2 * torch.randn(states.shape, generator=torch.Generator().manual_seed(2))
+    _, ensemble = select_members(exact, states + noise, keep=2)
+    geometry = GeometryObjective(problem.restraints())
+    finish = inputs.recipe.finish.model_copy(update={"refine_steps": 25, "density_weight": 10.0})
+    refined = refine(exact, ensemble, geometry, finish)
+    assert len(refined) == 2
+    assert refined.topology is ensemble.topology
+    assert float(refined.weights.sum()) == pytest.approx(1, abs=1e-5)
+
+    def residual(e) -> float:
+        return exact.likelihood("ensemble", e.b_iso[0]).rms(e.coords, e.weights)
+
+    assert residual(refined) < 0.6 * residual(ensemble)
+    assert float((refined.coords - ensemble.coords).norm(dim=-1).max()) > 0.05
