@@ -9,10 +9,13 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from small_crystal import LOOP, SmallCrystal, contents, read_columns, write_mtz
 
 from densemble.cli import main
+from densemble.grid import DensityMap, Grid
+from densemble.io.maps import write_map
 from densemble.priors import embedded
 
 
@@ -301,3 +304,22 @@ def test_force_with_bad_input_removes_nothing(crystal, tmp_path):
     options = ("--region", "A:300-305", "--out", out, "--force", "--quiet")
     sentence(invoke("xray", crystal.model, crystal.data, *options))
     assert contents(out) == {"result.json": b"of an earlier run"}
+
+
+@pytest.mark.parametrize(
+    ("fill", "words"), [(0.0, "is empty"), (np.nan, "holds NaNs")], ids=["empty", "NaNs"]
+)
+def test_score_refuses_a_map_without_density(crystal, tmp_path, fill, words):
+    path = tmp_path / "map.ccp4"
+    write_map(
+        path, DensityMap(Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (9, 9, 9)), torch.full((9, 9, 9), fill))
+    )
+    said = sentence(invoke("score", crystal.model, path, "--resolution", 2))
+    assert f"map.ccp4 {words}" in said
+
+
+def test_score_refuses_what_is_not_there(crystal, tmp_path):
+    assert "absent.ccp4" in sentence(
+        invoke("score", crystal.model, tmp_path / "absent.ccp4", "--resolution", 2)
+    )
+    assert "absent.cif" in sentence(invoke("score", tmp_path / "absent.cif", crystal.data))
