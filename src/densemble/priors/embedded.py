@@ -40,6 +40,7 @@ def save_network(network: SegmentNetwork, path: Path, *, facts: dict[str, str]) 
     tensors = {name: value.detach().half().contiguous() for name, value in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(path), metadata={"network": json.dumps(asdict(network.config))} | facts)
+    path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 @cache
