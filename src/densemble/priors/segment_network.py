@@ -13,7 +13,9 @@ every atom that grow from the anchors.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -50,9 +52,9 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What does not depend on the noise: context tokens and frames."""
+    """What does not depend on the noise: keys and values of every layer of every stage, frames and atoms."""
 
-    tokens: Tensor
+    keys: list[list[tuple[Tensor, Tensor]]]
     frames: Tensor
     atoms: Tensor
 
@@ -106,7 +108,12 @@ class Layer(nn.Module):
         return k, v
 
     def forward(
-        self, x: Tensor, condition: Tensor, bias: Tensor, values: Tensor, context: Tensor | None
+        self,
+        x: Tensor,
+        condition: Tensor,
+        bias: Tensor,
+        values: Tensor,
+        context: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """Update tokens of shape (b, c, l, d); keys are the context's, then the segment's own."""
         _, c, n, _ = x.shape
@@ -115,7 +122,7 @@ class Layer(nn.Module):
         q = q * (q.shape[-1] ** -0.5)
         score = torch.einsum("bclhd,bckhd->bhclk", q, k)
         if context is not None:
-            ck, cv = self.context_keys(context)
+            ck, cv = context
             far = (q.permute(0, 3, 1, 2, 4).flatten(2, 3) @ ck.transpose(-1, -2)).unflatten(2, (c, n))
             score = torch.cat([far, score], dim=-1)
         weight = torch.softmax(score + bias, dim=-1).to(v.dtype)
@@ -144,8 +151,8 @@ class ContextEncoder(nn.Module):
         self.pairs = PairBias(config, config.context_layers)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.context_layers))
 
-    def forward(self, segment: Segment) -> Encoded:
-        """Encode the context once."""
+    def forward(self, segment: Segment) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, shape=(b, m, d), frames and atoms (with CB)."""
         length = segment.kind.shape[1]
         atoms = with_beta(segment.context)
         frames = residue_frames(segment.context)
@@ -168,7 +175,7 @@ class ContextEncoder(nn.Module):
         x = x[:, None]
         for layer, b in zip(self.layers, bias, strict=True):
             x = layer(x, condition, b, values, None)
-        return Encoded(x[:, 0], frames, atoms)
+        return x[:, 0], frames, atoms
 
 
 def _offsets(query: Tensor, key: Tensor, other: Tensor) -> Tensor:
@@ -191,13 +198,17 @@ class Stage(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def context_keys(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the context for every layer."""
+        return [layer.context_keys(tokens) for layer in cast(Iterable[Layer], self.layers)]
+
     def forward(
         self,
         h: Tensor,
         geometry: Tensor,
         pairs: tuple[Tensor, Tensor, Tensor],
         masked: Tensor,
-        tokens: Tensor,
+        context: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """Updated tokens, and coefficients of the correction for ``assemble``.
 
@@ -206,14 +217,14 @@ class Stage(nn.Module):
             geometry: noisy coordinates, the estimate, its local distances, shape=(b, c, l, f).
             pairs: pair features, sequence offsets, noise condition.
             masked: true for keys that are padding, broadcast over the biases.
-            tokens: the context's.
+            context: keys and values of the context for every layer.
         """
         h = h + self.geometry(geometry)
         condition = pairs[2]
         bias, values = self.pairs(*pairs)
         bias = bias.masked_fill(masked, -1e4)
-        for layer, bias_of_layer in zip(self.layers, bias, strict=True):
-            h = layer(h, condition, bias_of_layer, values, tokens)
+        for layer, bias_of_layer, keys in zip(self.layers, bias, context, strict=True):
+            h = layer(h, condition, bias_of_layer, values, keys)
         return h, self.head(functional.layer_norm(h, h.shape[-1:]))
 
 
@@ -242,7 +253,9 @@ class SegmentNetwork(nn.Module):
 
     def encode(self, segment: Segment) -> Encoded:
         """The part that does not depend on the noisy coordinates."""
-        return self.context(segment)
+        tokens, frames, atoms = self.context(segment)
+        keys = [stage.context_keys(tokens) for stage in cast(Iterable[Stage], self.stages)]
+        return Encoded(keys, frames, atoms)
 
     def forward(
         self,
@@ -285,7 +298,7 @@ class SegmentNetwork(nn.Module):
             frames = residue_frames(seen)
             pairs = (_segment_pairs(seen, frames, encoded), offset, condition)
             geometry = torch.cat([noisy, own, local], dim=-1)
-            h, change = stage(h, geometry, pairs, masked, encoded.tokens)
+            h, change = stage(h, geometry, pairs, masked, encoded.keys[i])
             change = change.to(x.dtype)
             f = f + assemble(change, frames, directions)
             estimate = base + out_scale * f
