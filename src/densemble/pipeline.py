@@ -55,6 +55,7 @@ from densemble.run import (
     Checkpoints,
     density_term,
     gaussian_prior,
+    mode_of,
     refine,
     regularise_members,
     sample_members,
@@ -257,7 +258,7 @@ def run_guide(
     done = checkpoints.finished[guide]
     selected, ensemble = select_members(problem, done["atoms"], keep=settings.keep)
     if density is not None:
-        ensemble = refine(problem, ensemble, geometry, recipe.finish)
+        ensemble = refine(problem, ensemble, geometry, recipe.finish, mode_of(guide))
     return GuideRun(done["atoms"], selected, ensemble, done["trace"])
 
 

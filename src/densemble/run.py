@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -57,9 +57,14 @@ def gaussian_prior(stretches: Stretches, recipe: Recipe) -> GaussianPrior:
     )
 
 
+def mode_of(guide: Guide) -> Literal["ensemble", "each"]:
+    """The likelihood that goes with a way of guidance."""
+    return "each" if guide == "each" else "ensemble"
+
+
 def density_term(problem: CrystalProblem, guide: Guide, b_iso: Tensor, recipe: Recipe) -> Term:
     """Log-likelihood of the target, which is blurred to match the noise."""
-    likelihood = problem.likelihood("each" if guide == "each" else "ensemble", b_iso)
+    likelihood = problem.likelihood(mode_of(guide), b_iso)
     settings = recipe.density
 
     def term(atoms: Tensor, sigma: float) -> Tensor:
@@ -203,20 +208,25 @@ def select_members(
 
 
 def refine(
-    problem: CrystalProblem, ensemble: Ensemble, geometry: GeometryObjective, finish: Finish
+    problem: CrystalProblem,
+    ensemble: Ensemble,
+    geometry: GeometryObjective,
+    finish: Finish,
+    mode: Literal["ensemble", "each"],
 ) -> Ensemble:
-    """Coordinates, then B and weights, of the members kept, jointly against the target; twice.
+    """Coordinates, then B and weights, of the members kept, against the target; twice.
 
-    A member whose weight falls to zero is kept with weight zero, so that indices stay.
+    Coordinates follow the likelihood that guided the sampling: jointly, or each member alone. A
+    member whose weight falls to zero is kept with weight zero, so that indices stay.
     """
     coords, weights, b_iso = ensemble.coords, ensemble.weights, ensemble.b_iso[0]
     for _ in range(2):
-        likelihood = problem.likelihood("ensemble", b_iso)
+        likelihood = problem.likelihood(mode, b_iso)
 
         def density(x: Tensor, likelihood: DensityLikelihood = likelihood, w: Tensor = weights) -> Tensor:
             return finish.density_weight * likelihood(x, w)
 
         coords = regularise(coords, geometry, log_likelihood=density, evaluations=finish.refine_steps).coords
-        b_iso = fit_b(likelihood, coords, weights, base=problem.b_start)
+        b_iso = fit_b(problem.likelihood("ensemble", b_iso), coords, weights, base=problem.b_start)
         weights = torch.as_tensor(fit_weights(*problem.voxel_values(coords, b_iso)), dtype=coords.dtype)
     return Ensemble(ensemble.topology, coords, weights, b_iso.expand(len(coords), -1))
