@@ -89,6 +89,11 @@ class Topology:
             (int(r), name): i for i, (r, name) in enumerate(zip(self.residue_index, self.names, strict=True))
         }
 
+    @property
+    def residue_names(self) -> tuple[str, ...]:
+        """Name of the residue of each atom, length N."""
+        return tuple(self.residues[r].name for r in self.residue_index)
+
     def backbone(self, residues: Sequence[int]) -> np.ndarray:
         """Indices of N, CA, C, O of the residues given, shape=(R, 4).
 

@@ -116,7 +116,7 @@ def map_fits(
         voxels = Voxels.of_states(target, states, source)
     else:
         voxels = Voxels.of_models(target, *(e.coords[e.weights > 0] for e in ensembles.values()))
-    fits = {name: map_fit(problem.atoms, target, voxels, e) for name, e in ensembles.items()}
+    fits = {name: map_fit(problem.forward, target, voxels, e) for name, e in ensembles.items()}
     return (
         Metrics(
             voxels=voxels.description,
@@ -146,7 +146,7 @@ def member_records(
                 id=k + 1,
                 selected=weights.get(k, 0.0) > 0,
                 weight=weights.get(k, 0.0),
-                rscc=map_fit(problem.atoms, problem.target, voxels, alone).rscc,
+                rscc=map_fit(problem.forward, problem.target, voxels, alone).rscc,
                 bimodality=None if score is None else float(score[k]),
                 rmsd={name: float(values[k]) for name, values in to.items()} or None,
             )

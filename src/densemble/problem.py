@@ -189,7 +189,6 @@ class CrystalProblem:
         target: density of the region alone, e/Å^3.
         mask: weight of each voxel, from the start's reach alone.
         forward: atoms to density, less the solvent that they displace: what the target shows.
-        atoms: atoms to their density alone, on which map fit is stated, as is usual.
         sigma: noise of a voxel, e/Å^3, such that the log-likelihood counts independent data.
     """
 
@@ -198,7 +197,6 @@ class CrystalProblem:
     target: DensityMap
     mask: Float[Tensor, "nx ny nz"]
     forward: XrayDensity
-    atoms: XrayDensity
     sigma: float
 
     @classmethod
@@ -217,17 +215,18 @@ class CrystalProblem:
         images = SymmetryImages.reaching(grid, start, structure.cell, structure.find_spacegroup(), margin=3.0)
         target = sample(maps.stretch, grid)
         mask = reach_mask(grid, start, recipe.reach, exclude=around.coords)
-        elements, volumes = stretches.topology.elements, displaced_volumes(stretches.topology)
+        topology = stretches.topology
+        volumes = displaced_volumes(topology.residue_names, topology.names, topology.elements)
         solvent = displacement_factors(volumes, density=maps.solvent.density, b_solvent=maps.solvent.b)
-        forward = XrayDensity(grid, elements, d_min=d_min, images=images, extra=FormFactors(*solvent))
-        atoms = XrayDensity(grid, elements, d_min=d_min, images=images)
+        extra = FormFactors(*solvent)
+        forward = XrayDensity(grid, topology.elements, d_min=d_min, images=images, extra=extra)
         likelihood = DensityLikelihood(
             forward, target, mask, b_iso=stretches.b_start.clamp(min=forward.b_min)
         )
         # what the start leaves unexplained is the noise that is known before anything is fitted
         noise = likelihood.rms(stretches.start[None], torch.ones(1))
         sigma = effective_sigma(grid, noise, d_min)
-        return cls(stretches, around, target, mask, forward, atoms, sigma)
+        return cls(stretches, around, target, mask, forward, sigma)
 
     def likelihood(self, mode: Literal["ensemble", "each"], b_iso: Tensor) -> DensityLikelihood:
         """Eq. 2 of paper 1, or its i.i.d. ablation."""

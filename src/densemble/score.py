@@ -3,7 +3,8 @@
 The target depends on what is given.
 
 - Reflections and a region: the omit map of the region. What is compared with it is the density of
-  the region's atoms alone, as in ``result.json`` of a run, with the same voxels and the same forward model.
+  the region's atoms less the solvent that they displace, as in ``result.json`` of a run: the same voxels
+  and the same forward model.
   A run makes the map of its start, so the figures of its ensemble are the run's when the start is given;
   the model's own omit map differs a little, in scale and solvent.
 - Reflections alone: 2mFo-DFc less the bulk solvent, phased by the model, hence biased towards it. What is
@@ -29,11 +30,13 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 
 from densemble.atoms import Region, Topology
-from densemble.crystal.omit import omit_map, two_fofc_map
+from densemble.crystal.omit import atoms_map, omit_map
 from densemble.crystal.sampling import sample, sample_crystal_map
 from densemble.crystal.scaling import r_factors
 from densemble.errors import InputError
 from densemble.evaluation import NEAR, Voxels, distances
+from densemble.forward.scattering import FormFactors
+from densemble.forward.solvent import displaced_volumes, displacement_factors
 from densemble.forward.xray import SymmetryImages, XrayDensity
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import read_crystal_map, read_map
@@ -272,15 +275,26 @@ def _against_reflections(subject: _Subject, data: Path, start: Path | None) -> _
 def _omitted(
     subject: _Subject, source: gemmi.Structure, reflections: Reflections
 ) -> tuple[DensityMap, DensityMap]:
-    """Density of the region's atoms, and its omit map, on voxels of the default recipe's spacing."""
+    """Density of the region's atoms less the solvent that they displace, and its omit map.
+
+    On voxels of the default recipe's spacing, so that a run's figures come back.
+    """
     sites, inside = subject.sites, subject.inside
     maps = omit_map(source, [residue.id for residue in subject.topology.residues], reflections)
     spacing = load_recipe("densemble").density.spacing
     grid = Grid.around(subject.points(), margin=NEAR, spacing=spacing)
     coords, cell, group = sites.coords[inside], sites.structure.cell, sites.structure.find_spacegroup()
+    kinds = [
+        [kind for kind, used in zip(values, inside, strict=True) if used]
+        for values in (sites.residue_names, sites.names, sites.elements)
+    ]
+    solvent = displacement_factors(
+        displaced_volumes(*kinds), density=maps.solvent.density, b_solvent=maps.solvent.b
+    )
     forward = XrayDensity(
         grid,
-        [element for element, used in zip(sites.elements, inside, strict=True) if used],
+        kinds[2],
+        extra=FormFactors(*solvent),
         occupancy=torch.as_tensor(sites.occupancy[inside], dtype=torch.float32),
         d_min=maps.total.d_min,
         images=SymmetryImages.reaching(grid, coords, cell, group),
@@ -293,9 +307,9 @@ def _omitted(
 def _whole(subject: _Subject, reflections: Reflections) -> tuple[DensityMap, DensityMap]:
     """Density of all atoms, and 2mFo-DFc less the bulk solvent."""
     sites = subject.sites
-    maps = two_fofc_map(sites.structure, list(dict.fromkeys(sites.residues)), reflections)
+    coefficients = atoms_map(sites.structure, reflections)
     grid = Grid.around(subject.points(), margin=NEAR, spacing=reflections.d_min / 3)
-    return xray_density(sites, grid, d_min=reflections.d_min), sample(maps.stretch, grid)
+    return xray_density(sites, grid, d_min=reflections.d_min), sample(coefficients, grid)
 
 
 def _is_map(path: Path) -> bool:

@@ -42,7 +42,9 @@ def states(crystal, problem):
 
 def shown(problem, ensemble):
     """The problem with the atoms' density of an ensemble, on another scale, as its target."""
-    density = problem.atoms(ensemble.coords, ensemble.weights, ensemble.b_iso.clamp(min=problem.atoms.b_min))
+    density = problem.forward(
+        ensemble.coords, ensemble.weights, ensemble.b_iso.clamp(min=problem.forward.b_min)
+    )
     return replace(problem, target=DensityMap(problem.target.grid, 2.5 * density.detach()))
 
 
@@ -125,18 +127,18 @@ def test_fit_of_the_density_itself_is_perfect(problem, states):
     ensemble = both_states(problem, states)
     exact = shown(problem, ensemble)
     voxels = Voxels.of_states(exact.target, states, "truth.cif")
-    fit = map_fit(exact.atoms, exact.target, voxels, ensemble)
+    fit = map_fit(exact.forward, exact.target, voxels, ensemble)
     assert (fit.rscc, fit.cosine) == pytest.approx((1.0, 1.0), abs=1e-5)
-    one = map_fit(exact.atoms, exact.target, voxels, ensemble.select([1]))
+    one = map_fit(exact.forward, exact.target, voxels, ensemble.select([1]))
     assert one.rscc < 0.95
 
 
 def test_map_fit_is_pearson_and_cosine_of_the_voxels(problem, states):
     ensemble = start_ensemble(problem)
     voxels = Voxels.of_states(problem.target, states, "truth.cif")
-    fit = map_fit(problem.atoms, problem.target, voxels, ensemble)
+    fit = map_fit(problem.forward, problem.target, voxels, ensemble)
     with torch.no_grad():
-        density = problem.atoms(ensemble.coords, ensemble.weights, problem.b_start[None])
+        density = problem.forward(ensemble.coords, ensemble.weights, problem.b_start[None])
     a, b = (v[voxels.inside].double().numpy() for v in (density, problem.target.values))
     assert fit.rscc == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
     assert fit.cosine == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-6)
@@ -154,7 +156,7 @@ def test_all_subjects_are_compared_on_the_same_voxels(problem, states):
     subjects = {"start": start_ensemble(problem), "ensemble": both_states(problem, states)}
     metrics, voxels = map_fits(problem, subjects, states, "truth.cif")
     for name, ensemble in subjects.items():
-        assert metrics.rscc[name] == map_fit(problem.atoms, problem.target, voxels, ensemble).rscc
+        assert metrics.rscc[name] == map_fit(problem.forward, problem.target, voxels, ensemble).rscc
     swapped = {"start": subjects["start"], "ensemble": subjects["start"]}
     assert map_fits(problem, swapped, states, "truth.cif")[0].rscc["start"] == metrics.rscc["start"]
 
@@ -184,7 +186,7 @@ def test_records_of_members(problem, states):
     assert [r.weight for r in records] == [0.4, 0.6, 0.0]
     assert [r.bimodality for r in records[:2]] == pytest.approx([-1, 1], abs=1e-4)
     assert records[2].rmsd["A"] == pytest.approx(3**0.5, abs=1e-4)
-    alone = map_fit(exact.atoms, exact.target, voxels, ensemble.select([0], weights=torch.ones(1)))
+    alone = map_fit(exact.forward, exact.target, voxels, ensemble.select([0], weights=torch.ones(1)))
     assert records[0].rscc == pytest.approx(alone.rscc, abs=1e-6)
     assert records[2].rscc < records[0].rscc
 

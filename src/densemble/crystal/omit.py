@@ -150,19 +150,30 @@ def as_phased_map(
     return _stretch_map(structure, reflections, *with_000, models.scale)
 
 
-def _models(structure: gemmi.Structure, residues: Sequence[ResidueId], reflections: Reflections) -> _Models:
+def atoms_map(structure: gemmi.Structure, reflections: Reflections) -> MapCoefficients:
+    """2mFo-DFc less the bulk solvent around the whole model: the density of all its atoms, biased to it."""
+    models = _models(structure, None, reflections)
+    total, solvent = _weighted(reflections, models, phasing=models.whole)
+    return _stretch_map(structure, reflections, total, solvent, models.scale).stretch
+
+
+def _models(
+    structure: gemmi.Structure, residues: Sequence[ResidueId] | None, reflections: Reflections
+) -> _Models:
+    """The start, and all but some residues; where these are None, the start's bulk solvent alone."""
+    hkl = np.concatenate([reflections.hkl, _ORIGIN])
+    atoms = atom_factors(structure, hkl, d_min=reflections.d_min)
+    mask = solvent_factors(solvent_mask(structure), hkl)
+    scale = fit_scale(reflections, atoms[:-1], mask[:-1])
+    density = np.append(scale.k_mask, scale.k_mask_0)
+    if residues is None:
+        return _Models(atoms + density * mask, density * mask, scale)
     without = without_residues(structure, residues)
     if without[0].count_atom_sites() == structure[0].count_atom_sites():
         raise InputError("the model has none of the region's residues; check chain and numbering")
-    hkl = np.concatenate([reflections.hkl, _ORIGIN])
-    d_min = reflections.d_min
-    atoms = atom_factors(structure, hkl, d_min=d_min)
-    solvent = solvent_factors(solvent_mask(structure), hkl)
-    scale = fit_scale(reflections, atoms[:-1], solvent[:-1])
-    density = np.append(scale.k_mask, scale.k_mask_0)
-    rest = atom_factors(without, hkl, d_min=d_min)
-    solvent_of_rest = solvent_factors(solvent_mask(without), hkl)
-    return _Models(atoms + density * solvent, rest + density * solvent_of_rest, scale)
+    rest = atom_factors(without, hkl, d_min=reflections.d_min)
+    mask_of_rest = solvent_factors(solvent_mask(without), hkl)
+    return _Models(atoms + density * mask, rest + density * mask_of_rest, scale)
 
 
 def _weighted(

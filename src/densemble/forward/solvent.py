@@ -9,11 +9,10 @@ is smoothed by its own B factor, as in the bulk-solvent correction.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-
-from densemble.atoms import Topology
 
 #: Displaced volumes in Å^3 of heavy atoms with their hydrogens, after Fraser et al. (1978), Table 1;
 #: phosphorus, selenium and others take the volume of sulphur.
@@ -79,16 +78,23 @@ def hydrogens_on(residue: str, atom: str, element: str) -> int:
     return 1
 
 
-def displaced_volumes(topology: Topology) -> Float[np.ndarray, " n"]:
-    """Å^3 that each atom takes from the solvent, shape=(N,)."""
+def displaced_volumes(
+    residues: Sequence[str], names: Sequence[str], elements: Sequence[str]
+) -> Float[np.ndarray, " n"]:
+    """Å^3 that each atom takes from the solvent, shape=(N,).
+
+    Args:
+        residues: name of the residue of each atom, length N.
+        names: of the atoms.
+        elements: of the atoms.
+    """
     volumes = []
-    for name, element, r in zip(topology.names, topology.elements, topology.residue_index, strict=True):
+    for residue, name, element in zip(residues, names, elements, strict=True):
         table = VOLUMES.get(element)
         if table is None:
             volumes.append(_OTHER)
-            continue
-        bound = hydrogens_on(topology.residues[r].name, name, element)
-        volumes.append(table[min(bound, max(table))])
+        else:
+            volumes.append(table[min(hydrogens_on(residue, name, element), max(table))])
     return np.array(volumes)
 
 

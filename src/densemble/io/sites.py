@@ -22,6 +22,8 @@ class Sites:
         model: the same file as one conformation.
         structure: gemmi's view of the sites.
         residues: of each site.
+        residue_names: name of the residue of each site.
+        names: of each site.
         elements: of each site.
         coords: Å, shape=(n, 3).
         occupancy: shape=(n,).
@@ -31,6 +33,8 @@ class Sites:
     model: Model
     structure: gemmi.Structure
     residues: tuple[ResidueId, ...]
+    residue_names: tuple[str, ...]
+    names: tuple[str, ...]
     elements: tuple[str, ...]
     coords: Float[np.ndarray, "n 3"]
     occupancy: Float[np.ndarray, " n"]
@@ -69,6 +73,8 @@ class Sites:
                 ResidueId(s.chain.name, s.residue.seqid.num or 0, s.residue.seqid.icode.strip())
                 for s in sites
             ),
+            residue_names=tuple(site.residue.name for site in sites),
+            names=tuple(atom.name for atom in atoms),
             elements=tuple(atom.element.name for atom in atoms),
             coords=coords,
             occupancy=occupancy,

@@ -36,7 +36,9 @@ def test_volume_per_mass_is_that_of_proteins():
         gemmi.Element(e).weight + 1.008 * hydrogens_on(topology.residues[r].name, n, e)
         for n, e, r in zip(topology.names, topology.elements, topology.residue_index, strict=True)
     )
-    assert displaced_volumes(topology).sum() / mass == pytest.approx(1.21, abs=0.05)
+    assert displaced_volumes(
+        topology.residue_names, topology.names, topology.elements
+    ).sum() / mass == pytest.approx(1.21, abs=0.05)
 
 
 def test_factor_is_the_transform_of_the_gaussian():
