@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -115,11 +116,14 @@ class Checkpoints:
         """Go on from the file, if there is one.
 
         Raises:
-            InputError: it is of other inputs or settings.
+            InputError: it is of other inputs or settings, or not a checkpoint.
         """
         if not self.path.is_file():
             return
-        saved = load_checkpoint(self.path)
+        try:
+            saved = load_checkpoint(self.path)
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise InputError(f"{self.path}: not a checkpoint; start anew with --force ({error})") from error
         if saved["key"] != self.key:
             raise InputError(
                 f"{self.path}: belongs to a run with other inputs or settings; repeat those to --resume, "
@@ -144,6 +148,9 @@ def sample_members(
 
     Returns:
         All atoms of the members, Å, and the trace of every objective.
+
+    Raises:
+        InputError: the recipe's guidance is so strong that sampling diverges.
     """
     guided = GuidedPrior(prior, stages, completion)
     generator = torch.Generator().manual_seed(seed)
@@ -166,7 +173,10 @@ def sample_members(
             checkpoints.save()
         on_step(new.step)
 
-    x = sample(guided, steps=steps, members=members, generator=generator, state=state, on_step=after)
+    try:
+        x = sample(guided, steps=steps, members=members, generator=generator, state=state, on_step=after)
+    except FloatingPointError as error:
+        raise InputError(f"guide {guide}: {error}; lower the weights of the recipe's stages") from error
     with torch.no_grad():
         completion.update(x, 0.0)
         atoms = completion(x)
@@ -194,12 +204,17 @@ def select_members(
         Indices of the members kept, and their ensemble.
 
     Raises:
-        ValueError: no member correlates with the target.
+        InputError: no member correlates with the target.
     """
     start = problem.b_start
     uniform = atoms.new_full((len(atoms),), 1 / len(atoms))
     b_iso = fit_b(problem.likelihood("ensemble", start), atoms, uniform, base=start)
-    selection = matching_pursuit(*problem.voxel_values(atoms, b_iso), keep=keep)
+    try:
+        selection = matching_pursuit(*problem.voxel_values(atoms, b_iso), keep=keep)
+    except ValueError as error:
+        raise InputError(
+            f"region {problem.stretches.region}: {error}; see whether model and data fit each other there"
+        ) from error
     weights = torch.as_tensor(selection.weights, dtype=atoms.dtype)
     chosen = atoms[list(selection.members)]
     return selection.members, Ensemble(

@@ -117,3 +117,16 @@ def test_resume_where_nothing_was_begun_starts_at_the_beginning(crystal, tmp_pat
     progress = StopAt()
     run_xray(crystal.settings(), tmp_path / "new", resume=True, progress=progress)
     assert [step for _, step in progress.seen] == list(range(1, 7))
+
+
+def test_a_finished_run_is_not_resumed(finished):
+    before = contents(finished.folder)
+    with pytest.raises(InputError, match="its run is finished"):
+        run_xray(finished.settings, finished.folder, resume=True)
+    assert contents(finished.folder) == before
+
+
+def test_a_broken_checkpoint_is_refused(copy, crystal):
+    (copy / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        run_xray(crystal.settings(steps=12), copy, resume=True)

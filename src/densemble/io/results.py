@@ -161,11 +161,14 @@ def check_output(directory: str | Path, *, force: bool = False, resume: bool = F
     """See that an output folder may be used; nothing is written or removed.
 
     Raises:
-        InputError: it is a file, or is not empty and neither ``force`` nor ``resume`` is given.
+        InputError: it is a file; it is not empty and neither ``force`` nor ``resume`` is given; or it
+            holds a finished run that is to be resumed.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"output folder {directory}: a file of this name exists; choose another name")
+    if resume and (directory / RESULT_FILE).is_file():
+        raise InputError(f"output folder {directory}: its run is finished; --force to run it anew")
     if directory.is_dir() and any(directory.iterdir()) and not (force or resume):
         raise InputError(
             f"output folder {directory}: exists and is not empty; choose another, or --force to replace "
