@@ -27,6 +27,9 @@ NO_ALTLOC = "\0"
 PEPTIDE_BOND_LIMIT = 2.0
 """Å. A C-N distance below it is a peptide bond (1.33 Å, Engh & Huber 1991), above it a gap."""
 
+ABSENT_BELOW = 0.95
+"""Where the altlocs that a site has sum to less than this, the site is empty in an altloc that it lacks."""
+
 _HALOGENS = ("F", "Cl", "Br", "I")
 
 
@@ -40,8 +43,8 @@ class Model:
         topology: the N atoms, in file order.
         coords: Å, shape=(N, 3).
         b_iso: Å^2, the equivalent isotropic B where the file has ANISOU records, shape=(N,).
-        occupancy: shape=(N,); 1 where one of several altlocs was kept, else as in the file (also for
-            an altloc without an alternative, which is a partly occupied site).
+        occupancy: shape=(N,); 1 where one of several altlocs was kept, or the one asked for, else as in
+            the file (also for an altloc without an alternative, which is a partly occupied site).
         messages: one sentence for each thing that was left out or chosen, for the user.
     """
 
@@ -80,10 +83,12 @@ def read_model(path: str | Path, *, altloc: str | None = None) -> Model:
 
     Args:
         path: mmCIF or PDB, also gzipped.
-        altloc: the conformation to keep wherever it exists. Residues that only have others, and
-            every residue when it is None, keep their conformer of highest occupancy (the first
-            one of equals). Atoms that the kept conformer lacks are left out, except backbone
-            atoms, which then come from the conformer of highest occupancy that has them.
+        altloc: the conformation to keep, at full occupancy, wherever it exists. Of residues that only
+            have others, the atoms with altlocs are left out if their occupancies sum to less than
+            ``ABSENT_BELOW``: in this conformation nothing is there. If they sum to one, and in every
+            residue when ``altloc`` is None, the conformer of highest occupancy is kept (the first one
+            of equals). Atoms that the kept conformer lacks are left out, except backbone atoms,
+            which then come from the conformer of highest occupancy that has them.
 
     Raises:
         InputError: the file is missing, is not a model or has no atoms; the altloc exists nowhere
@@ -249,31 +254,49 @@ def _resolve_altlocs(structure: gemmi.Structure, path: Path, altloc: str | None)
         raise InputError(f"model {path}: no atom has altloc '{altloc}' ({has})")
     chosen: Counter[str] = Counter()
     fallback: list[tuple[ResidueId, str]] = []
+    absent: list[tuple[ResidueId, str]] = []
     kept: dict[tuple[ResidueId, str], str] = {}
     for chain in structure[0]:
         for group in reversed(_sites(chain)):
             letters = _conformers(chain, group, path)
             if not letters:
                 continue
+            rid = _residue_id(chain, chain[group[0]])
             letter = altloc if altloc in letters else max(letters, key=lambda x: letters[x])
-            residue = _keep_conformer(chain, group, letter, len(letters) > 1)
-            kept.update({(_residue_id(chain, residue), atom.name): letter for atom in residue})
-            chosen[letter] += 1
             if altloc not in (None, letter):
-                fallback.append((_residue_id(chain, residue), letter.strip(NO_ALTLOC) or "blank"))
+                missing = sum(letters.values()) < ABSENT_BELOW
+                (absent if missing else fallback).append((rid, letter.strip(NO_ALTLOC) or "blank"))
+                if missing:
+                    _empty_site(chain, group)
+                    continue
+            residue = _keep_conformer(chain, group, letter, full=len(letters) > 1 or letter == altloc)
+            kept.update({(rid, atom.name): letter for atom in residue})
+            chosen[letter] += 1
+    structure.remove_empty_chains()
     _resolve_connections(structure, kept)
-    if not chosen:
-        return []
     what = ", ".join(f"{letter.strip(NO_ALTLOC) or 'blank'} in {n}" for letter, n in sorted(chosen.items()))
-    messages = [f"{path.name}: residues with altlocs keep one conformer: {what}"]
+    said = [f"residues with altlocs keep one conformer: {what}"] if chosen else []
     if fallback:
-        some = ", ".join(f"{rid} ({letter})" for rid, letter in sorted(fallback)[:4])
-        messages.append(
-            f"{path.name}: residues with altlocs but without {altloc} keep the one of highest occupancy: "
-            + some
-            + (f" and {len(fallback) - 4} more" if len(fallback) > 4 else "")
-        )
-    return messages
+        said.append(f"residues without altloc {altloc} keep their highest occupancy: {_some(fallback)}")
+    if absent:
+        said.append(f"partly occupied atoms of other altlocs than {altloc} are left out: {_some(absent)}")
+    return [f"{path.name}: {sentence}" for sentence in said]
+
+
+def _some(residues: list[tuple[ResidueId, str]]) -> str:
+    """The first residues with their altlocs, and how many more there are."""
+    first = ", ".join(f"{rid} ({letter})" for rid, letter in sorted(residues)[:4])
+    return first + (f" and {len(residues) - 4} more" if len(residues) > 4 else "")
+
+
+def _empty_site(chain: gemmi.Chain, group: list[int]) -> None:
+    """Remove the atoms with altlocs of a site, and the residues that nothing is left of, in place."""
+    for r in reversed(group):
+        for i in reversed(range(len(chain[r]))):
+            if chain[r][i].has_altloc():
+                del chain[r][i]
+        if len(chain[r]) == 0:
+            del chain[r]
 
 
 def _sites(chain: gemmi.Chain) -> list[list[int]]:
@@ -310,8 +333,8 @@ def _conformers(chain: gemmi.Chain, group: list[int], path: Path) -> dict[str, f
     return {letter: round(float(np.mean(occ)), 4) for letter, occ in occupancies.items()}
 
 
-def _keep_conformer(chain: gemmi.Chain, group: list[int], letter: str, split: bool) -> gemmi.Residue:
-    """Reduce a site to one conformer, in place; atoms of a split residue get full occupancy."""
+def _keep_conformer(chain: gemmi.Chain, group: list[int], letter: str, *, full: bool) -> gemmi.Residue:
+    """Reduce a site to one conformer, in place; its atoms get full occupancy if they are to."""
     holder = next(r for r in group if any(atom.altloc == letter for atom in chain[r]))
     for r in reversed(group):
         if r != holder:
@@ -328,7 +351,7 @@ def _keep_conformer(chain: gemmi.Chain, group: list[int], letter: str, split: bo
         if keep.get(atom.name) != i:
             del residue[i]
             continue
-        if split and (atom.has_altloc() or letter == NO_ALTLOC):
+        if full and (atom.has_altloc() or letter == NO_ALTLOC):
             atom.occ = 1.0
         atom.altloc = NO_ALTLOC
     return residue

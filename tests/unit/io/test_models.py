@@ -162,7 +162,7 @@ def test_a_chosen_altloc_is_taken_everywhere(tmp_path, altloc, ca, cb, water):
     assert x_of(model, "A:3", "CB") == cb
     assert x_of(model, "A:4", "O") == water
     if altloc == "B":
-        assert "without B" in model.messages[-1]
+        assert "without altloc B" in model.messages[-1]
         assert "A:4 (C)" in model.messages[-1]
 
 
@@ -352,24 +352,64 @@ def test_alternates_agree_with_biopython_on_the_deposited_example():
             np.testing.assert_allclose(state.coords[i], atom.coord, atol=1e-5)
 
 
+def described(model):
+    """Everything that is read of each atom, by residue and name."""
+    residues = [model.topology.residues[r] for r in model.topology.residue_index]
+    return {
+        (str(r.id), r.name, name): (element, tuple(x), occupancy, b)
+        for r, name, element, x, occupancy, b in zip(
+            residues,
+            model.topology.names,
+            model.topology.elements,
+            model.coords.round(3).tolist(),
+            model.occupancy.tolist(),
+            model.b_iso.tolist(),
+            strict=True,
+        )
+    }
+
+
 def test_the_example_is_altloc_b_of_the_deposited_model():
-    # model.cif was made by a script of its own (tests/reference); 281-298 exist as A only and are not in it.
+    # model.cif was made by a script of its own (tests/reference)
     start = read_model(EXAMPLE / "model.cif")
     both = read_model(EXAMPLE / "deposited.cif", altloc="B")
-    where = {
-        (both.topology.residues[r].id, name): i
-        for i, (r, name) in enumerate(zip(both.topology.residue_index, both.topology.names, strict=True))
-    }
-    rows = [
-        where[start.topology.residues[r].id, name]
-        for r, name in zip(start.topology.residue_index, start.topology.names, strict=True)
-    ]
-    np.testing.assert_array_equal(start.coords, both.coords[rows])
-    left = {
-        both.topology.residues[both.topology.residue_index[i]].id.number
-        for i in set(where.values()) - set(rows)
-    }
-    assert left == set(range(281, 299))
+    assert described(both) == described(start)
+    assert len(described(start)) == len(start.topology) == 2460
+    assert "A:281 (A), A:282 (A), A:283 (A), A:284 (A) and 14 more" in both.messages[-1]
+    # without a word about altlocs, what is there is the most occupied
+    numbers = {r.id.number for r in read_model(EXAMPLE / "deposited.cif").topology.residues}
+    assert set(range(281, 299)) <= numbers
+
+
+def test_an_altloc_asked_for_is_alone_and_fully_occupied(tmp_path):
+    text = (
+        residue("GLY", 1, 0)
+        # in A only, and A is not always there
+        + residue("GLY", 2, 1, alt="A", occ=0.7)
+        # a side chain in A only, on a backbone of one conformation
+        + residue("SER", 3, 2)
+        + line("CB", "SER", 3, 9, alt="A", occ=0.4)
+        # A and C, always one of them
+        + residue("GLY", 4, 3, alt="A", occ=0.38)
+        + residue("GLY", 4, 3.1, alt="C", occ=0.6)
+        + "TER\n"
+        + line("O", "HOH", 5, 50, alt="B", occ=0.35, element="O")
+        + line("O", "HOH", 6, 60, occ=0.5, element="O")
+        # nothing is left of this chain
+        + line("O", "HOH", 7, 70, alt="A", occ=0.9, element="O", chain="W")
+    )
+    path = save(tmp_path, text)
+    model = read_model(path, altloc="B")
+    assert [str(r.id) for r in model.topology.residues] == ["A:1", "A:3", "A:4", "A:5", "A:6"]
+    assert set(occupancies(model, "A:3")) == {"N", "CA", "C", "O"}
+    assert x_of(model, "A:4", "CA") == pytest.approx(3.8 * 3.1 + 1.3, abs=1e-3)
+    assert occupancies(model, "A:5")["O"] == 1.0
+    assert occupancies(model, "A:6")["O"] == 0.5  # no altloc: as in the file
+    assert [c.name for c in model.structure[0]] == ["A"]
+    assert len(model.messages) == 3
+    assert model.messages[1].endswith("without altloc B keep their highest occupancy: A:4 (C)")
+    assert model.messages[2].endswith("other altlocs than B are left out: A:2 (A), A:3 (A), W:7 (A)")
+    assert "A:2" in {str(r.id) for r in read_model(path).topology.residues}
 
 
 def test_alternates_of_shared_and_missing_atoms(tmp_path):
