@@ -30,6 +30,28 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def _labels(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, str] | None:
+    """Two names of columns, separated by a comma."""
+    del context, parameter
+    if value is None:
+        return None
+    first, comma, second = (part.strip() for part in value.partition(","))
+    if not (first and comma and second) or "," in second:
+        raise click.BadParameter(f"'{value}' is not two names of columns, for example FP,SIGFP")
+    return first, second
+
+
+def _column_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that every command has which reads amplitudes."""
+    command = click.option("--free-label", help="Column of the free flags, if several differ.")(command)
+    return click.option(
+        "--labels",
+        callback=_labels,
+        metavar="F,SIGF",
+        help="Columns of amplitudes and their uncertainties, if DATA has several.",
+    )(command)
+
+
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options that every sampling command has."""
     options = [
@@ -90,6 +112,7 @@ def main() -> None:
     show_default=True,
     help="The target density.",
 )
+@_column_options
 @click.option("--reference", type=_PATH, help="Model to compare the result with; evaluation only.")
 @click.option("--out", type=_PATH, required=True, help="Output folder.")
 @_run_options
@@ -171,6 +194,7 @@ def simulate(*, model: Path, out: Path, **options: Any) -> None:
 @click.option(
     "--start", type=_PATH, help="Model that a run started from, for its omit map.  [default: MODEL]"
 )
+@_column_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 @_plain_errors
 def score(*, model: Path, data: Path, as_json: bool, **options: Any) -> None:

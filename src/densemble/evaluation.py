@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from densemble.atoms import BACKBONE, Ensemble, Topology
+from densemble.errors import InputError
 from densemble.forward.xray import XrayDensity
 from densemble.grid import DensityMap
 from densemble.io.models import alternates
@@ -80,25 +81,36 @@ def distances(
         states: reference coordinates by name, NaN where unknown, each shape=(N, 3).
 
     Returns:
-        RMSD in Å by state, each shape=(K,); the score, shape=(K,), or None with fewer than two states.
+        RMSD in Å by state, each shape=(K,); the score, shape=(K,), or None with fewer than two states or
+        no backbone atom that the first two share.
     """
     atoms = backbone_atoms(topology)
     names = list(states)
     to = {name: rmsd(coords[:, atoms], states[name][atoms]) for name in names}
     if len(names) < 2:
         return to, None
-    return to, bimodality(coords[:, atoms], states[names[0]][atoms], states[names[1]][atoms])
+    a, b = (states[name][atoms] for name in names[:2])
+    if not (np.isfinite(a) & np.isfinite(b)).all(axis=1).any():
+        return to, None
+    return to, bimodality(coords[:, atoms], a, b)
 
 
 def reference_states(reference: Path | None, stretches: Stretches) -> dict[str, np.ndarray]:
-    """Coordinates of the free atoms in each altloc of a reference; empty without one.
+    """Coordinates of the free atoms in each altloc of a reference that has a backbone; empty without one.
 
     Raises:
-        InputError: the reference cannot be read, or has none of the region's atoms.
+        InputError: the reference cannot be read, or has none of the region's atoms or of its backbone.
     """
     if reference is None:
         return {}
-    return {name: state.coords for name, state in alternates(reference, stretches.topology).items()}
+    atoms = backbone_atoms(stretches.topology)
+    states = {name: state.coords for name, state in alternates(reference, stretches.topology).items()}
+    known = {name: x for name, x in states.items() if np.isfinite(x[atoms]).all(axis=1).any()}
+    if not known:
+        raise InputError(
+            f"reference {reference}: has no backbone atom of {stretches.region}; give one that has"
+        )
+    return known
 
 
 def start_ensemble(problem: CrystalProblem) -> Ensemble:

@@ -84,6 +84,8 @@ class Settings:
         steps: of the reverse diffusion; the recipe's if None.
         prior: ``embedded`` or ``gaussian``.
         recipe: name of one of the package's, or a TOML file.
+        labels: columns of the amplitudes and their uncertainties, where the data have several.
+        free_label: column of the free flags, where the data have several that differ.
     """
 
     model: Path
@@ -98,10 +100,13 @@ class Settings:
     steps: int | None = None
     prior: Literal["embedded", "gaussian"] = "gaussian"
     recipe: str = "densemble"
+    labels: tuple[str, str] | None = None
+    free_label: str | None = None
 
     def record(self) -> dict[str, JsonValue]:
         """Plain values, files by name, for ``result.json``."""
-        return asdict(self) | {"model": self.model.name, "data": self.data.name, "guides": list(self.guides)}
+        names = {"model": self.model.name, "data": self.data.name, "guides": list(self.guides)}
+        return asdict(self) | names | {"labels": None if self.labels is None else list(self.labels)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +175,7 @@ def load(settings: Settings) -> Inputs:
     region = Region.parse(settings.region)
     model = read_model(settings.model, altloc=settings.start_altloc)
     require_cell(model)
-    reflections = read_reflections(settings.data)
+    reflections = read_reflections(settings.data, labels=settings.labels, free_label=settings.free_label)
     check_same_crystal(model.structure, reflections, name=str(settings.model))
     stretches = Stretches.of(model, region, window=recipe.sidechains.window)
     files = [InputFile.of(settings.model), InputFile.of(settings.data)]

@@ -157,6 +157,8 @@ def score(
     reference: Path | None = None,
     resolution: float | None = None,
     start: Path | None = None,
+    labels: tuple[str, str] | None = None,
+    free_label: str | None = None,
 ) -> Score:
     """Score a model against reflections or a map; see above for what is compared.
 
@@ -168,6 +170,8 @@ def score(
         resolution: Å, of a map; reflections bring their own.
         start: one-state model that the omit map is made of, for scores of several models on one target
             and of a run's ensemble on the run's; ``model`` itself if None.
+        labels: columns of the amplitudes and their uncertainties, where the data have several.
+        free_label: column of the free flags, where the data have several that differ.
 
     Raises:
         InputError: says which input is wrong and what to do.
@@ -176,13 +180,18 @@ def score(
         raise InputError("--reference needs --region: states are those of a stretch of chain")
     subject = _Subject.of(model, region, reference)
     if _is_map(data):
+        if labels is not None or free_label is not None:
+            raise InputError(
+                f"--labels and --free-label are of reflections, but {data} is a map; leave them out"
+            )
         if start is not None:
             raise InputError(f"--start is the source of an omit map, but {data} is a map; leave it out")
         compared = _against_map(subject, data, resolution)
     else:
         if resolution is not None:
             raise InputError(f"--resolution is for maps; {data} has reflections, which bring their own")
-        compared = _against_reflections(subject, data, start)
+        reflections = read_reflections(data, labels=labels, free_label=free_label)
+        compared = _against_reflections(subject, reflections, start)
     voxels = subject.voxels(compared.target)
     files = [path for path in (model, data, reference, start) if path is not None]
     fit = _fit(subject, compared, voxels, data)
@@ -253,10 +262,9 @@ def _states(subject: _Subject) -> list[State]:
     ]
 
 
-def _against_reflections(subject: _Subject, data: Path, start: Path | None) -> _Comparison:
+def _against_reflections(subject: _Subject, reflections: Reflections, start: Path | None) -> _Comparison:
     if start is not None and subject.region is None:
         raise InputError("--start is the source of an omit map, which needs a --region")
-    reflections = read_reflections(data)
     sites = subject.sites
     require_cell(sites.model)
     check_same_crystal(sites.structure, reflections, name=str(subject.path))

@@ -1,6 +1,7 @@
 """Bad input: exit code 2, one sentence that names the culprit, and nothing left behind."""
 
 import inspect
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -122,6 +123,46 @@ def test_intensities_alone(complaint, tmp_path, crystal):
     said = complaint(data=path)
     assert "i.mtz has no amplitudes" in said
     assert "intensities" in said
+
+
+def two_of_all(columns):
+    """As phenix.refine writes them: amplitudes as measured and as filtered; and two free sets."""
+    value = columns["FP"][1]
+    return {
+        "F-obs": ("F", value),
+        "SIGF-obs": columns["SIGFP"],
+        "F-obs-filtered": ("F", 0.5 * value),
+        "SIGF-obs-filtered": columns["SIGFP"],
+        "FREE": columns["FREE"],
+        "R-free-flags": ("I", np.roll(columns["FREE"][1], 1)),
+    }
+
+
+def test_ambiguous_columns_are_named_and_can_be_chosen(complaint, tmp_path, crystal):
+    path = changed_data(crystal, tmp_path / "two.mtz", two_of_all)
+    said = complaint(data=path)
+    assert "F-obs/SIGF-obs, F-obs-filtered/SIGF-obs-filtered; name one pair of them (--labels)" in said
+    labels = ("--labels", "F-obs,SIGF-obs")
+    assert "FREE, R-free-flags; name one of them (--free-label)" in complaint(*labels, data=path)
+    assert "no column X of type F" in complaint("--labels", "X,SIGF-obs", data=path)
+    chosen = (*labels, "--free-label", "FREE", "--json")
+    found, plain = (
+        invoke("score", crystal.model, *arguments, "--json")
+        for arguments in ((path, *chosen), (crystal.data,))
+    )
+    assert found.exit_code == plain.exit_code == 0
+    figures = ("rscc", "cosine", "r_work", "r_free")
+    first, second = (json.loads(done.stdout) for done in (found, plain))
+    assert [first[name] for name in figures] == [second[name] for name in figures]
+
+
+def test_labels_that_are_not_two(crystal, tmp_path):
+    done = invoke(
+        *("xray", crystal.model, crystal.data, "--region", LOOP, "--labels", "FP", "--out", tmp_path / "o")
+    )
+    assert done.exit_code == 2
+    assert "'FP' is not two names of columns" in done.stderr
+    assert not (tmp_path / "o").exists()
 
 
 def test_no_free_set(complaint, tmp_path, crystal):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import gemmi
 import numpy as np
 import pytest
 import torch
@@ -197,3 +198,41 @@ def test_member_of_weight_zero_is_not_selected(problem, states):
     records = member_records(problem, voxels, ensemble.coords, {0: 1.0, 1: 0.0}, problem.b_start, {})
     assert [r.selected for r in records] == [True, False]
     assert [(r.bimodality, r.rmsd) for r in records] == [(None, None)] * 2
+
+
+def test_states_without_a_backbone_are_no_states(crystal, problem, tmp_path):
+    """A third letter on a side chain alone, as refinement programs write it."""
+    structure = gemmi.read_structure(str(crystal.reference))
+    residue = next(r for r in structure[0]["A"] if r.seqid.num == 182)
+    extra = next(atom for atom in residue if atom.name == "CB").clone()
+    extra.altloc = "C"
+    residue.add_atom(extra)
+    path = tmp_path / "three.cif"
+    structure.make_mmcif_document().write_file(str(path))
+    found = reference_states(path, problem.stretches)
+    assert list(found) == ["A", "B"]
+    to, score = distances(problem.stretches.topology, problem.stretches.start[None].double().numpy(), found)
+    assert to["B"][0] < 1e-3
+    assert score[0] > 0.99
+
+
+def test_reference_without_any_backbone(crystal, problem, tmp_path):
+    structure = gemmi.read_structure(str(crystal.reference))
+    for residue in structure[0]["A"]:
+        for i in reversed(range(len(residue))):
+            if residue[i].name in ("N", "CA", "C", "O"):
+                del residue[i]
+    path = tmp_path / "bare.cif"
+    structure.make_mmcif_document().write_file(str(path))
+    with pytest.raises(InputError, match=r"bare\.cif: has no backbone atom of A:179-186"):
+        reference_states(path, problem.stretches)
+
+
+def test_states_that_share_no_atom_have_no_bimodality():
+    topology = chain_topology(2)
+    a = np.arange(24.0).reshape(8, 3)
+    first, second = a.copy(), a.copy()
+    first[4:], second[:4] = np.nan, np.nan
+    to, score = distances(topology, a[None], {"A": first, "B": second})
+    assert (to["A"][0], to["B"][0]) == (0, 0)
+    assert score is None

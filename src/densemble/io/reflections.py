@@ -270,7 +270,9 @@ def _amplitude_labels(mtz: gemmi.Mtz, path: Path | str, labels: tuple[str, str] 
     if len(pairs) == 1:
         return pairs[0]
     if pairs:
-        raise InputError(f"{path} has several amplitude columns: {_choices(pairs)}; name one pair of them")
+        raise InputError(
+            f"{path} has several amplitude columns: {_choices(pairs)}; name one pair of them (--labels)"
+        )
     if mtz.columns_with_type("J") or mtz.columns_with_type("K"):
         hint = "it has intensities; convert them (for example with CCP4's servalcat fw or ctruncate)"
     elif mtz.columns_with_type("G"):
@@ -310,7 +312,9 @@ def _free_set(
         )
     first, *others = usable
     if any((usable[first] != usable[name]).any() for name in others):
-        raise InputError(f"{path} has several free sets that differ: {', '.join(usable)}; name one of them")
+        raise InputError(
+            f"{path} has several free sets that differ: {', '.join(usable)}; name one of them (--free-label)"
+        )
     return usable[first], np.isfinite(_column(mtz, first))
 
 
