@@ -33,7 +33,6 @@ TRACE_FILE = "trace.csv"
 MEMBERS_FOLDER = "members"
 OWN_FILES = (
     ENSEMBLE_FILE,
-    "ensemble.pdb",
     MAP_FILE,
     RESULT_FILE,
     "checkpoint.pt",

@@ -447,7 +447,7 @@ def test_output_folder(tmp_path):
     assert out.is_dir()
     assert prepare_output(out) == out  # empty
     (out / "members").mkdir()
-    ours = [out / "ensemble.cif", out / "result.json", out / "members" / "member_07.cif"]
+    ours = [out / "ensemble.cif", out / "checkpoint.pt", out / "members" / "member_07.cif"]
     foreign = [out / "notes.txt", out / "members" / "mine.cif", out / "model.cif"]
     for file in (*ours, *foreign):
         file.write_text("x")
@@ -455,6 +455,10 @@ def test_output_folder(tmp_path):
         prepare_output(out)
     prepare_output(out, resume=True)
     assert all(f.exists() for f in (*ours, *foreign))
+    ours.append(out / "result.json")
+    ours[-1].write_text("x")
+    with pytest.raises(InputError, match="its run is finished"):
+        prepare_output(out, resume=True)
     prepare_output(out, force=True)
     assert not any(f.exists() for f in ours)
     assert all(f.exists() for f in foreign)
