@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from densemble.atoms import Region
 from densemble.io.models import Model, alternates, read_model
 from densemble.io.results import Result
 from densemble.metrics.coordinates import rmsd
+from densemble.metrics.populations import assign_states, populations
 from densemble.pipeline import Settings, run_xray
 from densemble.progress import Progress
 from densemble.report import table
@@ -19,6 +21,8 @@ from densemble.report import table
 REGION = "A:176-191"
 CORE = "A:178-188"
 """Where the two states differ most: over its backbone the recovered states are compared."""
+DEPOSITED = {"A": 0.39, "B": 0.61}
+"""Occupancies of the two states as deposited."""
 SUBJECTS = {
     "start": "start: altloc B alone",
     "none": "unguided",
@@ -82,18 +86,34 @@ def comparison(result: Result) -> list[str]:
 
 def recovered(result: Result, out: Path) -> list[str]:
     """Backbone RMSD of every member kept to the two deposited states, over the core of the loop."""
-    rows = []
-    for member in result.members:
-        if member.selected:
-            to = core_rmsd(read_model(out / "members" / f"member_{member.id:02d}.cif"))
-            rows.append([f"member {member.id}", f"{member.weight:.2f}", *(f"{to[s]:.2f}" for s in "AB")])
-    lines = table([f"kept, over {CORE}", "weight", "to A (0.39), Å", "to B (0.61), Å"], rows)
-    return [*lines, "Distances to the deposited states are evaluation: nothing of altloc A was used."]
+    kept = [member for member in result.members if member.selected]
+    rows, cores = [], []
+    for member in kept:
+        core, states = _core(read_model(out / "members" / f"member_{member.id:02d}.cif"))
+        cores.append(core)
+        to = [f"{float(rmsd(core, states[name])):.2f}" for name in DEPOSITED]
+        rows.append([f"member {member.id}", f"{member.weight:.2f}", *to])
+    header = [f"to {name} ({occupancy:.2f}), Å" for name, occupancy in DEPOSITED.items()]
+    nearest = assign_states(np.stack(cores), states)
+    share = populations(np.array([member.weight for member in kept]), nearest, list(DEPOSITED))
+    return [
+        *table([f"kept, over {CORE}", "weight", *header], rows),
+        "Weight of the members nearer to "
+        + ", to ".join(f"{name}: {share[name]:.2f}, deposited {DEPOSITED[name]:.2f}" for name in DEPOSITED)
+        + ".",
+        "Distances to the deposited states are evaluation: nothing of altloc A was used.",
+    ]
 
 
 def core_rmsd(model: Model) -> dict[str, float]:
     """Backbone RMSD in place of a member to each deposited state, Å."""
+    core, states = _core(model)
+    return {name: float(rmsd(core, states[name])) for name in DEPOSITED}
+
+
+def _core(model: Model) -> tuple[Float[np.ndarray, "n 3"], dict[str, np.ndarray]]:
+    """Backbone of the core of the loop, and the same atoms in the deposited states, Å."""
     inside = [r for stretch in Region.parse(CORE).resolve(model.topology) for r in stretch]
     atoms = np.sort(model.topology.backbone(inside).ravel())
     states = alternates(example("deposited.cif"), model.topology.subset(atoms))
-    return {name: float(rmsd(model.coords[atoms], states[name].coords)) for name in "AB"}
+    return model.coords[atoms], {name: states[name].coords for name in DEPOSITED}
