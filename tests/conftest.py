@@ -1,7 +1,5 @@
 """Shape annotations are checked while tests run: jaxtyping with beartype as its judge."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -9,8 +7,6 @@ from jaxtyping import install_import_hook
 install_import_hook("densemble", "beartype.beartype")
 
 torch.set_num_threads(1)  # the tests run side by side
-
-EXAMPLE = Path(__file__).parents[1] / "src" / "densemble" / "data" / "7rin"
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
+from pathlib import Path
+
 import gemmi
 import numpy as np
 import pytest
-from conftest import EXAMPLE
 
+import densemble
 from densemble.forward.solvent import displaced_volumes, displacement_factors, hydrogens_on
 from densemble.io.models import read_model
 
+EXAMPLE = Path(densemble.__file__).parent / "data" / "7rin"
 RESIDUES = (
     *("ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE"),
     *("LEU", "LYS", "MET", "PHE", "PRO", "SER", "THR", "TRP", "TYR", "VAL"),
