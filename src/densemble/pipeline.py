@@ -53,13 +53,13 @@ from densemble.progress import Progress
 from densemble.recipes import Recipe, load_recipe
 from densemble.run import (
     Checkpoints,
+    choose_members,
     density_term,
     gaussian_prior,
     mode_of,
     refine,
     regularise_members,
     sample_members,
-    select_members,
     stages_of,
 )
 from densemble.sidechains.completion import SideChainCompletion
@@ -261,9 +261,13 @@ def run_guide(
         atoms = regularise_members(atoms, geometry, density, recipe.finish)
         checkpoints.finish(guide, {"atoms": atoms, "trace": trace})
     done = checkpoints.finished[guide]
-    selected, ensemble = select_members(problem, done["atoms"], keep=settings.keep)
-    if density is not None:
-        ensemble = refine(problem, ensemble, geometry, recipe.finish, mode_of(guide))
+
+    def settle(ensemble: Ensemble) -> Ensemble:
+        if density is None:
+            return ensemble
+        return refine(problem, ensemble, geometry, recipe.finish, mode_of(guide))
+
+    selected, ensemble = choose_members(problem, done["atoms"], keep=settings.keep, settle=settle)
     return GuideRun(done["atoms"], selected, ensemble, done["trace"])
 
 

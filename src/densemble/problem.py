@@ -28,7 +28,7 @@ from densemble.likelihood.mask import reach_mask
 from densemble.recipes import Density
 from densemble.sidechains.candidates import DensityAt
 from densemble.sidechains.packing import SideChains, window_of
-from densemble.sidechains.residues import complete_topology
+from densemble.sidechains.residues import chi_atoms, complete_topology
 
 Guide = Literal["none", "each", "ensemble"]
 
@@ -112,6 +112,12 @@ class Stretches:
         """The residues of each stretch, as indices into ``topology.residues``."""
         rank = {r: i for i, r in enumerate(self.free)}
         return [[rank[r] for r in stretch] for stretch in self.residues]
+
+    @property
+    def torsions(self) -> int:
+        """Torsion angles of one conformation: phi and psi of the stretches, chi of all free residues."""
+        chi = sum(len(chi_atoms(residue.name)) for residue in self.topology.residues)
+        return chi + 2 * sum(len(stretch) for stretch in self.residues)
 
     @property
     def backbone_atoms(self) -> np.ndarray:

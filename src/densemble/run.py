@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -195,13 +196,10 @@ def _weighted(density: Term, weight: float, x: Tensor) -> Tensor:
     return weight * density(x, 0.0)
 
 
-def select_members(
+def rank_members(
     problem: CrystalProblem, atoms: Float[Tensor, "k n 3"], *, keep: int
-) -> tuple[tuple[int, ...], Ensemble]:
-    """The few members that together explain the target (Algorithm A2), with weights and fitted B.
-
-    Returns:
-        Indices of the members kept, and their ensemble.
+) -> tuple[tuple[int, ...], Float[Tensor, " n"]]:
+    """Members in the order in which matching pursuit adds them (Algorithm A2), and their B factors.
 
     Raises:
         InputError: no member correlates with the target.
@@ -215,11 +213,44 @@ def select_members(
         raise InputError(
             f"region {problem.stretches.region}: {error}; see whether model and data fit each other there"
         ) from error
-    weights = torch.as_tensor(selection.weights, dtype=atoms.dtype)
-    chosen = atoms[list(selection.members)]
-    return selection.members, Ensemble(
-        problem.stretches.topology, chosen, weights, b_iso.expand(len(chosen), -1)
-    )
+    return selection.members, b_iso
+
+
+def choose_members(
+    problem: CrystalProblem,
+    atoms: Float[Tensor, "k n 3"],
+    *,
+    keep: int,
+    settle: Callable[[Ensemble], Ensemble],
+) -> tuple[tuple[int, ...], Ensemble]:
+    """As few members as the target supports, refined, with weights.
+
+    One member more is kept if the refined ensemble is the more likely by more than the parameters that
+    it adds: its torsion angles and its weight (Akaike 1974, IEEE Trans. Autom. Control 19, 716-723).
+    Free reflections have no part in it.
+
+    Args:
+        problem: the target.
+        atoms: Å, all members.
+        keep: at most this many.
+        settle: refines an ensemble (or leaves it as it is).
+
+    Returns:
+        Indices of the members kept, and their ensemble.
+    """
+    order, b_iso = rank_members(problem, atoms, keep=keep)
+    best, best_value = None, -math.inf
+    for count in range(1, len(order) + 1):
+        coords = atoms[list(order[:count])]
+        weights = torch.as_tensor(fit_weights(*problem.voxel_values(coords, b_iso)), dtype=coords.dtype)
+        trial = settle(Ensemble(problem.stretches.topology, coords, weights, b_iso.expand(count, -1)))
+        with torch.no_grad():
+            value = float(problem.likelihood("ensemble", trial.b_iso)(trial.coords, trial.weights))
+        if best is not None and value - best_value <= problem.stretches.torsions + 1:
+            break
+        best, best_value = trial, value
+    assert best is not None  # the order has at least one member
+    return order[: len(best)], best
 
 
 def refine(

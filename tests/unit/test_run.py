@@ -19,12 +19,12 @@ from densemble.priors.gaussian import anchored_chain
 from densemble.recipes import StageRecipe
 from densemble.run import (
     Checkpoints,
+    choose_members,
     density_term,
     gaussian_prior,
     refine,
     regularise_members,
     sample_members,
-    select_members,
     stages_of,
 )
 from densemble.testing import chain_topology
@@ -235,11 +235,15 @@ def test_checkpoint_of_another_guide_is_not_gone_on_from(tmp_path):
 # after sampling
 
 
+def as_it_is(ensemble):
+    return ensemble
+
+
 def test_selection_finds_the_members_that_made_the_map(problem, states):
     exact = showing(problem, states, [0.39, 0.61])
     drift = states[1] + torch.linspace(-2, 2, states.shape[1])[:, None]
     candidates = torch.stack([states.mean(0), states[0], drift, states[1], states[1] + 1.5])
-    members, ensemble = select_members(exact, candidates, keep=2)
+    members, ensemble = choose_members(exact, candidates, keep=2, settle=as_it_is)
     assert set(members) == {1, 3}
     weights = dict(zip(members, ensemble.weights.tolist(), strict=True))
     assert (weights[1], weights[3]) == pytest.approx((0.39, 0.61), abs=0.02)
@@ -250,7 +254,7 @@ def test_selection_finds_the_members_that_made_the_map(problem, states):
 
 def test_selection_keeps_no_more_than_told(problem, states):
     exact = showing(problem, states, [0.39, 0.61])
-    members, ensemble = select_members(exact, states, keep=1)
+    members, ensemble = choose_members(exact, states, keep=1, settle=as_it_is)
     assert len(members) == len(ensemble) == 1
     assert ensemble.weights.tolist() == [1.0]
 
@@ -258,8 +262,33 @@ def test_selection_keeps_no_more_than_told(problem, states):
 def test_map_that_no_member_explains_is_an_error(problem, states):
     inverted = showing(problem, states, [0.5, 0.5])
     target = DensityMap(inverted.target.grid, -inverted.target.values)
-    with pytest.raises(ValueError, match="no member"):
-        select_members(replace(inverted, target=target), states, keep=2)
+    with pytest.raises(InputError, match="no member"):
+        choose_members(replace(inverted, target=target), states, keep=2, settle=as_it_is)
+
+
+def test_a_member_must_be_worth_its_parameters(problem, states):
+    """The same second state is kept where the data are good, and not where they are noisy."""
+    exact = showing(problem, states, [0.2, 0.8])
+
+    def kept(sigma):
+        return len(choose_members(replace(exact, sigma=sigma), states, keep=2, settle=as_it_is)[1])
+
+    gains = []
+    for sigma in (0.01, 10.0):
+        likelihood = replace(exact, sigma=sigma).likelihood("ensemble", problem.b_start)
+        both = float(likelihood(states, torch.tensor([0.2, 0.8])))
+        gains.append(both - float(likelihood(states[1:], torch.ones(1))))
+    assert gains[0] > problem.stretches.torsions + 1 > gains[1]
+    assert (kept(0.01), kept(10.0)) == (2, 1)
+
+
+def test_torsions_are_counted(problem):
+    """phi and psi of each residue of the region, and the chi angles of each side chain."""
+    topology = problem.stretches.topology
+    chi = {"ALA": 0, "ASP": 2, "GLU": 3, "GLY": 0, "PHE": 2, "PRO": 2, "SER": 1, "THR": 1, "TRP": 2, "VAL": 1}
+    names = [residue.name for residue in topology.residues]
+    region = sum(len(stretch) for stretch in problem.stretches.residues)
+    assert problem.stretches.torsions == 2 * region + sum(chi[name] for name in names)
 
 
 def test_regularisation_repairs_geometry(problem, states, inputs):
@@ -291,10 +320,12 @@ def test_regularisation_with_density_stays_closer_to_the_map(problem, states, in
 def test_refinement_betters_the_fit_and_keeps_the_members(problem, states, inputs):
     exact = showing(problem, states, [0.39, 0.61])
     noise = 0.2 * torch.randn(states.shape, generator=torch.Generator().manual_seed(2))
-    _, ensemble = select_members(exact, states + noise, keep=2)
+    _, ensemble = choose_members(
+        replace(exact, sigma=1e-3 * exact.sigma), states + noise, keep=2, settle=as_it_is
+    )
     geometry = GeometryObjective(problem.restraints())
     finish = inputs.recipe.finish.model_copy(update={"refine_steps": 25, "density_weight": 10.0})
-    refined = refine(exact, ensemble, geometry, finish)
+    refined = refine(exact, ensemble, geometry, finish, "ensemble")
     assert len(refined) == 2
     assert refined.topology is ensemble.topology
     assert float(refined.weights.sum()) == pytest.approx(1, abs=1e-5)
