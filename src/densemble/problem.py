@@ -22,7 +22,7 @@ from densemble.forward.solvent import displaced_volumes, displacement_factors
 from densemble.forward.xray import SymmetryImages, XrayDensity
 from densemble.geometry.restraints import Restraints, build_restraints
 from densemble.grid import DensityMap, Grid
-from densemble.io.models import Anchors, Model, anchors
+from densemble.io.models import Anchors, Model, anchors, bonded_to_next
 from densemble.likelihood.density import DensityLikelihood, effective_sigma
 from densemble.likelihood.mask import reach_mask
 from densemble.recipes import Density
@@ -73,8 +73,8 @@ class Stretches:
             window: residues on either side whose side chains are free too.
 
         Raises:
-            InputError: a residue of the region is not in the model, lacks backbone atoms, or is not
-                one whose side chain can be built.
+            InputError: a residue of the region is not in the model, lacks backbone atoms, is not bonded
+                to the next, or is not one whose side chain can be built.
         """
         residues = region.resolve(model.topology)
         flat = [r for stretch in residues for r in stretch]
@@ -85,6 +85,13 @@ class Stretches:
                     f"model {model.path}: residue {model.topology.residues[r].id} of the region has no "
                     f"{', '.join(missing)}; complete its backbone or leave it out of the region"
                 )
+        bonded = bonded_to_next(model.topology, model.coords)
+        for r in (r for stretch in residues for r in stretch[:-1] if not bonded[r]):
+            this, following = model.topology.residues[r].id, model.topology.residues[r + 1].id
+            raise InputError(
+                f"model {model.path}: {this} and {following} of the region are not bonded to each other; "
+                "build the residues between them, or write two stretches"
+            )
         free = sorted([*flat, *window_of(model.topology, model.coords, flat, window)])
         whole, source = _completed(model.topology, free)
         coords = np.where(source[:, None] >= 0, model.coords[source], np.nan)

@@ -121,6 +121,18 @@ def test_residue_without_backbone_is_refused(model, tmp_path):
         Stretches.of(read_model(tmp_path / "cut.cif"), Region.parse("A:179-186"), window=0)
 
 
+def test_gap_within_a_stretch_is_refused(model, tmp_path):
+    structure = model.structure.clone()
+    chain = structure[0]["A"]
+    del chain[next(i for i, residue in enumerate(chain) if residue.seqid.num == 183)]
+    structure.make_mmcif_document().write_file(str(tmp_path / "gap.cif"))
+    gapped = read_model(tmp_path / "gap.cif")
+    with pytest.raises(InputError, match=r"gap\.cif: A:182 and A:184 .* not bonded"):
+        Stretches.of(gapped, Region.parse("A:179-186"), window=0)
+    two = Stretches.of(gapped, Region.parse("A:179-182,A:184-186"), window=0)
+    assert [(a.before is None, a.after is None) for a in two.anchors] == [(False, True), (True, False)]
+
+
 def test_target_is_the_fourier_sum_of_the_stretch(maps_and_problem):
     """Direct summation over all reflections and operators at some voxels, e/Å^3."""
     maps, problem = maps_and_problem
