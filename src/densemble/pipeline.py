@@ -282,10 +282,10 @@ def evaluate(
 
     Under ``ensemble`` stands the last guide's result, which is the one that is written.
     """
-    *others, last = runs
+    last = list(runs)[-1]
     ensembles: dict[Subject, Ensemble] = {
         "start": start_ensemble(problem),
-        **{guide: runs[guide].ensemble for guide in others},
+        **{guide: run.ensemble for guide, run in runs.items()},
         "ensemble": runs[last].ensemble,
     }
     metrics, voxels = map_fits(problem, ensembles, states, source)
@@ -372,7 +372,7 @@ def run_xray(
         found = evaluate(inputs, problem, runs, states, "" if reference is None else reference.name)
     result = Result(
         inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
-        settings=settings.record(),
+        settings=settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")},
         seed=settings.seed,
         versions=versions(),
         device=f"cpu, {torch.get_num_threads()} threads",

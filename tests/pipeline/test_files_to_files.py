@@ -82,6 +82,17 @@ def test_result_json_follows_the_schema(finished, crystal):
     assert read_result_json(finished.folder / "result.json") == finished.result
 
 
+def test_a_guide_run_alone_stands_under_its_own_name_and_as_the_ensemble(crystal, tmp_path):
+    run_xray(crystal.settings(guides=("each",)), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "result.json").read_text())
+    for values in (*written["metrics"].values(), written["r_factors"]):
+        if isinstance(values, dict):
+            assert values.keys() == {"start", "each", "ensemble"}
+            assert values["each"] == values["ensemble"] != values["start"]
+    assert all("rmsd" not in member and "bimodality" not in member for member in written["members"])
+    assert written["settings"]["recipe_values"]["noise"]["steps"] > 0
+
+
 def test_start_is_judged_as_its_files_say(finished, crystal):
     """R factors of the start do not come from any run."""
     found = r_factors(read_model(crystal.model).structure, read_reflections(crystal.data))

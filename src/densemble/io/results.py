@@ -279,7 +279,7 @@ class Result(_Record):
 
 def write_result_json(path: str | Path, result: Result) -> Path:
     """Write ``result.json``."""
-    return write_text(path, result.model_dump_json(by_alias=True, indent=2) + "\n")
+    return write_text(path, result.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")
 
 
 def read_result_json(path: str | Path) -> Result:
