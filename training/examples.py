@@ -25,6 +25,9 @@ class Batch:
     noisy: Float[Tensor, "b c l 4 3"]
     sigma: Float[Tensor, "b c"]
 
+    def __len__(self) -> int:
+        return self.sigma.numel()
+
 
 def random_length(rng: np.random.Generator) -> int:
     """Lengths 1-24, with emphasis on 4-16."""

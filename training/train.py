@@ -1,4 +1,4 @@
-"""Train the segment network of the embedded prior: ``python training/train.py [--config FILE]``.
+"""Train a network of the embedded prior: ``python training/train.py [--config FILE]``.
 
 Deterministic given the seed (every step and process draws from its own generator), and resumable:
 weights, averaged weights, optimizers and step are written together, by renaming a finished file.
@@ -16,19 +16,22 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from chain_task import ChainTask
 from corpus import Corpus, load, read_excluded
-from densemble.priors.segment_geometry import Segment
-from densemble.priors.segment_network import NetworkConfig, SegmentNetwork
-from examples import Batch, random_batch, random_length
+from densemble.priors.chain_network import ChainNetworkConfig
+from densemble.priors.segment_network import NetworkConfig
+from losses import total_loss
+from segment_task import SegmentTask
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,11 +39,36 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
+Task = SegmentTask | ChainTask
+TASKS = {
+    "segments": (SegmentTask, NetworkConfig),
+    "chains": (ChainTask, ChainNetworkConfig),
+}
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What ``segments.toml`` says."""
+    """What a configuration file says: ``segments.toml``, ``chains.toml``.
+
+    Attributes:
+        corpus: of backbones, from the repository's root.
+        excluded: list of chains that are left out, from the repository's root.
+        out: folder of checkpoints and curves, from the repository's root.
+        seed: of all randomness.
+        steps: optimizer steps in all.
+        decay: last steps, over which the learning rates fall to zero linearly.
+        warmup: first steps, over which they rise.
+        processes: of one thread each.
+        precision: of matrix products.
+        lr_muon: hidden matrices of the layers.
+        lr_adam: everything else.
+        weight_decay: of the hidden matrices.
+        ema: decay of the averaged weights.
+        geometry: weight of the local-distance term.
+        validate_every: steps.
+        checkpoint_seconds: between checkpoints.
+        task: the network and its examples.
+    """
 
     corpus: str
     excluded: str
@@ -50,79 +78,40 @@ class TrainingConfig:
     decay: int
     warmup: int
     processes: int
-    tokens: int
-    copies: int
+    precision: Literal["bfloat16", "float32"]
     lr_muon: float
     lr_adam: float
     weight_decay: float
     ema: float
     geometry: float
-    terminal: float
-    hide: float
     validate_every: int
     checkpoint_seconds: float
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    task: Task
 
     @classmethod
     def read(cls, path: Path) -> TrainingConfig:
         """Read the TOML file."""
         values = tomllib.loads(path.read_text())
-        network = values.pop("network")
+        examples, network = values.pop("examples"), values.pop("network")
+        task, sizes = TASKS[values.pop("task")]
         network["stages"] = tuple(network["stages"])
-        return cls(**values, network=NetworkConfig(**network))
+        return cls(**values, task=task(**examples, network=sizes(**network)))
 
     def rate(self, step: int) -> float:
         """Factor on the learning rates: warm-up, constant, linear decay to zero."""
         return min(1.0, (step + 1) / self.warmup, max(0.0, (self.steps - step) / self.decay))
 
-
-def local_distances(x: Tensor, segment: Segment) -> Tensor:
-    """Distances between all atoms of neighbouring residues, anchors included, shape=(b, c, l + 1, 28)."""
-    b, c = x.shape[:2]
-    ends = segment.anchors[:, None].expand(b, c, 2, 4, 3)
-    chain = torch.cat([ends[:, :, :1], x, ends[:, :, 1:]], dim=2)
-    both = torch.cat([chain[:, :, :-1], chain[:, :, 1:]], dim=-2)
-    i, j = torch.triu_indices(8, 8, offset=1)
-    return torch.sqrt(((both[..., i, :] - both[..., j, :]) ** 2).sum(-1) + 1e-6)
-
-
-def loss_terms(estimates: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Denoising error of every stage, and the last one's local distances at low noise.
-
-    Both are in units of the EDM output scale, so that every noise level counts alike. Local
-    distances of the posterior mean are only those of a chain when little noise is left: their
-    weight falls as 1 / (1 + (sigma / 0.5 Å)^2)^2.
-    """
-    sigma = batch.sigma[:, :, None, None]
-    width = batch.segment.width[:, None]
-    scale = sigma * width / torch.sqrt(sigma**2 + width**2)
-    terms = {}
-    for i, estimate in enumerate(estimates):
-        error = ((estimate - batch.truth[:, None]) / scale[..., None]) ** 2
-        terms[f"stage{i}"] = error.mean((2, 3, 4))
-    found = local_distances(estimates[-1], batch.segment)
-    truth = local_distances(batch.truth[:, None], batch.segment)
-    there = torch.ones(found.shape[0], 1, found.shape[2], 1)
-    there[:, 0, 0, 0], there[:, 0, -1, 0] = batch.segment.anchored.float().unbind(1)
-    error = torch.nn.functional.smooth_l1_loss(
-        found / sigma, truth.expand_as(found) / sigma, reduction="none"
-    )
-    fade = 1 / (1 + (batch.sigma / 0.5) ** 2) ** 2
-    terms["geometry"] = (error * there).mean((2, 3)) * fade
-    return terms
-
-
-def total_loss(terms: dict[str, Tensor], geometry: float) -> Tensor:
-    """Weighted sum: the last stage in full, earlier ones a quarter."""
-    stages = [terms[k].mean() for k in sorted(terms) if k.startswith("stage")]
-    return stages[-1] + 0.25 * sum(stages[:-1]) + geometry * terms["geometry"].mean()
+    def half(self) -> torch.autocast:
+        """Context of the network's matrix products."""
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Hidden matrices of the transformer layers (Muon), and everything else (Adam)."""
     hidden, other = [], []
     for name, p in network.named_parameters():
-        is_hidden = any(f".{k}.weight" in name for k in ("qkv", "out", "up", "down")) and ".layers." in name
+        inside = ".layers." in name or ".blocks." in name
+        is_hidden = inside and any(f".{k}.weight" in name for k in ("qkv", "out", "up", "down"))
         (hidden if is_hidden else other).append(p)
     return hidden, other
 
@@ -133,7 +122,7 @@ class Trainer:
     def __init__(self, config: TrainingConfig, corpus: Corpus, rank: int = 0) -> None:
         torch.manual_seed(config.seed)
         self.config, self.corpus, self.rank, self.step = config, corpus, rank, 0
-        self.network = SegmentNetwork(config.network)
+        self.network = config.task.make()
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.hidden, other = split_parameters(self.network)
         mine = self.hidden[rank :: config.processes]
@@ -146,31 +135,15 @@ class Trainer:
         self.seconds = 0.0
         self.examples = 0
 
-    def batch(self, step: int) -> Batch:
-        """This process's batch of one step; all processes have the same length of segment."""
-        c = self.config
-        length = random_length(np.random.default_rng([c.seed, step]))
-        rng = np.random.default_rng([c.seed, step, self.rank])
-        return random_batch(
-            self.corpus,
-            self.chains,
-            tokens=c.tokens,
-            copies=c.copies,
-            terminal=c.terminal,
-            hide=c.hide,
-            rng=rng,
-            length=length,
-        )
-
     def advance(self) -> dict[str, float]:
         """One optimizer step; returns the mean of every term of the loss."""
         start = time.perf_counter()
-        batch = self.batch(self.step)
+        task = self.config.task
+        batch = task.batch(self.corpus, self.chains, [self.config.seed, self.step], self.rank)
         self.network.train()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            encoded = self.network.encode(batch.segment)
-            estimates = self.network(batch.noisy, batch.sigma, batch.segment, encoded)
-        terms = loss_terms(estimates, batch)
+        with self.config.half():
+            estimates = task.estimates(self.network, batch)
+        terms = task.terms(estimates, batch)
         total_loss(terms, self.config.geometry).backward()
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         self._sum(gradients, 1 / self.config.processes)
@@ -184,7 +157,7 @@ class Trainer:
         current = self.network.state_dict()
         torch._foreach_lerp_(list(self.average.values()), [current[k] for k in self.average], 1 - decay)
         self.step += 1
-        self.examples += batch.sigma.numel() * self.config.processes
+        self.examples += len(batch) * self.config.processes
         self.seconds += time.perf_counter() - start
         return {k: float(v.detach().mean()) for k, v in terms.items()} | {"norm": float(norm)}
 
@@ -241,27 +214,18 @@ def save(path: Path, state: dict[str, object]) -> None:
     os.replace(part, path)
 
 
-def validation_batches(config: TrainingConfig, corpus: Corpus) -> list[Batch]:
-    """Fixed batches of the validation chains, for the curve."""
-    chains = corpus.chosen(validation=True)
-    common = {"tokens": config.tokens, "copies": config.copies, "terminal": 0.0, "hide": 0.0}
-    return [
-        random_batch(corpus, chains, rng=np.random.default_rng([config.seed, 77, n]), length=n, **common)
-        for n in (4, 8, 8, 12, 12, 16)
-    ]
-
-
 @torch.no_grad()
-def validate(trainer: Trainer, batches: list[Batch]) -> dict[str, float]:
+def validate(trainer: Trainer, batches: list[Any]) -> dict[str, float]:
     """Mean terms of the averaged network on validation batches."""
-    network = SegmentNetwork(trainer.config.network)
+    task = trainer.config.task
+    network = task.make()
     network.load_state_dict(trainer.average)
     network.eval()
     sums: dict[str, list[float]] = {}
     for batch in batches:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            estimates = network(batch.noisy, batch.sigma, batch.segment, network.encode(batch.segment))
-        for name, value in loss_terms(estimates, batch).items():
+        with trainer.config.half():
+            estimates = task.estimates(network, batch)
+        for name, value in task.terms(estimates, batch).items():
             sums.setdefault(name, []).append(float(value.mean()))
     return {name: float(np.mean(values)) for name, values in sums.items()}
 
@@ -292,7 +256,7 @@ def run(config: TrainingConfig, out: Path, *, rank: int = 0, until: int | None =
     checkpoint = out / "last.pt"
     if checkpoint.exists():
         trainer.restore(torch.load(checkpoint, weights_only=True))
-    batches = validation_batches(config, corpus) if rank == 0 else []
+    batches = config.task.validation(corpus, config.seed) if rank == 0 else []
     written, sums, n = time.monotonic(), dict[str, float](), 0
     last = config.steps if until is None else min(until, config.steps)
     while trainer.step < last:

@@ -7,9 +7,7 @@ frame fixed to the residues that anchor it, so the result turns and moves with t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -17,8 +15,6 @@ import gemmi
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from densemble.atoms import BACKBONE, Topology
@@ -27,6 +23,7 @@ from densemble.io.models import bonded_to_next
 from densemble.priors.edm import EDM
 from densemble.priors.segment_geometry import OTHER_CHAIN, Segment, describe, stack, types_of
 from densemble.priors.segment_network import Encoded, NetworkConfig, SegmentNetwork
+from densemble.priors.weights import read_network
 
 WEIGHTS = Path(__file__).parents[1] / "data" / "embedded" / "segments.safetensors"
 LONGEST = 24
@@ -35,38 +32,14 @@ WIDTHS = 4.0
 """Largest noise level of training, in the largest expected standard deviations of a stretch."""
 
 
-def save_network(network: SegmentNetwork, path: Path, *, facts: dict[str, str]) -> None:
-    """Write the weights in half precision, with the network's sizes and ``facts`` as metadata."""
-    tensors = {name: value.detach().half().contiguous() for name, value in network.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(path), metadata={"network": json.dumps(asdict(network.config))} | facts)
-    path.chmod(0o644)  # safetensors writes for the owner alone
-
-
 @cache
 def load_network(path: Path = WEIGHTS) -> SegmentNetwork:
-    """The network with its weights, in single precision, ready for inference.
+    """The network of segments with its weights, in single precision, ready for inference.
 
     Raises:
         InputError: there is no such file, or it holds something else.
     """
-    if not path.is_file():
-        raise InputError(
-            f"{path}: the weights of the embedded prior are missing; reinstall densemble, or train them "
-            "with training/train.py and write them with training/export.py"
-        )
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            sizes = json.loads(file.metadata()["network"])
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        network = SegmentNetwork(NetworkConfig(**(sizes | {"stages": tuple(sizes["stages"])})))
-        network.load_state_dict(tensors)
-    except Exception as error:
-        raise InputError(
-            f"{path}: not weights of the embedded prior ({error}); reinstall densemble or write the file "
-            "again with training/export.py"
-        ) from error
-    return network.eval().requires_grad_(False)
+    return read_network(path, lambda sizes: SegmentNetwork(NetworkConfig(**sizes)))
 
 
 class EmbeddedPrior:
@@ -174,7 +147,7 @@ class _Surroundings:
         self.fixed = [r for r in complete if r not in self.free]
         self.positions = coords[topology.backbone(self.fixed)] if self.fixed else np.zeros((0, 4, 3))
         self.bonded = bonded_to_next(topology, coords)
-        self.types = types_of("".join(_letter(residue.name) for residue in topology.residues))
+        self.types = kinds_of(topology)
 
     def describe(self, stretch: Sequence[int]) -> tuple[Segment, np.ndarray, np.ndarray]:
         """Conditioning of one stretch, and the axes (columns) and origin of its frame."""
@@ -234,6 +207,9 @@ class _Surroundings:
         return max(2, residues[r + 1].id.number - residues[r].id.number)
 
 
-def _letter(name: str) -> str:
-    """One-letter code, of the parent for modified residues (MSE is M); X if there is none."""
-    return gemmi.find_tabulated_residue(name).one_letter_code.upper().strip() or "X"
+def kinds_of(topology: Topology) -> np.ndarray:
+    """Amino acid of each residue, index into ``ALPHABET``: of the parent for modified ones (MSE is M)."""
+    letters = [
+        gemmi.find_tabulated_residue(r.name).one_letter_code.upper().strip() for r in topology.residues
+    ]
+    return types_of("".join(letter or "X" for letter in letters))

@@ -7,8 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from densemble.priors.segment_geometry import Segment
-
 _RBF = 8
 PAIR_FEATURES = 12 + 6 + 9 + 4 * _RBF
 
@@ -91,32 +89,32 @@ def pair_features(
 
 
 def local_distances(
-    x: Float[Tensor, "b c l 4 3"], sigma: Tensor, segment: Segment
+    chain: Float[Tensor, "b c m 4 3"], there: Float[Tensor, "#b #c l"], sigma: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Deviations of local distances from their usual values in units of the noise, and directions.
 
+    Args:
+        chain: residues in order, one more (an anchor, or anything) before the first and after the last.
+        there: 1 where a residue is bonded to the next, 0 where not, l = m - 1.
+        sigma: noise in Å, broadcast over shape (b, c, residues, distances).
+
     Returns:
-        Features of shape (b, c, l, LOCAL_DISTANCES); unit vectors within residues, shape=(b, c, l, 6, 3), and
-        onwards from before the first to after the last, shape=(b, c, l + 1, 8, 3).
+        Features of shape (b, c, m - 2, LOCAL_DISTANCES); unit vectors within residues,
+        shape=(b, c, m - 2, 6, 3), and onwards from before the first to after the last, shape=(b, c, l, 8, 3).
     """
-    b, c = x.shape[:2]
-    ends = segment.anchors[:, None].expand(b, c, 2, 4, 3)
-    chain = torch.cat([ends[:, :, :1], x, ends[:, :, 1:]], dim=2)
+    x = chain[:, :, 1:-1]
     first, second, usual = (list(v) for v in zip(*_WITHIN, strict=True))
     inner = x[:, :, :, second] - x[:, :, :, first]
     first_on, second_on, usual_on = (list(v) for v in zip(*_ONWARD, strict=True))
     onward = chain[:, :, 1:, second_on] - chain[:, :, :-1, first_on]
-    there = torch.ones_like(onward[..., 0])
-    there[:, :, 0] = segment.anchored[:, None, :1].to(x.dtype)
-    there[:, :, -1] = segment.anchored[:, None, 1:].to(x.dtype)
-    onward = onward * there[..., None]
-    tolerance = torch.sqrt(sigma * sigma + 0.01)[:, :, None, None]
+    onward = onward * there[..., None, None]
+    tolerance = torch.sqrt(sigma * sigma + 0.01)
 
     def deviation(v: Tensor, usual: list[float]) -> Tensor:
         distance = torch.sqrt((v * v).sum(-1) + 1e-4)
         return torch.tanh((distance - torch.tensor(usual, dtype=v.dtype, device=v.device)) / (2 * tolerance))
 
-    inside, along = deviation(inner, usual), deviation(onward, usual_on) * there
+    inside, along = deviation(inner, usual), deviation(onward, usual_on) * there[..., None]
     features = torch.cat([inside, along[:, :, 1:], along[:, :, :-1]], dim=-1)
     return features, (_unit(inner), _unit(onward))
 
@@ -126,18 +124,28 @@ def assemble(change: Tensor, frames: Tensor, directions: tuple[Tensor, Tensor]) 
     with torch.autocast(change.device.type, enabled=False):
         free, turned, pulls = change.split((12, 12, LOCAL_DISTANCES), dim=-1)
         f = free.unflatten(-1, (4, 3)) + turned.unflatten(-1, (4, 3)) @ frames.transpose(-1, -2)
-        inner, onward = directions
-        n = len(_ONWARD)
-        own = pulls[..., : len(_WITHIN), None] * inner
-        # A link between two residues is pulled by both its ends.
-        ahead = functional.pad(pulls[..., -2 * n : -n], (0, 0, 1, 0))
-        behind = functional.pad(pulls[..., -n:], (0, 0, 0, 1))
-        link = (ahead + behind)[..., None] * onward
-        forces = [torch.zeros_like(f[..., 0, :]) for _ in range(4)]
-        for p, (i, j, _) in enumerate(_WITHIN):
-            forces[i] = forces[i] - own[..., p, :]
-            forces[j] = forces[j] + own[..., p, :]
-        for p, (i, j, _) in enumerate(_ONWARD):
-            forces[i] = forces[i] - link[:, :, 1:, p]
-            forces[j] = forces[j] + link[:, :, :-1, p]
-        return f + torch.stack(forces, dim=-2)
+        return f + pull(pulls, directions)
+
+
+def pull(pulls: Tensor, directions: tuple[Tensor, Tensor]) -> Tensor:
+    """Corrections of N, CA, C, O along the directions of ``local_distances``, shape=(b, c, m - 2, 4, 3).
+
+    Args:
+        pulls: shape=(b, c, m - 2, LOCAL_DISTANCES).
+        directions: unit vectors.
+    """
+    inner, onward = directions
+    n = len(_ONWARD)
+    own = pulls[..., : len(_WITHIN), None] * inner
+    # A link between two residues is pulled by both its ends.
+    ahead = functional.pad(pulls[..., -2 * n : -n], (0, 0, 1, 0))
+    behind = functional.pad(pulls[..., -n:], (0, 0, 0, 1))
+    link = (ahead + behind)[..., None] * onward
+    forces = [torch.zeros_like(own[..., 0, :]) for _ in range(4)]
+    for p, (i, j, _) in enumerate(_WITHIN):
+        forces[i] = forces[i] - own[..., p, :]
+        forces[j] = forces[j] + own[..., p, :]
+    for p, (i, j, _) in enumerate(_ONWARD):
+        forces[i] = forces[i] - link[:, :, 1:, p]
+        forces[j] = forces[j] + link[:, :, :-1, p]
+    return torch.stack(forces, dim=-2)

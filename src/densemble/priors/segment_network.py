@@ -288,12 +288,16 @@ class SegmentNetwork(nn.Module):
         h = h[:, None].expand(b, c, n, -1)
         offset = self._pair_offsets(segment, n)
         masked = ~functional.pad(segment.context_mask, (0, n), value=True)[None, :, None, None, None]
+        ends = segment.anchors[:, None].expand(b, c, 2, 4, 3)
+        there = torch.ones(b, 1, n + 1, dtype=x.dtype, device=x.device)
+        there[:, 0, 0], there[:, 0, -1] = segment.anchored.to(x.dtype).unbind(1)
         noisy = ((x - mean) / total).flatten(-2)
         estimates, estimate, f = [], base, torch.zeros_like(x)
         for i, stage in enumerate(self.stages):
             # While training, gradients do not run through the geometry of earlier estimates.
             seen = estimate.detach() if self.training else estimate
-            local, directions = local_distances(seen, sigma, segment)
+            chain = torch.cat([ends[:, :, :1], seen, ends[:, :, 1:]], dim=2)
+            local, directions = local_distances(chain, there, sigma[:, :, None, None])
             own = (seen / 10).flatten(-2) if i == 0 else ((seen - base) / out_scale).flatten(-2)
             frames = residue_frames(seen)
             pairs = (_segment_pairs(seen, frames, encoded), offset, condition)

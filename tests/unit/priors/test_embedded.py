@@ -5,8 +5,9 @@ from scipy.spatial.transform import Rotation
 
 from densemble.atoms import Residue, ResidueId, Topology
 from densemble.errors import InputError
-from densemble.priors.embedded import EmbeddedPrior, load_network, save_network
+from densemble.priors.embedded import EmbeddedPrior, load_network
 from densemble.priors.segment_network import NetworkConfig, SegmentNetwork
+from densemble.priors.weights import save_network
 from densemble.testing import check_prior
 
 SMALL = NetworkConfig(

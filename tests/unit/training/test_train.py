@@ -6,18 +6,33 @@ import pytest
 import torch
 
 import train
+from corpus import load
+from densemble.priors.chain_network import ChainNetworkConfig, width_of
 from densemble.priors.segment_network import NetworkConfig
 from examples import random_batch
-from train import Trainer, TrainingConfig, local_distances, loss_terms, split_parameters
+from segment_task import SegmentTask, anchored_distances
+from train import Trainer, TrainingConfig, split_parameters
 
 SMALL = NetworkConfig(
     width=16, heads=2, hidden=24, context_layers=1, stages=(1, 1), pair=8, pair_value=4, condition=12
 )
-SHIPPED = Path(train.__file__).with_name("segments.toml")
+SMALL_CHAINS = ChainNetworkConfig(
+    width=16,
+    heads=2,
+    key=8,
+    value=8,
+    hidden=16,
+    stages=(1, 1),
+    pair=8,
+    pair_value=4,
+    condition=12,
+    rigid=8,
+)
+SHIPPED = {name: Path(train.__file__).with_name(f"{name}.toml") for name in train.TASKS}
 
 
 @pytest.fixture
-def config(tmp_path):
+def corpus(tmp_path):
     rng = np.random.default_rng(0)
     n = 240
     steps = rng.integers(-150, 150, size=(4 * n, 3)).astype(np.int16)
@@ -30,24 +45,39 @@ def config(tmp_path):
         delta=steps,
     )
     (tmp_path / "excluded.txt").write_text("# remark\nc\n")
-    shipped = TrainingConfig.read(SHIPPED)
+    return tmp_path / "chains.npz"
+
+
+@pytest.fixture(params=list(train.TASKS))
+def config(request, corpus, tmp_path):
+    shipped = TrainingConfig.read(SHIPPED[request.param])
+    small = SMALL if request.param == "segments" else SMALL_CHAINS
     return dataclasses.replace(
         shipped,
-        corpus=str(tmp_path / "chains.npz"),
+        corpus=str(corpus),
         excluded=str(tmp_path / "excluded.txt"),
         steps=6,
         decay=3,
         warmup=2,
         processes=1,
-        tokens=160,
-        copies=4,
+        precision="float32",
         validate_every=3,
-        network=SMALL,
+        task=dataclasses.replace(shipped.task, tokens=160, copies=4, network=small),
     )
 
 
-def test_shipped_config_reads_and_its_rate_rises_and_falls():
-    config = TrainingConfig.read(SHIPPED)
+@pytest.fixture
+def batch(corpus):
+    """Segments at a chain's end among them."""
+    chains = load(corpus)
+    rng = np.random.default_rng(0)
+    shape = {"tokens": 160, "copies": 4, "terminal": 0.5, "hide": 0.0, "length": 5}
+    return random_batch(chains, chains.chosen(validation=False), rng=rng, **shape)
+
+
+@pytest.mark.parametrize("name", list(train.TASKS))
+def test_shipped_config_reads_and_its_rate_rises_and_falls(name):
+    config = TrainingConfig.read(SHIPPED[name])
     rates = [config.rate(s) for s in range(config.steps + 1)]
     assert rates[0] < rates[config.warmup] == 1.0 == rates[config.steps - config.decay]
     assert rates[-1] == 0.0
@@ -81,43 +111,52 @@ def test_training_changes_every_weight_that_is_used(config, tmp_path):
 def test_muon_gets_the_hidden_matrices_alone(config, tmp_path):
     trainer = train.run(config, tmp_path / "run", until=1)
     hidden, other = split_parameters(trainer.network)
-    assert all(p.ndim == 2 and min(p.shape) >= 16 for p in hidden)
-    assert len(hidden) == 3 * 4
+    assert all(p.ndim == 2 and min(p.shape) >= 12 for p in hidden)
+    assert len(hidden) == 4 * (3 if isinstance(config.task, SegmentTask) else 2)
     assert len(hidden) + len(other) == len(list(trainer.network.parameters()))
 
 
-def test_loss_is_zero_for_the_truth_and_one_for_a_typical_error(config, tmp_path):
-    trainer = train.run(config, tmp_path / "run", until=1)
-    rng = np.random.default_rng(0)
-    batch = random_batch(
-        trainer.corpus, trainer.chains, tokens=160, copies=4, terminal=0.5, hide=0.0, rng=rng, length=5
-    )
+def test_segment_loss_is_zero_for_the_truth_and_one_for_a_typical_error(batch):
+    task = TrainingConfig.read(SHIPPED["segments"]).task
     truth = batch.truth[:, None].expand_as(batch.noisy)
-    terms = loss_terms([truth, truth], batch)
+    terms = task.terms([truth, truth], batch)
     assert set(terms) == {"stage0", "stage1", "geometry"}
     assert all(float(t.max()) == 0.0 for t in terms.values())
     # an error of one EDM output scale (Karras et al. 2022, c_out) costs exactly one
     sigma, width = batch.sigma[..., None, None], batch.segment.width[:, None]
     scale = sigma * width / (sigma**2 + width**2).sqrt()
-    off = loss_terms([truth + scale[..., None]], batch)
+    off = task.terms([truth + scale[..., None]], batch)
     assert torch.allclose(off["stage0"], torch.ones_like(batch.sigma), rtol=1e-3)
     assert float(off["geometry"].min()) > 0
 
 
-def test_local_distances_include_the_anchors(config, tmp_path):
-    trainer = train.run(config, tmp_path / "run", until=1)
-    batch = random_batch(
-        trainer.corpus,
-        trainer.chains,
-        tokens=160,
-        copies=4,
-        terminal=0.0,
-        hide=0.0,
-        rng=np.random.default_rng(1),
-        length=3,
+def test_chain_loss_is_zero_for_the_truth_and_one_for_a_typical_error(corpus):
+    task = dataclasses.replace(TrainingConfig.read(SHIPPED["chains"]).task, tokens=200, copies=4)
+    chains = load(corpus)
+    batch = task.batch(chains, chains.chosen(validation=False), [3], 0)
+    assert len(batch) == 4
+    truth = batch.truth.expand_as(batch.noisy)
+    terms = task.terms([truth, truth], batch)
+    assert all(float(t.max()) == 0.0 for t in terms.values())
+    sigma, width = batch.sigma[:, None], width_of(batch.graph)
+    scale = (sigma * width / (sigma**2 + width**2).sqrt())[..., None, None]
+    assert torch.allclose(task.terms([truth + scale], batch)["stage0"], torch.ones(4), rtol=1e-3)
+    off = truth.clone()
+    off[:, 20] += 0.3
+    assert float(task.terms([off], batch)["geometry"].min()) > 0
+    # the ends of two chains are no link
+    graph = batch.graph
+    alone = dataclasses.replace(
+        batch, graph=dataclasses.replace(graph, linked=torch.zeros_like(graph.linked))
     )
-    found = local_distances(batch.truth[:, None], batch.segment)
-    assert found.shape[2:] == (4, 28)
+    assert float(task.terms([off], alone)["geometry"].max()) == 0.0
+
+
+def test_local_distances_include_the_anchors(batch):
+    found = anchored_distances(batch.truth[:, None], batch.segment)
+    assert found.shape[2:] == (6, 28)
     first = torch.cat([batch.segment.anchors[:, 0], batch.truth[:, 0]], dim=1)
     expected = torch.stack([torch.pdist(x) for x in first])
-    assert torch.allclose(found[:, 0, 0], expected, atol=1e-3)
+    inside = batch.segment.anchored[:, 0]
+    assert 0 < int(inside.sum()) < len(inside)
+    assert torch.allclose(found[inside, 0, 0], expected[inside], atol=1e-3)
