@@ -153,7 +153,7 @@ def two_domains(angle):
 
 
 def test_closed_form_finds_turned_domains_through_noise():
-    reference, truth = two_domains(0.6)
+    reference, truth = two_domains(1.2)
     graph = build_graph(reference, np.zeros(160, dtype=np.int64), np.arange(160) > 0, Trust(8.0, 0.2))
     origin = reference.mean((0, 1))
     truth = torch.from_numpy(truth - origin).float()
@@ -169,7 +169,7 @@ def test_closed_form_finds_turned_domains_through_noise():
         return float((levels[-1] - truth).square().sum(-1).mean().sqrt())
 
     apart = float((graph.reference - truth).square().sum(-1).mean().sqrt())
-    assert apart > 2.0
+    assert apart > 4.0
     # 640 atoms: the noise of a place is far below sigma, and far below what the domains moved
     assert error(5.0) < 0.35 * apart
     assert error(1.0) < 0.15 * apart
