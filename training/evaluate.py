@@ -35,12 +35,22 @@ BATCH = 10
 
 @dataclass(frozen=True)
 class Sampling:
-    """How members are drawn."""
+    """How members are drawn.
+
+    Attributes:
+        members: of each segment.
+        steps: reverse steps.
+        churn, churn_min, rho, heun: see ``densemble.priors.edm.EDM``.
+        widths: first noise level, in the largest expected standard deviations of the segments.
+    """
 
     members: int = 16
     steps: int = 50
     churn: float = 0.3
     churn_min: float = 0.05
+    rho: float = 7.0
+    heun: bool = False
+    widths: float = WIDTHS
 
 
 def draw(corpus: Corpus, length: int, count: int, *, loop: bool, seed: int) -> list[tuple[int, int]]:
@@ -91,7 +101,14 @@ def sample(
     b, length = mean.shape[:2]
     shape = (b, sampling.members, length, 4, 3)
     center = torch.zeros(4 * length, 3, dtype=mean.dtype)
-    process = EDM(center, sigma_max=sigma_max, churn=sampling.churn, churn_min=sampling.churn_min)
+    process = EDM(
+        center,
+        sigma_max=sigma_max,
+        rho=sampling.rho,
+        churn=sampling.churn,
+        churn_min=sampling.churn_min,
+        heun=sampling.heun,
+    )
 
     def flat(x: Tensor, sigma: float) -> Tensor:
         return denoise(x.view(shape), sigma).reshape(x.shape)
@@ -177,7 +194,7 @@ def measure(
     for first in range(0, len(places), BATCH):
         cuts = [cut(*corpus.chain(c), s, length) for c, s in places[first : first + BATCH]]
         segment = stack([item for item, _ in cuts])
-        sigma_max = WIDTHS * float(segment.width.max())
+        sigma_max = sampling.widths * float(segment.width.max())
         before = time.perf_counter()
         drawn.append(sample(network_denoiser(network, segment), segment.mean, sigma_max, sampling, generator))
         spent += time.perf_counter() - before
