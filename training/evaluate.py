@@ -26,11 +26,14 @@ from densemble.priors.edm import EDM
 from densemble.priors.embedded import WEIGHTS, WIDTHS, load_network
 from densemble.priors.segment_geometry import Segment, stack
 from densemble.priors.segment_network import SegmentNetwork
+from regularised import chemistry_regularised
 from structure import coil
 
 LENGTHS = (4, 8, 12, 16)
 LOOP_FRACTION = 0.6
 BATCH = 10
+REGULARISED = (5, 4)
+"""Segments of each set and members of each that go through the geometry objective."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,8 @@ def measure(
     length: int,
     sampling: Sampling,
     seed: int,
-) -> tuple[dict[str, object], dict[str, float]]:
-    """RMSD of samples of one set of segments, by the network and by the closed form; chemistry."""
+) -> tuple[dict[str, object], dict[str, float], np.ndarray]:
+    """RMSD of samples of one set of segments, by the network and by the closed form; chemistry; samples."""
     generator = torch.Generator().manual_seed(seed)
     drawn, truths, items, closed = [], [], [], []
     start = time.perf_counter()
@@ -209,7 +212,7 @@ def measure(
         "seconds_total": time.perf_counter() - start,
         "rank_histogram": rank_histogram(samples, truth).tolist(),
     }
-    return figures, chemistry(samples, items)
+    return figures, chemistry(samples, items), samples
 
 
 def summary(samples: np.ndarray, truth: np.ndarray) -> dict[str, object]:
@@ -225,15 +228,15 @@ def summary(samples: np.ndarray, truth: np.ndarray) -> dict[str, object]:
     }
 
 
-def denoising_error(
-    network: SegmentNetwork, corpus: Corpus, places: list[tuple[int, int]], length: int, seed: int
-) -> dict[str, float]:
-    """Root mean square error per coordinate of D(x0 + sigma n; sigma) against sigma, Å."""
+def denoising_error(denoise: Callable[[Tensor, float], Tensor], truth: Tensor, seed: int) -> dict[str, float]:
+    """Root mean square error per coordinate of D(x0 + sigma n; sigma) against sigma, Å.
+
+    Args:
+        denoise: takes x of shape (b, members, l, 4, 3) and sigma.
+        truth: Å, shape=(b, 1, l, 4, 3).
+        seed: of the noise.
+    """
     generator = torch.Generator().manual_seed(seed)
-    cuts = [cut(*corpus.chain(c), s, length) for c, s in places]
-    segment = stack([item for item, _ in cuts])
-    truth = torch.from_numpy(np.stack([x for _, x in cuts])).float()[:, None]
-    denoise = network_denoiser(network, segment)
     errors = {}
     for sigma in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0):
         x = truth + sigma * torch.randn(truth.shape, generator=generator)
@@ -249,16 +252,23 @@ def evaluate(
     start = time.perf_counter()
     table: dict[str, dict[str, object]] = {"all": {}, "loop": {}}
     chemical: dict[str, dict[str, float]] = {}
+    drawn: dict[str, tuple[list[tuple[int, int]], np.ndarray]] = {}
     for kind in table:
         for length in LENGTHS:
             places = draw(corpus, length, segments, loop=kind == "loop", seed=seed)
-            row = measure(network, corpus, places, length, sampling, seed)
-            table[kind][str(length)], chemical[f"{kind}_{length}"] = row
-    places = draw(corpus, 8, segments, loop=False, seed=seed)
+            figures, good, samples = measure(network, corpus, places, length, sampling, seed)
+            name = f"{kind}_{length}"
+            table[kind][str(length)], chemical[name], drawn[name] = figures, good, (places, samples)
+    count, members = REGULARISED
+    cuts = [cut(*corpus.chain(c), s, 8) for c, s in draw(corpus, 8, segments, loop=False, seed=seed)]
+    segment = stack([item for item, _ in cuts])
+    truth = torch.from_numpy(np.stack([x for _, x in cuts])).float()[:, None]
     return {
         "segments": table,
         "chemistry": pooled(chemical) | {"by_set": chemical},
-        "denoising_rmse": denoising_error(network, corpus, places, 8, seed),
+        "chemistry_regularised": chemistry_regularised(corpus, drawn, segments=count, members=members),
+        "denoising_rmse": denoising_error(network_denoiser(network, segment), truth, seed),
+        "denoising_rmse_closed_form": denoising_error(bridge_denoiser(segment), truth, seed),
         "sampling": vars(sampling),
         "seed": seed,
         "threads": torch.get_num_threads(),

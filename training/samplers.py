@@ -70,7 +70,7 @@ def compare(
     for kind, length in sets:
         places = draw(corpus, length, segments, loop=kind == "loop", seed=seed)
         for name, sampling in samplers.items():
-            figures, chemistry = measure(network, corpus, places, length, sampling, seed)
+            figures, chemistry, _ = measure(network, corpus, places, length, sampling, seed)
             kept = {k: v for k, v in figures.items() if k.startswith(("single", "best", "seconds", "rank"))}
             row = {"set": f"{kind} {length}", "sampler": name, "calls": calls(sampling)}
             result["rows"].append(row | {"sampling": asdict(sampling)} | kept | chemistry)

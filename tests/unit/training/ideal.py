@@ -45,9 +45,14 @@ def build(phi, psi):
     return np.array(rows)
 
 
+def constant(phi, psi, n):
+    """Ideal backbone of n residues of the same torsions, shape=(n, 4, 3)."""
+    return build([phi] * n, [psi] * n)
+
+
 def ideal_corpus(chains=((-62, -42), (-120, 130), (-75, 145)), residues=60):
     """Chains of constant torsions, alanine throughout, all marked for validation."""
-    atoms = [build([phi] * residues, [psi] * residues) for phi, psi in chains]
+    atoms = [constant(phi, psi, residues) for phi, psi in chains]
     n = residues * len(atoms)
     return Corpus(
         np.concatenate(atoms).astype(np.float32),

@@ -5,28 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from ideal import small_network
 
 from corpus import Corpus, cut
 from densemble.priors.edm import EDM
 from densemble.priors.embedded import load_network
 from densemble.priors.segment_geometry import stack
-from densemble.priors.segment_network import NetworkConfig, SegmentNetwork
 from evaluate import Sampling, bridge_denoiser, measure, network_denoiser, sample
 
-SMALL = NetworkConfig(
-    width=16, heads=2, hidden=24, context_layers=1, stages=(1, 1), pair=8, pair_value=4, condition=12
-)
 START, LENGTH = 20, 8
 FEW = Sampling(members=3, steps=4)
-
-
-def random_network():
-    """A network whose output does depend on context and sequence (a new one starts at zero)."""
-    torch.manual_seed(0)
-    network = SegmentNetwork(SMALL).eval().requires_grad_(False)
-    for stage in network.stages:
-        torch.nn.init.normal_(stage.head.weight, std=0.1)
-    return network
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +47,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("network", ["random", "shipped"])
 def test_samples_are_the_same_bits_whatever_the_truth(corpus, change, network):
-    network = random_network() if network == "random" else load_network()
+    network = small_network() if network == "random" else load_network()
     drawn = []
     for chains in (corpus, with_another_truth(corpus, CHANGES[change])):
         item, _ = cut(*chains.chain(0), START, LENGTH)
@@ -71,7 +59,7 @@ def test_samples_are_the_same_bits_whatever_the_truth(corpus, change, network):
 
 
 def test_the_whole_measurement_sees_the_truth_in_the_rmsd_alone(corpus):
-    network = random_network()
+    network = small_network()
     shifted = with_another_truth(corpus, CHANGES["shifted"])
     rows = [measure(network, chains, [(0, START)], LENGTH, FEW, 3) for chains in (corpus, shifted)]
     assert rows[0][1] == rows[1][1]  # chemistry of the samples: equal to the last bit
@@ -89,7 +77,7 @@ def test_a_change_next_to_the_segment_is_seen(corpus):
     for chains in (corpus, moved):
         segment = stack([cut(*chains.chain(0), START, LENGTH)[0]])
         generator = torch.Generator().manual_seed(3)
-        drawn.append(sample(network_denoiser(random_network(), segment), segment.mean, 12.0, FEW, generator))
+        drawn.append(sample(network_denoiser(small_network(), segment), segment.mean, 12.0, FEW, generator))
     assert not torch.equal(*drawn)
 
 
