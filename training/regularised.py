@@ -8,7 +8,8 @@ import torch
 from corpus import Corpus
 from densemble.geometry.objective import GeometryObjective
 from densemble.geometry.regularise import regularise
-from densemble.geometry.validation import GeometryReport, validate
+from densemble.geometry.validation import validate
+from densemble.metrics.coordinates import rmsd
 from hidden import Hidden
 
 EVALUATIONS = 200
@@ -30,9 +31,9 @@ def regularised(
         evaluations: of the objective; ``EVALUATIONS`` if None.
 
     Returns:
-        Under ``before`` and ``after``: ``bond_rmsz``, ``angle_rmsz``, ``outliers`` (fraction of the residues
-        judged), ``twisted`` (fraction of peptides), ``clashes`` (pairs a residue); under ``moved``: ``rms``
-        of the atoms' displacements, Å. Each of shape (s * k,).
+        Under ``before`` and ``after``: ``rmsd`` to the truth, Å, ``bond_rmsz``, ``angle_rmsz``, ``outliers``
+        (fraction of the residues judged), ``twisted`` (fraction of peptides), ``clashes`` (pairs a residue);
+        under ``moved``: ``rms`` of the atoms' displacements, Å. Each of shape (s * k,).
     """
     rows: dict[str, list[dict[str, np.ndarray]]] = {"before": [], "after": [], "moved": []}
     length = samples.shape[2]
@@ -40,10 +41,11 @@ def regularised(
         hidden = Hidden.of(corpus, chain, start, length)
         axes, origin = hidden.frame
         x = torch.from_numpy((own @ axes.T + origin).reshape(len(own), -1, 3)).float()
+        truth = corpus.chain(chain)[0][start : start + length].reshape(-1, 3)
         objective = GeometryObjective(hidden.restraints)
         better = regularise(x, objective, evaluations=evaluations or EVALUATIONS).coords
-        rows["before"].append(_figures(validate(hidden.restraints, x), hidden))
-        rows["after"].append(_figures(validate(hidden.restraints, better), hidden))
+        rows["before"].append(_figures(hidden, x, truth))
+        rows["after"].append(_figures(hidden, better, truth))
         rows["moved"].append({"rms": (better - x).square().sum(-1).mean(1).sqrt().numpy()})
     return {
         when: {name: np.concatenate([row[name] for row in found]) for name in found[0]}
@@ -51,9 +53,11 @@ def regularised(
     }
 
 
-def _figures(report: GeometryReport, hidden: Hidden) -> dict[str, np.ndarray]:
+def _figures(hidden: Hidden, x: torch.Tensor, truth: np.ndarray) -> dict[str, np.ndarray]:
     restraints = hidden.restraints
+    report = validate(restraints, x)
     return {
+        "rmsd": rmsd(x.double().numpy(), truth.astype(np.float64)),
         "bond_rmsz": report.bond_rmsz.numpy(),
         "angle_rmsz": report.angle_rmsz.numpy(),
         "outliers": report.outliers.numpy() / len(restraints.phipsi),
@@ -110,7 +114,7 @@ def _digest(rows: dict[str, dict[str, np.ndarray]], bar: float) -> dict:
     for when, figures in rows.items():
         result[when] = {}
         for name, values in figures.items():
-            if name in ("bond_rmsz", "angle_rmsz", "rms"):
+            if name in ("rmsd", "bond_rmsz", "angle_rmsz", "rms"):
                 median, high = np.quantile(values, [0.5, 0.9]).tolist()
                 result[when] |= {f"{name}_median": median, f"{name}_p90": high}
             else:

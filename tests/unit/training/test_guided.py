@@ -155,6 +155,7 @@ def test_summary_counts_a_state_as_found_by_a_member_kept():
             "kept": kept,
             "weights": weights,
             "seconds": 1.0,
+            "cpu_seconds": 1.0,
         }
 
     rows = [

@@ -25,6 +25,8 @@ def local(corpus, chain):
 def test_what_is_ideal_hardly_moves(corpus):
     found = regularised(corpus, [(0, START)], local(corpus, 0), evaluations=30)
     assert found["before"]["bond_rmsz"][0] < 1
+    assert found["before"]["rmsd"][0] < 1e-4
+    assert found["after"]["rmsd"][0] == pytest.approx(found["moved"]["rms"][0], abs=1e-4)
     assert found["after"]["outliers"][0] == found["after"]["clashes"][0] == 0
     assert found["moved"]["rms"][0] < 0.3
 
