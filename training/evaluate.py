@@ -26,6 +26,7 @@ from densemble.priors.edm import EDM
 from densemble.priors.embedded import WEIGHTS, WIDTHS, load_network
 from densemble.priors.segment_geometry import Segment, stack
 from densemble.priors.segment_network import SegmentNetwork
+from intervals import of_quantile
 from regularised import chemistry_regularised
 from structure import coil
 
@@ -216,14 +217,16 @@ def measure(
 
 
 def summary(samples: np.ndarray, truth: np.ndarray) -> dict[str, object]:
-    """Medians over segments of the typical member's and of the best member's RMSD, Å."""
+    """Medians of members' and of the best member's RMSD, Å, with their intervals over segments."""
     square = ((samples - truth[:, None]) ** 2).sum(-1).mean((2, 3))
     rmsd = np.sqrt(square)
     return {
         "segments": len(rmsd),
         "single_median": float(np.median(rmsd)),
+        "single_median_interval": of_quantile(rmsd),
         "single_mean": float(rmsd.mean()),
         f"best{rmsd.shape[1]}_median": float(np.median(rmsd.min(1))),
+        f"best{rmsd.shape[1]}_median_interval": of_quantile(rmsd.min(1)),
         f"best{rmsd.shape[1]}_mean": float(rmsd.min(1).mean()),
     }
 

@@ -41,6 +41,7 @@ from densemble.selection.pursuit import matching_pursuit
 from evaluate import draw
 from fragments import APART, Fragments, second_state
 from hidden import Hidden
+from intervals import of_fraction, of_quantile
 from noise import LEVEL
 from simulated import B_ISO, Simulated, Where, simulate
 
@@ -167,12 +168,20 @@ def summary(rows: list[dict], states: int) -> dict[str, object]:
         result[f"{name}_per_case"] = float(np.mean([row[name] for row in rows]))
     for name, values in (("best", best), ("weighted", weighted), ("best_before_regularisation", before)):
         result[f"{name}_median"], result[f"{name}_p90"] = np.quantile(values, [0.5, 0.9]).tolist()
+        result[f"{name}_median_interval"] = of_quantile(np.array(values))
     if states == 2:
-        kept = [r[:, row["kept"]].min(1, initial=np.inf) for r, row in zip(all_of, rows, strict=True)]
-        result["found"] = float(np.mean([(k < FOUND).all() for k in kept]))
-        result["found_any"] = float(np.mean([(r.min(1) < FOUND).all() for r in all_of]))
-        result["major_found"] = float(np.mean([k[0] < FOUND for k in kept]))
-        result["minor_found"] = float(np.mean([k[1] < FOUND for k in kept]))
+        kept = np.array(
+            [r[:, row["kept"]].min(1, initial=np.inf) for r, row in zip(all_of, rows, strict=True)]
+        )
+        near = kept < FOUND
+        every = np.array([(r.min(1) < FOUND).all() for r in all_of])
+        for name, hits in (
+            ("found", near.all(1)),
+            ("found_any", every),
+            ("major_found", near[:, 0]),
+            ("minor_found", near[:, 1]),
+        ):
+            result[name], result[f"{name}_interval"] = float(hits.mean()), of_fraction(hits.sum(), len(hits))
     return result
 
 
