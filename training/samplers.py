@@ -36,8 +36,6 @@ SAMPLERS = {
 }
 """By name. The network was trained up to 4 widths of noise; more has no meaning."""
 
-SETS = (("loop", 8), ("all", 12))
-
 
 def calls(sampling: Sampling) -> int:
     """Evaluations of the network for one set of members."""
@@ -50,7 +48,7 @@ def compare(
     corpus: Corpus,
     samplers: dict[str, Sampling],
     *,
-    sets: tuple[tuple[str, int], ...] = SETS,
+    sets: list[tuple[str, int]],
     segments: int,
     seed: int,
     on_row: Callable[[dict], None] = lambda result: None,
@@ -96,6 +94,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="where to write the figures")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--only", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
+    parser.add_argument("--sets", nargs="+", default=["loop 8", "all 12"], help="kind and length")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -111,6 +110,7 @@ def main() -> None:
         load_network(args.weights),
         load(args.chains),
         {name: SAMPLERS[name] for name in args.only},
+        sets=[(kind, int(length)) for kind, length in (s.split() for s in args.sets)],
         segments=args.segments,
         seed=args.seed,
         on_row=write,

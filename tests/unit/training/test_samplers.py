@@ -39,7 +39,7 @@ def test_comparison_writes_one_row_a_sampler_and_set_of_the_same_segments():
         small_network(),
         ideal_corpus(),
         few,
-        sets=(("all", 4), ("loop", 5)),
+        sets=[("all", 4), ("loop", 5)],
         segments=2,
         seed=0,
         on_row=lambda r: seen.append(len(r["rows"])),
