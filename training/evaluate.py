@@ -26,21 +26,35 @@ from densemble.priors.edm import EDM
 from densemble.priors.embedded import WEIGHTS, WIDTHS, load_network
 from densemble.priors.segment_geometry import Segment, stack
 from densemble.priors.segment_network import SegmentNetwork
+from intervals import of_quantile
+from regularised import chemistry_regularised
 from structure import coil
 
 LENGTHS = (4, 8, 12, 16)
 LOOP_FRACTION = 0.6
 BATCH = 10
+REGULARISED = (5, 4)
+"""Segments of each set and members of each that go through the geometry objective."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How members are drawn."""
+    """How members are drawn.
+
+    Attributes:
+        members: of each segment.
+        steps: reverse steps.
+        churn, churn_min, rho, heun: see ``densemble.priors.edm.EDM``.
+        widths: first noise level, in the largest expected standard deviations of the segments.
+    """
 
     members: int = 16
     steps: int = 50
     churn: float = 0.3
     churn_min: float = 0.05
+    rho: float = 7.0
+    heun: bool = False
+    widths: float = WIDTHS
 
 
 def draw(corpus: Corpus, length: int, count: int, *, loop: bool, seed: int) -> list[tuple[int, int]]:
@@ -91,7 +105,14 @@ def sample(
     b, length = mean.shape[:2]
     shape = (b, sampling.members, length, 4, 3)
     center = torch.zeros(4 * length, 3, dtype=mean.dtype)
-    process = EDM(center, sigma_max=sigma_max, churn=sampling.churn, churn_min=sampling.churn_min)
+    process = EDM(
+        center,
+        sigma_max=sigma_max,
+        rho=sampling.rho,
+        churn=sampling.churn,
+        churn_min=sampling.churn_min,
+        heun=sampling.heun,
+    )
 
     def flat(x: Tensor, sigma: float) -> Tensor:
         return denoise(x.view(shape), sigma).reshape(x.shape)
@@ -168,8 +189,8 @@ def measure(
     length: int,
     sampling: Sampling,
     seed: int,
-) -> tuple[dict[str, object], dict[str, float]]:
-    """RMSD of samples of one set of segments, by the network and by the closed form; chemistry."""
+) -> tuple[dict[str, object], dict[str, float], np.ndarray]:
+    """RMSD of samples of one set of segments, by the network and by the closed form; chemistry; samples."""
     generator = torch.Generator().manual_seed(seed)
     drawn, truths, items, closed = [], [], [], []
     start = time.perf_counter()
@@ -177,7 +198,7 @@ def measure(
     for first in range(0, len(places), BATCH):
         cuts = [cut(*corpus.chain(c), s, length) for c, s in places[first : first + BATCH]]
         segment = stack([item for item, _ in cuts])
-        sigma_max = WIDTHS * float(segment.width.max())
+        sigma_max = sampling.widths * float(segment.width.max())
         before = time.perf_counter()
         drawn.append(sample(network_denoiser(network, segment), segment.mean, sigma_max, sampling, generator))
         spent += time.perf_counter() - before
@@ -192,31 +213,33 @@ def measure(
         "seconds_total": time.perf_counter() - start,
         "rank_histogram": rank_histogram(samples, truth).tolist(),
     }
-    return figures, chemistry(samples, items)
+    return figures, chemistry(samples, items), samples
 
 
 def summary(samples: np.ndarray, truth: np.ndarray) -> dict[str, object]:
-    """Medians over segments of the typical member's and of the best member's RMSD, Å."""
+    """Medians of members' and of the best member's RMSD, Å, with their intervals over segments."""
     square = ((samples - truth[:, None]) ** 2).sum(-1).mean((2, 3))
     rmsd = np.sqrt(square)
     return {
         "segments": len(rmsd),
         "single_median": float(np.median(rmsd)),
+        "single_median_interval": of_quantile(rmsd),
         "single_mean": float(rmsd.mean()),
         f"best{rmsd.shape[1]}_median": float(np.median(rmsd.min(1))),
+        f"best{rmsd.shape[1]}_median_interval": of_quantile(rmsd.min(1)),
         f"best{rmsd.shape[1]}_mean": float(rmsd.min(1).mean()),
     }
 
 
-def denoising_error(
-    network: SegmentNetwork, corpus: Corpus, places: list[tuple[int, int]], length: int, seed: int
-) -> dict[str, float]:
-    """Root mean square error per coordinate of D(x0 + sigma n; sigma) against sigma, Å."""
+def denoising_error(denoise: Callable[[Tensor, float], Tensor], truth: Tensor, seed: int) -> dict[str, float]:
+    """Root mean square error per coordinate of D(x0 + sigma n; sigma) against sigma, Å.
+
+    Args:
+        denoise: takes x of shape (b, members, l, 4, 3) and sigma.
+        truth: Å, shape=(b, 1, l, 4, 3).
+        seed: of the noise.
+    """
     generator = torch.Generator().manual_seed(seed)
-    cuts = [cut(*corpus.chain(c), s, length) for c, s in places]
-    segment = stack([item for item, _ in cuts])
-    truth = torch.from_numpy(np.stack([x for _, x in cuts])).float()[:, None]
-    denoise = network_denoiser(network, segment)
     errors = {}
     for sigma in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0):
         x = truth + sigma * torch.randn(truth.shape, generator=generator)
@@ -232,16 +255,23 @@ def evaluate(
     start = time.perf_counter()
     table: dict[str, dict[str, object]] = {"all": {}, "loop": {}}
     chemical: dict[str, dict[str, float]] = {}
+    drawn: dict[str, tuple[list[tuple[int, int]], np.ndarray]] = {}
     for kind in table:
         for length in LENGTHS:
             places = draw(corpus, length, segments, loop=kind == "loop", seed=seed)
-            row = measure(network, corpus, places, length, sampling, seed)
-            table[kind][str(length)], chemical[f"{kind}_{length}"] = row
-    places = draw(corpus, 8, segments, loop=False, seed=seed)
+            figures, good, samples = measure(network, corpus, places, length, sampling, seed)
+            name = f"{kind}_{length}"
+            table[kind][str(length)], chemical[name], drawn[name] = figures, good, (places, samples)
+    count, members = REGULARISED
+    cuts = [cut(*corpus.chain(c), s, 8) for c, s in draw(corpus, 8, segments, loop=False, seed=seed)]
+    segment = stack([item for item, _ in cuts])
+    truth = torch.from_numpy(np.stack([x for _, x in cuts])).float()[:, None]
     return {
         "segments": table,
         "chemistry": pooled(chemical) | {"by_set": chemical},
-        "denoising_rmse": denoising_error(network, corpus, places, 8, seed),
+        "chemistry_regularised": chemistry_regularised(corpus, drawn, segments=count, members=members),
+        "denoising_rmse": denoising_error(network_denoiser(network, segment), truth, seed),
+        "denoising_rmse_closed_form": denoising_error(bridge_denoiser(segment), truth, seed),
         "sampling": vars(sampling),
         "seed": seed,
         "threads": torch.get_num_threads(),

@@ -1,43 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from ideal import SMALL
+from ideal import constant as build
 
 from chemistry import chemistry, ramachandran_classes
 from corpus import Corpus, cut
 from densemble.priors.segment_geometry import stack
-from densemble.priors.segment_network import NetworkConfig, SegmentNetwork
+from densemble.priors.segment_network import SegmentNetwork
 from evaluate import Sampling, bridge_denoiser, draw, evaluate, rank_histogram, sample, summary, table_text
 from structure import coil, dihedral, hydrogen_bonds
-
-SMALL = NetworkConfig(
-    width=16, heads=2, hidden=24, context_layers=1, stages=(1, 1), pair=8, pair_value=4, condition=12
-)
-IDEAL = {"N-CA": 1.458, "CA-C": 1.525, "C-N": 1.329, "C-O": 1.231}
-
-
-def place(a, b, c, length, angle, torsion):
-    """The atom at a bond length from c, with angle b-c-d and torsion a-b-c-d in degrees (NeRF)."""
-    angle, torsion = np.deg2rad(angle), np.deg2rad(torsion)
-    bc = (c - b) / np.linalg.norm(c - b)
-    n = np.cross(b - a, bc)
-    n /= np.linalg.norm(n)
-    m = np.cross(n, bc)
-    local = [-np.cos(angle), np.sin(angle) * np.cos(torsion), np.sin(angle) * np.sin(torsion)]
-    return c + length * (local[0] * bc + local[1] * m + local[2] * n)
-
-
-def build(phi, psi, n):
-    """Ideal backbone of constant torsions, trans peptides, shape=(n, 4, 3)."""
-    nitrogen, alpha = np.zeros(3), np.array([1.458, 0.0, 0.0])
-    carbon = np.array([1.458 - 1.525 * np.cos(np.deg2rad(111.0)), 1.525 * np.sin(np.deg2rad(111.0)), 0.0])
-    rows = []
-    for _ in range(n):
-        oxygen = place(nitrogen, alpha, carbon, 1.231, 120.5, psi + 180.0)
-        rows.append([nitrogen, alpha, carbon, oxygen])
-        next_n = place(nitrogen, alpha, carbon, 1.329, 116.6, psi)
-        next_a = place(alpha, carbon, next_n, 1.458, 121.7, 180.0)
-        nitrogen, alpha, carbon = next_n, next_a, place(carbon, next_n, next_a, 1.525, 111.0, phi)
-    return np.array(rows)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +133,9 @@ def test_loops_are_drawn_from_coil(corpus):
     assert draw(corpus, 8, 20, loop=False, seed=0) != draw(corpus, 8, 20, loop=False, seed=1)
 
 
-def test_evaluation_has_the_keys_promised(corpus):
+def test_evaluation_has_the_keys_promised(corpus, monkeypatch):
+    monkeypatch.setattr("evaluate.REGULARISED", (1, 2))
+    monkeypatch.setattr("regularised.EVALUATIONS", 10)
     torch.manual_seed(0)
     network = SegmentNetwork(SMALL).eval()
     result = evaluate(network, corpus, segments=2, sampling=Sampling(members=16, steps=3), seed=0)
@@ -172,4 +146,8 @@ def test_evaluation_has_the_keys_promised(corpus):
             assert row["closed_form"]["best16_median"] <= row["closed_form"]["single_median"]
     assert result["seconds"] > 0
     assert 0 <= result["chemistry"]["peptide_bonds_within"] <= 1
+    assert result["chemistry_regularised"]["members"] == 8 * 2
+    assert set(result["chemistry_regularised"]["by_set"]) == set(result["chemistry"]["by_set"])
+    levels = result["denoising_rmse"].keys()
+    assert result["denoising_rmse_closed_form"].keys() == levels
     assert "all   8" in table_text(result)
