@@ -17,6 +17,7 @@ from densemble.pipeline import load, problem_of
 from densemble.priors.edm import EDM
 from densemble.priors.gaussian import anchored_chain
 from densemble.recipes import StageRecipe
+from densemble.rounds import Pass
 from densemble.run import (
     Checkpoints,
     choose_members,
@@ -152,6 +153,9 @@ def test_no_checkpoint_is_a_new_run(tmp_path):
     assert (checkpoints.finished, checkpoints.current) == ({}, {})
 
 
+ONE_PASS = (Pass(25),)
+
+
 class Counting(AllAtom):
     """A completion with a state that a resumed run must have."""
 
@@ -164,6 +168,9 @@ class Counting(AllAtom):
     def __call__(self, x0_hat):
         return x0_hat + 0.01 * self.calls
 
+    def adopt(self, atoms) -> None:
+        self.calls += 1
+
     def state_dict(self):
         return {"calls": torch.tensor(self.calls)}
 
@@ -175,7 +182,7 @@ class KilledError(Exception):
     """Stands for the user's Ctrl-C."""
 
 
-def toy(checkpoints, on_step, *, steps=25):
+def toy(checkpoints, on_step, *, passes=ONE_PASS):
     topology = chain_topology(4)
     start = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
     prior = anchored_chain(
@@ -194,7 +201,10 @@ def toy(checkpoints, on_step, *, steps=25):
         [stage],
         Counting(),
         guide="ensemble",
-        steps=steps,
+        passes=passes,
+        backbone=np.arange(16),
+        finish=lambda atoms: atoms + 0.1,
+        score=lambda atoms: -atoms.square().sum((1, 2)),
         members=2,
         seed=3,
         checkpoints=checkpoints,
@@ -222,6 +232,31 @@ def test_sampling_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, kill):
     assert torch.equal(resumed, whole)
     assert resumed_trace == trace
     assert trace
+
+
+@pytest.mark.parametrize("kill", [9, 24, 30, 34, 41])
+def test_rounds_go_on_from_a_checkpoint_to_the_same_bits(tmp_path, kill):
+    """Killed in the first pass, at its end, in the first round (after its step 10), and in the second."""
+    passes = (Pass(12), *[Pass(15, 1.0, 0.6)] * 2)
+    told: list[int] = []
+    whole, trace = toy(Checkpoints(tmp_path / "a.pt", "k"), told.append, passes=passes)
+    assert told == list(range(1, 43))
+
+    def stop(step: int) -> None:
+        if step == kill:
+            raise KilledError
+
+    path = tmp_path / "b.pt"
+    with pytest.raises(KilledError):
+        toy(Checkpoints(path, "k"), stop, passes=passes)
+    steps: list[int] = []
+    again = Checkpoints(path, "k")
+    again.load()
+    resumed, resumed_trace = toy(again, steps.append, passes=passes)
+    saved = max(s for s in (0, 10, 22, 37) if s <= kill)  # step 10 of each pass
+    assert steps == list(range(max(saved, 1), 43))
+    assert torch.equal(resumed, whole)
+    assert resumed_trace == trace
 
 
 def test_checkpoint_of_another_guide_is_not_gone_on_from(tmp_path):
