@@ -2,9 +2,9 @@
 
 The first pass goes from pure noise to structures. Guidance by a gradient is local, and some members end
 where the map does not want them. In each further round members are drawn in proportion to how well they
-explain the map (``densemble.guidance.resampling``), noised to a moderate level, which keeps the course of
-the chain and forgets its details, and denoised under the same guidance. A member that a round did not
-better goes on as it was.
+explain the map (``densemble.guidance.resampling``) and a window of each is sampled anew under the same
+guidance, the rest of the member being held: an error is seldom that of a whole loop. A member that a round
+did not better goes on as it was.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from densemble.atoms import Topology
 from densemble.guidance.guided import GuidedPrior
 from densemble.guidance.resampling import systematic, tempered_weights
+from densemble.priors.protocol import Prior
 from densemble.sampler import SamplerState, sample
 
 Finish = Callable[[Tensor], Tensor]
@@ -34,11 +36,13 @@ class Pass:
         steps: reverse steps.
         first: noise level at which members of the pass before go on; None begins with pure noise.
         share: of the members that stay in play when those that go on are drawn.
+        window: least and largest number of residues that are sampled anew; None is all of them.
     """
 
     steps: int
     first: float | None = None
     share: float = 1.0
+    window: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +76,44 @@ class Population:
         )
 
 
+class Held:
+    """A prior with some atoms in known places: conditioning by replacement of the estimate.
+
+    An atom whose estimate is its known place x at every level has ``x_t = x + t z`` exactly, if it began so,
+    and that is what the network is shown of it (Lugmayr et al. 2022, RePaint, without its resampling).
+
+    Args:
+        prior: what the other atoms are sampled from; guided or not.
+        known: Å, shape=(K, N, 3).
+        held: which atoms are, shape=(K, N).
+    """
+
+    def __init__(self, prior: Prior, known: Float[Tensor, "k n 3"], held: Bool[Tensor, "k n"]) -> None:
+        self.prior = prior
+        self.topology = prior.topology
+        self.process = prior.process
+        self._known = known
+        self._held = held[..., None]
+
+    def denoise(self, x_t: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
+        """E[x0 | x_t], the known place for atoms that are held."""
+        return torch.where(self._held, self._known, self.prior.denoise(x_t, t))
+
+
+def held_outside_windows(
+    topology: Topology, members: int, window: tuple[int, int], generator: torch.Generator
+) -> Bool[Tensor, "k n"]:
+    """Atoms outside a random window of consecutive residues, one for each member.
+
+    Lengths are uniform between the two bounds, and so is the place of the window's middle.
+    """
+    residue, count = torch.as_tensor(topology.residue_index), len(topology.residues)
+    length = torch.randint(window[0], window[1] + 1, (members, 1), generator=generator)
+    middle = torch.randint(count, (members, 1), generator=generator)
+    first = middle - torch.div(length, 2, rounding_mode="floor")
+    return (residue < first) | (residue >= first + length)
+
+
 @dataclass(frozen=True, eq=False)
 class RoundsState:
     """Where a run stands.
@@ -80,11 +122,13 @@ class RoundsState:
         index: of the pass under way.
         sampler: within that pass.
         parents: the members that it goes on from; None in the first pass.
+        held: which of the prior's atoms are held, shape=(K, N); None if none are.
     """
 
     index: int
     sampler: SamplerState
     parents: Population | None
+    held: Tensor | None
 
 
 def sample_rounds(
@@ -125,19 +169,30 @@ def sample_rounds(
     for index in range(0 if state is None else state.index, len(passes)):
         this = passes[index]
         if state is not None:
-            parents, sampler = state.parents, state.sampler
+            parents, held, sampler = state.parents, state.held, state.sampler
         elif population is not None:
             parents = population.drawn(this.share, generator)
+            held = None
+            if this.window is not None:
+                held = held_outside_windows(guided.topology, members, this.window, generator)
             sampler = _noised(guided, parents, this, backbone, generator)
         else:
-            parents, sampler = None, None
+            parents, held, sampler = None, None, None
+        prior: Prior = guided
+        if parents is not None and held is not None:
+            prior = Held(guided, parents.atoms[:, backbone], held)
 
-        def after(new: SamplerState, index: int = index, parents: Population | None = parents) -> None:
+        def after(
+            new: SamplerState,
+            index: int = index,
+            parents: Population | None = parents,
+            held: Tensor | None = held,
+        ) -> None:
             if on_step is not None:
-                on_step(RoundsState(index, new, parents))
+                on_step(RoundsState(index, new, parents, held))
 
         x = sample(
-            guided,
+            prior,
             steps=this.steps,
             members=members,
             generator=generator,

@@ -115,7 +115,8 @@ def passes_of(guide: Guide, steps: int | None, recipe: Recipe) -> list[Pass]:
     rounds, steps = recipe.rounds, steps or recipe.noise.steps
     if rounds is None or guide == "none":
         return [Pass(steps)]
-    return [Pass(steps), *[Pass(rounds.steps, rounds.sigma, rounds.share)] * rounds.count]
+    again = Pass(rounds.steps, rounds.sigma, rounds.share, rounds.window)
+    return [Pass(steps), *[again] * rounds.count]
 
 
 def guidance_terms(restraints: Restraints, density: Term | None, recipe: Recipe) -> dict[str, Term]:
@@ -230,7 +231,7 @@ def sample_members(
         saved = checkpoints.current
         sampler = SamplerState(saved["step"], saved["x"], saved["generator"])
         parents = None if saved["parents"] is None else Population(**saved["parents"])
-        state = RoundsState(saved["pass"], sampler, parents)
+        state = RoundsState(saved["pass"], sampler, parents, saved["held"])
         completion.load_state_dict(saved["completion"])
         guided.trace = list(saved["trace"])
         on_step(_done(passes, state))
@@ -241,6 +242,7 @@ def sample_members(
                 "guide": guide,
                 "pass": new.index,
                 **vars(new.sampler),
+                "held": new.held,
                 "parents": None if new.parents is None else dict(vars(new.parents)),
                 "completion": completion.state_dict(),
                 "trace": guided.trace,

@@ -6,7 +6,7 @@ import torch
 from densemble.guidance.guided import AllAtom, GuidedPrior
 from densemble.priors.edm import EDM
 from densemble.priors.gaussian import anchored_chain
-from densemble.rounds import Pass, Population, sample_rounds
+from densemble.rounds import Held, Pass, Population, held_outside_windows, sample_rounds
 from densemble.sampler import sample
 from densemble.testing import chain_topology
 
@@ -119,6 +119,63 @@ def test_side_chains_are_those_of_the_parents():
     (atoms,) = completion.adopted
     assert torch.equal(atoms, seen[-1].parents.atoms)
     assert seen[0].parents is None
+
+
+def test_only_the_window_is_sampled_anew():
+    found = []
+    topology = chain_topology(6)
+    start = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+    process = EDM(center=start, sigma_max=20.0, churn=0.3)
+    prior = anchored_chain(
+        topology,
+        start,
+        [[0, 1, 2, 3, 4, 5]],
+        anchored=[(True, True)],
+        amplitude=2.0,
+        smoothness=2.0,
+        jitter=0.2,
+        process=process,
+    )
+    result = sample_rounds(
+        GuidedPrior(prior, []),
+        [Pass(10), Pass(10, 3.0, 1.0, (1, 3))],
+        backbone=torch.arange(24),
+        members=40,
+        generator=torch.Generator().manual_seed(2),
+        finish=lambda atoms: atoms,
+        score=lambda atoms: torch.full((len(atoms),), float(len(found))),  # children are better
+        on_step=found.append,
+    )
+    last = found[-1]
+    moved = (last.sampler.x - last.parents.atoms).norm(dim=-1)
+    assert torch.equal(result.atoms, last.sampler.x)
+    assert float(moved[last.held].max()) < 1e-5
+    assert float(moved[~last.held].median()) > 0.2
+    assert found[0].held is None
+
+
+def test_windows_are_consecutive_of_the_lengths_asked_for_and_everywhere(generator):
+    topology = chain_topology(9)
+    held = held_outside_windows(topology, 3000, (2, 4), generator).reshape(3000, 9, 4)
+    assert torch.equal(held, held[..., :1].expand(-1, -1, 4))  # whole residues
+    free = ~held[..., 0]
+    assert int(((free[:, 1:] != free[:, :-1]).sum(1)).max()) <= 2  # one run
+    inner = free[~free[:, 0] & ~free[:, -1]].sum(1)
+    assert set(inner.tolist()) == {2, 3, 4}
+    assert int(free.sum(1).min()) >= 1
+    share = free.float().mean(0)
+    assert float(share.min()) > 0.15
+    assert torch.allclose(share[3:6], share[3:6].mean().expand(3), rtol=0.1)
+
+
+def test_held_atoms_are_estimated_where_they_are_known_to_be(generator):
+    prior = TwoPlaces()
+    known = torch.full((5, 4, 3), 7.0)
+    held = torch.tensor([True, False, False, False]).expand(5, 4)
+    x = torch.randn(5, 4, 3, generator=generator)
+    found = Held(prior, known, held).denoise(x, 1.0)
+    assert torch.equal(found[:, 0], known[:, 0])
+    assert torch.equal(found[:, 1:], prior.denoise(x, 1.0)[:, 1:])
 
 
 def test_passes_that_cannot_be_are_refused():

@@ -237,7 +237,7 @@ def test_sampling_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, kill):
 @pytest.mark.parametrize("kill", [9, 24, 30, 34, 41])
 def test_rounds_go_on_from_a_checkpoint_to_the_same_bits(tmp_path, kill):
     """Killed in the first pass, at its end, in the first round (after its step 10), and in the second."""
-    passes = (Pass(12), *[Pass(15, 1.0, 0.6)] * 2)
+    passes = (Pass(12), *[Pass(15, 1.0, 0.6, (1, 2))] * 2)
     told: list[int] = []
     whole, trace = toy(Checkpoints(tmp_path / "a.pt", "k"), told.append, passes=passes)
     assert told == list(range(1, 43))

@@ -102,12 +102,19 @@ class SideChainSteps(_Part):
 
 
 class Rounds(_Part):
-    """Further passes from the better members, noised to ``sigma`` Å; see ``densemble.rounds``."""
+    """Further passes from the better members, noised to ``sigma`` Å; see ``densemble.rounds.Pass``."""
 
     count: Count
     sigma: Positive
     steps: Annotated[int, Field(ge=1)]
     share: Annotated[float, Field(gt=0, le=1)]
+    window: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Rounds:
+        if self.window is not None and self.window[0] > self.window[1]:
+            raise ValueError(f"window {list(self.window)}: the least length must not be above the largest")
+        return self
 
 
 class Finish(_Part):
