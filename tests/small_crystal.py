@@ -189,17 +189,21 @@ def write_recipe(path: Path, **changes: dict) -> None:
     recipe = load_recipe("densemble").model_dump(exclude_none=True)
     for own in (QUICK, changes):
         for name, part in own.items():
-            recipe[name] = recipe[name] | part if isinstance(part, dict) else part
+            recipe[name] = recipe.get(name, {}) | part if isinstance(part, dict) else part
     path.write_text(toml(recipe), encoding="utf-8")
 
 
 def toml(values: dict) -> str:
     """A table of tables and lists of tables as TOML; plain values are written alike in JSON."""
-    lines = [f"{k} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, dict | tuple | list)]
+
+    def tables(value: object) -> bool:
+        return isinstance(value, tuple | list) and all(isinstance(item, dict) for item in value)
+
+    lines = [f"{k} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, dict) and not tables(v)]
     for name, part in values.items():
         if isinstance(part, dict):
             lines += [f"[{name}]", toml(part)]
-        elif isinstance(part, tuple | list):
+        elif tables(part):
             lines += [line for item in part for line in (f"[[{name}]]", toml(item))]
     return "\n".join(lines)
 

@@ -73,7 +73,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             help="The diffusion model of the backbone.",
         ),
         click.option(
-            "--recipe", default="densemble", show_default=True, help="Method: a name, or a .toml file."
+            "--recipe", help="Method: a name, or a .toml file.  [default: the one made for the prior]"
         ),
         click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the recipe's]"),
         click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -46,17 +44,21 @@ from densemble.io.results import (
     write_result_json,
     write_trace,
 )
-from densemble.priors.embedded import EmbeddedPrior
 from densemble.priors.protocol import Prior
 from densemble.problem import CrystalProblem, Guide, Stretches
-from densemble.progress import Progress
+from densemble.progress import Clock, Progress
 from densemble.recipes import Recipe, load_recipe
 from densemble.run import (
     Checkpoints,
     choose_members,
     density_term,
+    embedded_prior,
     gaussian_prior,
+    guidance_terms,
+    holds_start,
+    member_score,
     mode_of,
+    passes_of,
     refine,
     regularise_members,
     sample_members,
@@ -64,6 +66,8 @@ from densemble.run import (
 )
 from densemble.sidechains.completion import SideChainCompletion
 
+RECIPES = {"embedded": "embedded", "gaussian": "densemble"}
+"""The recipe made for each prior."""
 MapKind = Literal["omit", "2fofc", "as-phased"]
 
 
@@ -83,7 +87,7 @@ class Settings:
         seed: of all randomness.
         steps: of the reverse diffusion; the recipe's if None.
         prior: ``embedded`` or ``gaussian``.
-        recipe: name of one of the package's, or a TOML file.
+        recipe: name of one of the package's, or a TOML file; the one made for the prior if None.
         labels: columns of the amplitudes and their uncertainties, where the data have several.
         free_label: column of the free flags, where the data have several that differ.
     """
@@ -99,13 +103,19 @@ class Settings:
     seed: int = 0
     steps: int | None = None
     prior: Literal["embedded", "gaussian"] = "gaussian"
-    recipe: str = "densemble"
+    recipe: str | None = None
     labels: tuple[str, str] | None = None
     free_label: str | None = None
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe asked for, or the one made for the prior."""
+        return self.recipe or RECIPES[self.prior]
 
     def record(self) -> dict[str, JsonValue]:
         """Plain values, files by name, for ``result.json``."""
         names = {"model": self.model.name, "data": self.data.name, "guides": list(self.guides)}
+        names["recipe"] = self.recipe_name
         return asdict(self) | names | {"labels": None if self.labels is None else list(self.labels)}
 
 
@@ -151,27 +161,13 @@ class Evaluation:
     members: list[Member]
 
 
-@dataclass
-class Clock:
-    """Seconds that the parts of a run took."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        """Time a part."""
-        begin = time.perf_counter()
-        yield
-        self.seconds[part] = round(time.perf_counter() - begin, 3)
-
-
 def load(settings: Settings) -> Inputs:
     """Read and check all input; nothing is written.
 
     Raises:
         InputError: says which file or option is wrong and what to do.
     """
-    recipe = load_recipe(settings.recipe)
+    recipe = load_recipe(settings.recipe_name)
     region = Region.parse(settings.region)
     model = read_model(settings.model, altloc=settings.start_altloc)
     require_cell(model)
@@ -200,12 +196,8 @@ def target_map(settings: Settings, inputs: Inputs) -> StretchMap:
 
 def make_prior(settings: Settings, inputs: Inputs) -> Prior:
     """The diffusion model of the region's backbone."""
-    if settings.prior == "gaussian":
-        return gaussian_prior(inputs.stretches, inputs.recipe)
-    stretches = inputs.stretches
-    return EmbeddedPrior(
-        stretches.model.topology, stretches.model.coords, stretches.residues, churn=inputs.recipe.noise.churn
-    )
+    make = gaussian_prior if settings.prior == "gaussian" else embedded_prior
+    return make(inputs.stretches, inputs.recipe)
 
 
 def versions() -> dict[str, str]:
@@ -219,6 +211,47 @@ def run_key(settings: Settings, inputs: Inputs) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def sampled(
+    settings: Settings,
+    inputs: Inputs,
+    problem: CrystalProblem,
+    guide: Guide,
+    density: Term | None,
+    *,
+    checkpoints: Checkpoints,
+    on_step: Callable[[int], None],
+) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
+    """All members, regularised, the start first where it is one of them; and the trace."""
+    recipe, restraints = inputs.recipe, problem.restraints()
+    with_start = holds_start(guide, recipe) and settings.members > 1
+    members = settings.members - 1 if with_start else settings.members
+    soft, geometry = GeometryObjective(restraints, cap=recipe.geometry_cap), GeometryObjective(restraints)
+    prior = make_prior(settings, inputs)
+    completion = SideChainCompletion(
+        problem.side_chains(members),
+        prior.topology,
+        **recipe.sidechains.model_dump(exclude={"window", "density_gain"}),
+        seed=settings.seed,
+        log_likelihood=density,
+        density_at=None if density is None else problem.density_at(recipe.sidechains.density_gain),
+    )
+    atoms, trace = sample_members(
+        prior,
+        stages_of(recipe, guidance_terms(restraints, density, recipe)),
+        completion,
+        guide=guide,
+        passes=passes_of(guide, settings.steps, recipe),
+        backbone=inputs.stretches.backbone_atoms,
+        finish=lambda atoms: regularise_members(atoms, geometry, density, recipe.finish),
+        score=member_score(problem, guide, soft, recipe),
+        members=members,
+        seed=settings.seed,
+        checkpoints=checkpoints,
+        on_step=on_step,
+    )
+    return torch.cat([problem.stretches.start[None], atoms]) if with_start else atoms, trace
+
+
 def run_guide(
     settings: Settings,
     inputs: Inputs,
@@ -230,35 +263,12 @@ def run_guide(
 ) -> GuideRun:
     """Sample, regularise, select and refine under one way of guidance."""
     recipe = inputs.recipe
-    restraints = problem.restraints()
     density = None if guide == "none" else density_term(problem, guide, problem.b_start, recipe)
-    soft = GeometryObjective(restraints, cap=recipe.geometry_cap)
-    terms: dict[str, Term] = {"geometry": lambda x, sigma: soft(x)}
-    if density is not None:
-        terms["density"] = density
-    geometry = GeometryObjective(restraints)
+    geometry = GeometryObjective(problem.restraints())
     if guide not in checkpoints.finished:
-        prior = make_prior(settings, inputs)
-        completion = SideChainCompletion(
-            problem.side_chains(settings.members),
-            prior.topology,
-            **recipe.sidechains.model_dump(exclude={"window", "density_gain"}),
-            seed=settings.seed,
-            log_likelihood=density,
-            density_at=None if density is None else problem.density_at(recipe.sidechains.density_gain),
+        atoms, trace = sampled(
+            settings, inputs, problem, guide, density, checkpoints=checkpoints, on_step=on_step
         )
-        atoms, trace = sample_members(
-            prior,
-            stages_of(recipe, terms),
-            completion,
-            guide=guide,
-            steps=settings.steps or recipe.noise.steps,
-            members=settings.members,
-            seed=settings.seed,
-            checkpoints=checkpoints,
-            on_step=on_step,
-        )
-        atoms = regularise_members(atoms, geometry, density, recipe.finish)
         checkpoints.finish(guide, {"atoms": atoms, "trace": trace})
     done = checkpoints.finished[guide]
 
@@ -362,7 +372,9 @@ def run_xray(
     for guide in settings.guides:
         with (
             clock(f"guide {guide}"),
-            tell.steps(guide, settings.steps or inputs.recipe.noise.steps) as on_step,
+            tell.steps(
+                guide, sum(p.steps for p in passes_of(guide, settings.steps, inputs.recipe))
+            ) as on_step,
         ):
             runs[guide] = run_guide(
                 settings, inputs, problem, guide, checkpoints=checkpoints, on_step=on_step

@@ -23,6 +23,7 @@ from densemble.forward.xray import SymmetryImages, XrayDensity
 from densemble.geometry.restraints import Restraints, build_restraints
 from densemble.grid import DensityMap, Grid
 from densemble.io.models import Anchors, Model, anchors, bonded_to_next
+from densemble.likelihood.beside import BesideKnown
 from densemble.likelihood.density import DensityLikelihood, effective_sigma
 from densemble.likelihood.mask import reach_mask
 from densemble.recipes import Density
@@ -246,6 +247,11 @@ class CrystalProblem:
         return DensityLikelihood(
             self.forward, self.target, self.mask, b_iso=b_iso, sigma=self.sigma, mode=mode
         )
+
+    def beside_start(self, b_iso: Tensor) -> BesideKnown:
+        """The likelihood of each member as a second state beside the start."""
+        known = self.stretches.start
+        return BesideKnown(self.forward, self.target, self.mask, known, b_iso, sigma=self.sigma)
 
     @property
     def b_start(self) -> Float[Tensor, " n"]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -46,3 +48,17 @@ class TerminalProgress(Progress):
         with Bar(*columns, console=self._console) as bar:
             task = bar.add_task(f"guide: {name}", total=total)
             yield lambda done: bar.update(task, completed=done)
+
+
+@dataclass
+class Clock:
+    """Seconds that the parts of a run took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Time a part."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[part] = round(time.perf_counter() - begin, 3)

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from densemble.atoms import Ensemble
 from densemble.errors import InputError
-from densemble.geometry.objective import GeometryObjective
+from densemble.geometry.objective import TERMS, GeometryObjective
 from densemble.geometry.regularise import regularise
+from densemble.geometry.restraints import Restraints
 from densemble.guidance.guided import Completion, GuidedPrior
 from densemble.guidance.stage import Stage, Term
 from densemble.likelihood.bfactor import fit_b
 from densemble.likelihood.density import DensityLikelihood
 from densemble.priors.edm import EDM
+from densemble.priors.embedded import EmbeddedPrior
 from densemble.priors.gaussian import GaussianPrior, anchored_chain
 from densemble.priors.protocol import Prior
 from densemble.problem import CrystalProblem, Guide, Stretches
 from densemble.recipes import Finish, Recipe
-from densemble.sampler import SamplerState, load_checkpoint, sample, save_checkpoint
+from densemble.rounds import Pass, Population, RoundsState, Score, sample_rounds
+from densemble.sampler import SamplerState, load_checkpoint, save_checkpoint
 from densemble.selection.pursuit import fit_weights, matching_pursuit
 
 BLUR_STEP = 0.1  # Å; the target is blurred to multiples of this, so that few copies of it are made
@@ -39,7 +43,6 @@ def gaussian_prior(stretches: Stretches, recipe: Recipe) -> GaussianPrior:
     topology = stretches.topology.subset(atoms)
     start = stretches.start[torch.as_tensor(atoms)]
     rank = {r: i for i, r in enumerate(sorted(r for stretch in stretches.moving for r in stretch))}
-    noise = recipe.noise
     return anchored_chain(
         topology,
         start,
@@ -48,15 +51,21 @@ def gaussian_prior(stretches: Stretches, recipe: Recipe) -> GaussianPrior:
         amplitude=recipe.gaussian.amplitude,
         smoothness=recipe.gaussian.smoothness,
         jitter=recipe.gaussian.jitter,
-        process=EDM(
-            center=start,
-            sigma_max=noise.sigma_max,
-            sigma_min=noise.sigma_min,
-            rho=noise.rho,
-            churn=noise.churn,
-            churn_min=noise.churn_min,
-        ),
+        process=noise_about(start, recipe),
     )
+
+
+def embedded_prior(stretches: Stretches, recipe: Recipe) -> EmbeddedPrior:
+    """The packaged network; its noise begins about the start."""
+    model = stretches.model
+    start = stretches.start[torch.as_tensor(stretches.backbone_atoms)]
+    prior = EmbeddedPrior(model.topology, model.coords, stretches.residues)
+    return prior.with_process(noise_about(start, recipe))
+
+
+def noise_about(start: Float[Tensor, "n 3"], recipe: Recipe) -> EDM:
+    """The recipe's noise, centred on the start."""
+    return EDM(center=start, **recipe.noise.model_dump(exclude={"steps"}))
 
 
 def mode_of(guide: Guide) -> Literal["ensemble", "each"]:
@@ -64,17 +73,62 @@ def mode_of(guide: Guide) -> Literal["ensemble", "each"]:
     return "each" if guide == "each" else "ensemble"
 
 
+def holds_start(guide: Guide, recipe: Recipe) -> bool:
+    """Whether the start is itself a member, and the others are sought beside it."""
+    return guide == "ensemble" and recipe.density.ensemble == "beside_start"
+
+
 def density_term(problem: CrystalProblem, guide: Guide, b_iso: Tensor, recipe: Recipe) -> Term:
     """Log-likelihood of the target, which is blurred to match the noise."""
-    likelihood = problem.likelihood(mode_of(guide), b_iso)
     settings = recipe.density
+    beside = problem.beside_start(b_iso)
+    likelihood = problem.likelihood(mode_of(guide), b_iso)
 
     def term(atoms: Tensor, sigma: float) -> Tensor:
         blur = min(settings.blur_per_sigma * sigma, settings.blur_limit)
+        blur = round(blur / BLUR_STEP) * BLUR_STEP
+        if holds_start(guide, recipe):
+            return beside(atoms, blur=blur).sum()
         weights = atoms.new_full((len(atoms),), 1 / len(atoms))
-        return likelihood(atoms, weights, blur=round(blur / BLUR_STEP) * BLUR_STEP)
+        return likelihood(atoms, weights, blur=blur)
 
     return term
+
+
+def member_score(problem: CrystalProblem, guide: Guide, geometry: GeometryObjective, recipe: Recipe) -> Score:
+    """By which members are compared between rounds: fit to the target plus stereochemistry, nats."""
+    beside = problem.beside_start(problem.b_start)
+    each = problem.likelihood("each", problem.b_start)
+
+    def score(atoms: Tensor) -> Tensor:
+        if holds_start(guide, recipe):
+            fit = beside(atoms)
+        else:
+            fit = -each.fit(atoms, atoms.new_ones(len(atoms))).residual / (2 * problem.sigma**2)
+        return fit + geometry.per_member(atoms)
+
+    return score
+
+
+def passes_of(guide: Guide, steps: int | None, recipe: Recipe) -> list[Pass]:
+    """The first pass, and the recipe's rounds where members can be compared."""
+    rounds, steps = recipe.rounds, steps or recipe.noise.steps
+    if rounds is None or guide == "none":
+        return [Pass(steps)]
+    again = Pass(rounds.steps, rounds.sigma, rounds.share, rounds.window)
+    return [Pass(steps), *[again] * rounds.count]
+
+
+def guidance_terms(restraints: Restraints, density: Term | None, recipe: Recipe) -> dict[str, Term]:
+    """What a recipe's stages may name: the density (if it guides), stereochemistry, its contacts alone."""
+    soft = GeometryObjective(restraints, cap=recipe.geometry_cap)
+    others = dict.fromkeys(set(TERMS) - {"contacts"}, 0.0)
+    contacts = GeometryObjective(restraints, cap=recipe.geometry_cap, weights=others)
+    terms: dict[str, Term] = {
+        "geometry": lambda x, sigma: soft(x),
+        "contacts": lambda x, sigma: contacts(x),
+    }
+    return terms if density is None else terms | {"density": density}
 
 
 def stages_of(recipe: Recipe, terms: dict[str, Term]) -> list[Stage]:
@@ -139,13 +193,30 @@ def sample_members(
     completion: Completion,
     *,
     guide: Guide,
-    steps: int,
+    passes: Sequence[Pass],
+    backbone: np.ndarray,
+    finish: Callable[[Tensor], Tensor],
+    score: Score | None,
     members: int,
     seed: int,
     checkpoints: Checkpoints,
     on_step: Callable[[int], None],
 ) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
     """Sample members under guidance, going on from a checkpoint where there is one.
+
+    Args:
+        prior: of the backbone.
+        stages: of guidance.
+        completion: from the backbone to all atoms.
+        guide: the name under which the checkpoint is kept.
+        passes: see ``densemble.rounds.sample_rounds``.
+        backbone: indices of the prior's atoms among all atoms.
+        finish: applied to the members of every pass.
+        score: by which members of several passes are compared.
+        members: K.
+        seed: of all randomness.
+        checkpoints: where the state is kept.
+        on_step: told the number of steps done in all passes.
 
     Returns:
         All atoms of the members, Å, and the trace of every objective.
@@ -158,30 +229,46 @@ def sample_members(
     state = None
     if checkpoints.current.get("guide") == guide:
         saved = checkpoints.current
-        state = SamplerState(saved["step"], saved["x"], saved["generator"])
+        sampler = SamplerState(saved["step"], saved["x"], saved["generator"])
+        parents = None if saved["parents"] is None else Population(**saved["parents"])
+        state = RoundsState(saved["pass"], sampler, parents, saved["held"])
         completion.load_state_dict(saved["completion"])
         guided.trace = list(saved["trace"])
-        on_step(state.step)
+        on_step(_done(passes, state))
 
-    def after(new: SamplerState) -> None:
-        if new.step % checkpoints.every == 0 and new.step < steps:
+    def after(new: RoundsState) -> None:
+        if new.sampler.step % checkpoints.every == 0 and new.sampler.step < passes[new.index].steps:
             checkpoints.current = {
                 "guide": guide,
-                **vars(new),
+                "pass": new.index,
+                **vars(new.sampler),
+                "held": new.held,
+                "parents": None if new.parents is None else dict(vars(new.parents)),
                 "completion": completion.state_dict(),
                 "trace": guided.trace,
             }
             checkpoints.save()
-        on_step(new.step)
+        on_step(_done(passes, new))
 
     try:
-        x = sample(guided, steps=steps, members=members, generator=generator, state=state, on_step=after)
+        population = sample_rounds(
+            guided,
+            passes,
+            backbone=torch.as_tensor(backbone),
+            members=members,
+            generator=generator,
+            finish=finish,
+            score=score,
+            state=state,
+            on_step=after,
+        )
     except FloatingPointError as error:
         raise InputError(f"guide {guide}: {error}; lower the weights of the recipe's stages") from error
-    with torch.no_grad():
-        completion.update(x, 0.0)
-        atoms = completion(x)
-    return atoms, guided.trace
+    return population.atoms, guided.trace
+
+
+def _done(passes: Sequence[Pass], state: RoundsState) -> int:
+    return sum(this.steps for this in passes[: state.index]) + state.sampler.step
 
 
 def regularise_members(

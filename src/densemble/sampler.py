@@ -35,6 +35,7 @@ def sample(
     steps: int,
     members: int,
     generator: torch.Generator,
+    first: float | None = None,
     state: SamplerState | None = None,
     on_step: Callable[[SamplerState], None] | None = None,
 ) -> Float[Tensor, "k n 3"]:
@@ -45,6 +46,7 @@ def sample(
         steps: reverse steps.
         members: K.
         generator: the only source of randomness.
+        first: noise level to begin at, for an x that is given by ``state``; pure noise if None.
         state: go on from here instead of from noise.
         on_step: called after every step with the new state (progress, checkpoints).
 
@@ -54,7 +56,7 @@ def sample(
     Raises:
         FloatingPointError: a coordinate became NaN or infinite.
     """
-    times = prior.process.times(steps)
+    times = prior.process.times(steps, first)
     if state is None:
         state = SamplerState(0, prior.process.initial(members, generator), generator.get_state())
     else:

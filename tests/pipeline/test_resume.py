@@ -1,10 +1,14 @@
 """A killed run goes on to the result that it would have had."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from small_crystal import StopAt, StoppedError, contents, outcome, write_recipe
 
 from densemble.errors import InputError
+from densemble.io.models import read_model
 from densemble.pipeline import run_xray
 
 
@@ -130,3 +134,24 @@ def test_a_broken_checkpoint_is_refused(copy, crystal):
     (copy / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="not a checkpoint"):
         run_xray(crystal.settings(steps=12), copy, resume=True)
+
+
+def test_rounds_beside_the_start_resumed_end_the_same(crystal, tmp_path):
+    """Killed in the second round of windows: after its checkpoint, with parents and held atoms in it."""
+    recipe = tmp_path / "rounds.toml"
+    rounds = {"count": 2, "sigma": 3.0, "steps": 12, "share": 0.6, "window": [2, 5]}
+    write_recipe(recipe, density={"ensemble": "beside_start"}, rounds=rounds)
+    settings = crystal.settings(recipe=str(recipe), prior="embedded", members=4)
+    whole = StopAt()
+    run_xray(settings, tmp_path / "whole", progress=whole)
+    assert [step for _, step in whole.seen] == list(range(1, 6 + 2 * 12 + 1))
+    stop(settings, tmp_path / "out", "ensemble", 29)
+    again = StopAt()
+    run_xray(settings, tmp_path / "out", resume=True, progress=again)
+    assert again.seen[0] == ("ensemble", 28)
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+    first = read_model(tmp_path / "whole" / "members" / "member_01.cif")
+    start = read_model(crystal.model)
+    kept = json.loads((tmp_path / "whole" / "result.json").read_text())["members"][0]["selected"]
+    moved = np.abs(first.coords - start.coords).max()
+    assert moved < 1e-3 or kept  # the first member is the start, refined where it is kept

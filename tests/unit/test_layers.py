@@ -28,6 +28,7 @@ LAYERS = (
     "testing",
     "guidance",
     "sampler",
+    "rounds",
     "selection",
     "recipes",
     "progress",

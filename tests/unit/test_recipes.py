@@ -125,6 +125,39 @@ def test_stage_that_cannot_be_is_named(tmp_path, values, changes, words):
     assert words in str(raised.value)
 
 
+ROUNDS = {"count": 2, "sigma": 3.0, "steps": 5, "share": 0.5, "window": [2, 4]}
+
+
+def test_rounds_of_the_user_are_what_the_file_says(tmp_path, values):
+    values["density"]["ensemble"] = "beside_start"
+    recipe = load_recipe(written(tmp_path / "own.toml", values | {"rounds": ROUNDS}))
+    assert recipe.rounds.model_dump() == ROUNDS | {"window": (2, 4)}
+    assert load_recipe(written(tmp_path / "own.toml", values)).rounds is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"share": 0.0}, "rounds.share"),
+        ({"share": 1.5}, "rounds.share"),
+        ({"sigma": 0.0}, "rounds.sigma"),
+        ({"steps": 0}, "rounds.steps"),
+        ({"window": [0, 4]}, "rounds.window"),
+        ({"window": [5, 4]}, "the least length must not be above the largest"),
+    ],
+)
+def test_rounds_that_cannot_be_are_named(tmp_path, values, changes, words):
+    values["density"]["ensemble"] = "beside_start"
+    with pytest.raises(InputError, match=r"own\.toml: rounds") as raised:
+        load_recipe(written(tmp_path / "own.toml", values | {"rounds": ROUNDS | changes}))
+    assert words in str(raised.value)
+
+
+def test_rounds_need_members_that_can_be_compared(tmp_path, values):
+    with pytest.raises(InputError, match="rounds compare members"):
+        load_recipe(written(tmp_path / "own.toml", values | {"rounds": ROUNDS}))
+
+
 def test_noise_that_does_not_fall_is_named(tmp_path, values):
     values["noise"] |= {"sigma_min": 5.0, "sigma_max": 5.0}
     with pytest.raises(InputError, match=r"own\.toml: noise: .*sigma_min 5 must be below sigma_max 5"):

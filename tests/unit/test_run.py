@@ -16,12 +16,17 @@ from densemble.guidance.stage import Stage
 from densemble.pipeline import load, problem_of
 from densemble.priors.edm import EDM
 from densemble.priors.gaussian import anchored_chain
-from densemble.recipes import StageRecipe
+from densemble.recipes import Rounds, StageRecipe
+from densemble.rounds import Pass
 from densemble.run import (
     Checkpoints,
     choose_members,
     density_term,
+    embedded_prior,
     gaussian_prior,
+    guidance_terms,
+    member_score,
+    passes_of,
     refine,
     regularise_members,
     sample_members,
@@ -111,6 +116,69 @@ def test_term_of_the_ensemble_knows_that_states_share_the_map(problem, inputs, s
     assert float(each(states, 0.0)) < -1
 
 
+def beside(recipe):
+    """The recipe, seeking members beside the start in two rounds."""
+    rounds = Rounds(count=2, sigma=3.0, steps=7, share=0.5, window=(2, 3))
+    density = recipe.density.model_copy(update={"ensemble": "beside_start"})
+    return recipe.model_copy(update={"density": density, "rounds": rounds})
+
+
+def test_beside_the_start_the_start_gains_nothing_and_the_other_state_does(problem, inputs, states):
+    exact = showing(problem, states, [0.39, 0.61])
+    recipe = beside(inputs.recipe)
+    term = density_term(exact, "ensemble", problem.b_start, recipe)
+    start = problem.stretches.start[None]
+    assert float(term(states[:1], 0.0)) > 100
+    assert float(term(start, 0.0)) < 0.02 * float(term(states[:1], 0.0))
+    each = density_term(exact, "each", problem.b_start, recipe)
+    plain = density_term(exact, "each", problem.b_start, inputs.recipe)
+    assert float(each(states, 0.0)) == float(plain(states, 0.0))  # the ablation knows no start
+
+
+def test_score_is_fit_and_stereochemistry_of_each_member(problem, inputs, states):
+    exact = showing(problem, states, [0.39, 0.61])
+    soft = GeometryObjective(problem.restraints(), cap=5.0)
+    recipe = beside(inputs.recipe)
+    joint = member_score(exact, "ensemble", soft, recipe)(states)
+    gain = exact.beside_start(problem.b_start)(states)
+    assert torch.allclose(joint - soft.per_member(states), gain, atol=1e-2)
+    each = member_score(exact, "each", soft, recipe)(states) - soft.per_member(states)
+    one = torch.ones(1)
+    for found, x in zip(each, states, strict=True):
+        alone = exact.likelihood("ensemble", problem.b_start)(x[None], one)
+        assert float(found) == pytest.approx(float(alone), rel=1e-3)
+    assert float(gain[0]) > 10 * float(gain[1])  # the second state is the one that is missing
+    assert float(each[1]) > float(each[0])  # alone, the major one explains more
+
+
+def test_rounds_are_for_guides_that_compare_members(inputs):
+    recipe = beside(inputs.recipe)
+    assert passes_of("none", 9, recipe) == [Pass(9)]
+    assert passes_of("ensemble", 9, inputs.recipe) == [Pass(9)]
+    assert passes_of("each", None, recipe) == [Pass(recipe.noise.steps), *[Pass(7, 3.0, 0.5, (2, 3))] * 2]
+
+
+def test_contacts_are_a_part_of_the_stereochemistry(problem, inputs, states):
+    restraints = problem.restraints()
+    terms = guidance_terms(restraints, None, inputs.recipe)
+    assert set(terms) == {"geometry", "contacts"}
+    crowded = torch.cat([states, states + 1.5])
+    soft = GeometryObjective(restraints, cap=inputs.recipe.geometry_cap)
+    assert float(terms["geometry"](crowded, 1.0)) == pytest.approx(float(soft(crowded)))
+    assert float(terms["contacts"](crowded, 1.0)) == pytest.approx(
+        float(soft.terms(crowded)["contacts"].sum())
+    )
+    assert float(terms["contacts"](crowded, 1.0)) < 0
+
+
+def test_embedded_prior_begins_its_noise_at_the_start(inputs):
+    prior = embedded_prior(inputs.stretches, inputs.recipe)
+    start = inputs.stretches.start[torch.as_tensor(inputs.stretches.backbone_atoms)]
+    assert torch.equal(prior.process.center, start)
+    assert prior.process.sigma_max == inputs.recipe.noise.sigma_max
+    assert prior.topology.names == gaussian_prior(inputs.stretches, inputs.recipe).topology.names
+
+
 def test_stages_are_those_whose_terms_take_part(inputs):
     terms = {"geometry": lambda x, sigma: x.sum()}
     (stage,) = stages_of(inputs.recipe, terms)
@@ -152,6 +220,9 @@ def test_no_checkpoint_is_a_new_run(tmp_path):
     assert (checkpoints.finished, checkpoints.current) == ({}, {})
 
 
+ONE_PASS = (Pass(25),)
+
+
 class Counting(AllAtom):
     """A completion with a state that a resumed run must have."""
 
@@ -164,6 +235,9 @@ class Counting(AllAtom):
     def __call__(self, x0_hat):
         return x0_hat + 0.01 * self.calls
 
+    def adopt(self, atoms) -> None:
+        self.calls += 1
+
     def state_dict(self):
         return {"calls": torch.tensor(self.calls)}
 
@@ -175,7 +249,7 @@ class KilledError(Exception):
     """Stands for the user's Ctrl-C."""
 
 
-def toy(checkpoints, on_step, *, steps=25):
+def toy(checkpoints, on_step, *, passes=ONE_PASS):
     topology = chain_topology(4)
     start = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
     prior = anchored_chain(
@@ -194,7 +268,10 @@ def toy(checkpoints, on_step, *, steps=25):
         [stage],
         Counting(),
         guide="ensemble",
-        steps=steps,
+        passes=passes,
+        backbone=np.arange(16),
+        finish=lambda atoms: atoms + 0.1,
+        score=lambda atoms: -atoms.square().sum((1, 2)),
         members=2,
         seed=3,
         checkpoints=checkpoints,
@@ -222,6 +299,31 @@ def test_sampling_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, kill):
     assert torch.equal(resumed, whole)
     assert resumed_trace == trace
     assert trace
+
+
+@pytest.mark.parametrize("kill", [9, 24, 30, 34, 41])
+def test_rounds_go_on_from_a_checkpoint_to_the_same_bits(tmp_path, kill):
+    """Killed in the first pass, at its end, in the first round (after its step 10), and in the second."""
+    passes = (Pass(12), *[Pass(15, 1.0, 0.6, (1, 2))] * 2)
+    told: list[int] = []
+    whole, trace = toy(Checkpoints(tmp_path / "a.pt", "k"), told.append, passes=passes)
+    assert told == list(range(1, 43))
+
+    def stop(step: int) -> None:
+        if step == kill:
+            raise KilledError
+
+    path = tmp_path / "b.pt"
+    with pytest.raises(KilledError):
+        toy(Checkpoints(path, "k"), stop, passes=passes)
+    steps: list[int] = []
+    again = Checkpoints(path, "k")
+    again.load()
+    resumed, resumed_trace = toy(again, steps.append, passes=passes)
+    saved = max(s for s in (0, 10, 22, 37) if s <= kill)  # step 10 of each pass
+    assert steps == list(range(max(saved, 1), 43))
+    assert torch.equal(resumed, whole)
+    assert resumed_trace == trace
 
 
 def test_checkpoint_of_another_guide_is_not_gone_on_from(tmp_path):

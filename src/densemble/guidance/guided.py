@@ -26,6 +26,10 @@ class Completion(Protocol):
         """All atoms, differentiable in ``x0_hat``."""
         ...
 
+    def adopt(self, atoms: Float[Tensor, "k m 3"]) -> None:
+        """Take over the state (side-chain torsions) that given atoms have, one set for each member."""
+        ...
+
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs."""
         ...
@@ -44,6 +48,9 @@ class AllAtom:
     def __call__(self, x0_hat: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
         """The atoms themselves."""
         return x0_hat
+
+    def adopt(self, atoms: Float[Tensor, "k n 3"]) -> None:
+        """Nothing to take over."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """No state."""

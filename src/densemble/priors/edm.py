@@ -41,12 +41,15 @@ class EDM:
                 f"EDM: needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
             )
 
-    def times(self, steps: int) -> list[float]:
-        """Noise levels from ``sigma_max`` to ``sigma_min``, then 0; length ``steps + 1``."""
+    def times(self, steps: int, first: float | None = None) -> list[float]:
+        """``steps + 1`` levels: from ``first`` (``sigma_max`` if None) to ``sigma_min``, then 0."""
         if steps < 1:
             raise ValueError(f"EDM: at least one step, got {steps}")
+        first = self.sigma_max if first is None else first
+        if first <= self.sigma_min:
+            raise ValueError(f"EDM: the first level must be above sigma_min {self.sigma_min}, got {first}")
         ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        high, low = first ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         return [*((high + ramp * (low - high)) ** self.rho).tolist(), 0.0]
 
     def sigma(self, t: float) -> float:
@@ -72,6 +75,12 @@ class EDM:
     def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
         """Noise of the first level about ``center``."""
         return self.center + self.sigma_max * self._noise(members, generator)
+
+    def diffuse(
+        self, x0: Float[Tensor, "k n 3"], t: float, generator: torch.Generator
+    ) -> Float[Tensor, "k n 3"]:
+        """x0 with the noise of level ``t``."""
+        return x0 + t * self._noise(len(x0), generator)
 
     def step(
         self,

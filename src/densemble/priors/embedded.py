@@ -8,6 +8,7 @@ frame fixed to the residues that anchor it, so the result turns and moves with t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cache
 from pathlib import Path
 
@@ -90,6 +91,12 @@ class EmbeddedPrior:
             center[part.rows] = part.mean.reshape(-1, 3).float()
         widest = max(float(part.segment.width.max()) for part in self._parts)
         self.process = EDM(center=center, sigma_max=WIDTHS * widest, churn=churn)
+
+    def with_process(self, process: EDM) -> EmbeddedPrior:
+        """The same network under another schedule of noise."""
+        other = copy(self)
+        other.process = process
+        return other
 
     def denoise(self, x_t: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """E[x0 | x_t] at noise level ``t`` (its sigma in Å), differentiable in ``x_t``."""

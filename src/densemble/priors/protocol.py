@@ -24,8 +24,8 @@ Denoiser = Callable[[Tensor, float], Tensor]
 class NoiseProcess(Protocol):
     """Noise levels and the reverse step. ``t`` is the process's own label of a noise level."""
 
-    def times(self, steps: int) -> list[float]:
-        """``steps + 1`` decreasing noise levels; the last is noise-free."""
+    def times(self, steps: int, first: float | None = None) -> list[float]:
+        """``steps + 1`` decreasing levels, from ``first`` or pure noise; the last is noise-free."""
         ...
 
     def sigma(self, t: float) -> float:
@@ -34,6 +34,12 @@ class NoiseProcess(Protocol):
 
     def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
         """Draw x at the first time."""
+        ...
+
+    def diffuse(
+        self, x0: Float[Tensor, "k n 3"], t: float, generator: torch.Generator
+    ) -> Float[Tensor, "k n 3"]:
+        """Draw x at level ``t``, given x0."""
         ...
 
     def step(

@@ -53,7 +53,7 @@ class GaussianChain(_Part):
 class StageRecipe(_Part):
     """One guidance stage; see ``densemble.guidance.stage.Stage``."""
 
-    term: Literal["density", "geometry"]
+    term: Literal["density", "geometry", "contacts"]
     high: Positive
     low: NonNegative = 0.0
     weight: NonNegative
@@ -72,13 +72,18 @@ class StageRecipe(_Part):
 
 
 class Density(_Part):
-    """The target while sampling: blurred by ``blur_per_sigma`` times the noise, at most ``blur_limit`` Å."""
+    """The target while sampling: blurred by ``blur_per_sigma`` times the noise, at most ``blur_limit`` Å.
+
+    ``ensemble`` says what guide ensemble compares it with: all members ``joint``, or each member
+    ``beside_start``, the start being a member itself (``densemble.likelihood.beside``).
+    """
 
     margin: Positive
     spacing: Positive
     reach: Positive
     blur_per_sigma: NonNegative
     blur_limit: NonNegative
+    ensemble: Literal["joint", "beside_start"] = "joint"
 
 
 class SideChainSteps(_Part):
@@ -94,6 +99,22 @@ class SideChainSteps(_Part):
     step_size: Positive
     window: Count
     density_gain: NonNegative
+
+
+class Rounds(_Part):
+    """Further passes from the better members, noised to ``sigma`` Å; see ``densemble.rounds.Pass``."""
+
+    count: Count
+    sigma: Positive
+    steps: Annotated[int, Field(ge=1)]
+    share: Annotated[float, Field(gt=0, le=1)]
+    window: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Rounds:
+        if self.window is not None and self.window[0] > self.window[1]:
+            raise ValueError(f"window {list(self.window)}: the least length must not be above the largest")
+        return self
 
 
 class Finish(_Part):
@@ -115,7 +136,14 @@ class Recipe(_Part):
     sidechains: SideChainSteps
     geometry_cap: Positive
     stages: tuple[StageRecipe, ...]
+    rounds: Rounds | None = None
     finish: Finish
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Recipe:
+        if self.rounds is not None and self.density.ensemble == "joint":
+            raise ValueError('rounds compare members, which needs density.ensemble = "beside_start"')
+        return self
 
 
 def load_recipe(name: str) -> Recipe:

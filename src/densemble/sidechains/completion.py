@@ -72,6 +72,10 @@ class SideChainCompletion:
         """All atoms, differentiable in the backbone."""
         return self.side_chains.complete(x0_hat[:, self._rows])
 
+    def adopt(self, atoms: Float[Tensor, "k n 3"]) -> None:
+        """Take over the chi angles of given members."""
+        self.side_chains.adopt(atoms)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Chi angles, number of calls and the state of the draws."""
         return {

@@ -122,6 +122,10 @@ class SideChains:
         whole = self._backbone.repeat(len(backbone), 1, 1, 1)
         return whole.index_copy(1, self._given.nonzero()[:, 0], backbone)
 
+    def adopt(self, atoms: Float[Tensor, "k n 3"]) -> None:
+        """Take over the chi angles of K complete members, Å, shape=(K, N, 3)."""
+        self.chi = self._builder.chi_from_coords(atoms.detach())
+
     def complete(self, backbone: Float[Tensor, "k g 4 3"]) -> Float[Tensor, "k n 3"]:
         """All atoms on the backbones of the region; differentiable in them, chi held constant.
 

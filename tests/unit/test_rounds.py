@@ -1,0 +1,222 @@
+"""Sampling in rounds, on priors whose samples are known."""
+
+import pytest
+import torch
+
+from densemble.guidance.guided import AllAtom, GuidedPrior
+from densemble.priors.edm import EDM
+from densemble.priors.gaussian import anchored_chain
+from densemble.rounds import Held, Pass, Population, held_outside_windows, sample_rounds
+from densemble.sampler import sample
+from densemble.testing import chain_topology
+
+
+class TwoPlaces:
+    """Each atom is near -3 or +3 on x (s.d. 0.2), with equal probability: an exact mixture denoiser."""
+
+    width = 0.2
+
+    def __init__(self) -> None:
+        self.topology = chain_topology(1)
+        self.process = EDM(center=torch.zeros(4, 3), sigma_max=30.0, sigma_min=0.01, churn=0.3)
+
+    def denoise(self, x_t, t):
+        variance = self.width**2 + t**2
+        places = torch.zeros(2, 3)
+        places[0, 0], places[1, 0] = -3.0, 3.0
+        offset = x_t[..., None, :] - places
+        log_p = -offset.square().sum(-1) / (2 * variance)
+        estimate = places + self.width**2 / variance * offset
+        return (torch.softmax(log_p, -1)[..., None] * estimate).sum(-2)
+
+
+def right(x):
+    """Atoms at +3, of each member."""
+    return (x[..., 0] > 0).sum(1)
+
+
+def run(passes, score, *, seed=0, members=24, finish=lambda atoms: atoms, **options):
+    return sample_rounds(
+        GuidedPrior(TwoPlaces(), []),
+        passes,
+        backbone=torch.arange(4),
+        members=members,
+        generator=torch.Generator().manual_seed(seed),
+        finish=finish,
+        score=score,
+        **options,
+    )
+
+
+def test_one_pass_is_the_sampler_itself():
+    found = run([Pass(20)], None)
+    x = sample(TwoPlaces(), steps=20, members=24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found.atoms, x)
+
+
+def score_right(atoms):
+    return 4.0 * right(atoms).float()
+
+
+def test_rounds_free_members_that_were_stuck():
+    """No gradient guides here: comparing members finds what one pass gives to one member in sixteen."""
+    once = run([Pass(20)], None)
+    rounds = run([Pass(20), *[Pass(15, 2.0, 0.5)] * 5], score_right)
+    assert float((right(once.atoms) == 4).float().mean()) < 0.3
+    assert float((right(rounds.atoms) == 4).float().mean()) > 0.9
+    spread = rounds.atoms[..., 1:].square().mean().sqrt()
+    assert float(spread) == pytest.approx(0.2, abs=0.03)  # they are samples of the prior still
+
+
+def test_members_come_best_first_with_their_scores():
+    found = run([Pass(20), Pass(10, 1.0, 0.8)], score_right)
+    assert torch.equal(found.score, score_right(found.atoms))
+    assert torch.equal(found.score, found.score.sort(descending=True).values)
+
+
+def test_no_round_makes_the_best_member_worse():
+    scores = []
+    for count in range(4):
+        found = run([Pass(20), *[Pass(6, 4.0, 0.3)] * count], lambda x: -(x - 2.5).square().sum((1, 2)))
+        scores.append(float(found.score.max()))
+    # a draw in proportion to weights may lose the best of equals, but not one whose weight is above 1 / K
+    assert scores == sorted(scores)
+    assert scores[-1] > scores[0]
+
+
+def test_the_better_of_parent_and_child_goes_on():
+    parents = Population(torch.zeros(3, 4, 3), torch.tensor([1.0, 5.0, 2.0]))
+    children = Population(torch.ones(3, 4, 3), torch.tensor([3.0, 4.0, 2.0]))
+    found = parents.bettered(children)
+    assert found.score.tolist() == [3.0, 5.0, 2.0]
+    assert found.atoms[:, 0, 0].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_what_goes_on_is_what_was_finished():
+    found = run([Pass(20), Pass(10, 0.5, 0.5)], score_right, finish=lambda atoms: atoms + 100.0)
+    assert float(found.atoms[..., 1].mean()) == pytest.approx(100, abs=0.5)
+
+
+def test_side_chains_are_those_of_the_parents():
+    class Remembering(AllAtom):
+        adopted = ()
+
+        def adopt(self, atoms):
+            self.adopted = (*self.adopted, atoms)
+
+    completion = Remembering()
+    seen = []
+    sample_rounds(
+        GuidedPrior(TwoPlaces(), [], completion),
+        [Pass(8), Pass(8, 0.5, 0.5)],
+        backbone=torch.arange(4),
+        members=6,
+        generator=torch.Generator().manual_seed(0),
+        finish=lambda atoms: atoms,
+        score=score_right,
+        on_step=seen.append,
+    )
+    (atoms,) = completion.adopted
+    assert torch.equal(atoms, seen[-1].parents.atoms)
+    assert seen[0].parents is None
+
+
+def test_only_the_window_is_sampled_anew():
+    found = []
+    topology = chain_topology(6)
+    start = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+    process = EDM(center=start, sigma_max=20.0, churn=0.3)
+    prior = anchored_chain(
+        topology,
+        start,
+        [[0, 1, 2, 3, 4, 5]],
+        anchored=[(True, True)],
+        amplitude=2.0,
+        smoothness=2.0,
+        jitter=0.2,
+        process=process,
+    )
+    result = sample_rounds(
+        GuidedPrior(prior, []),
+        [Pass(10), Pass(10, 3.0, 1.0, (1, 3))],
+        backbone=torch.arange(24),
+        members=40,
+        generator=torch.Generator().manual_seed(2),
+        finish=lambda atoms: atoms,
+        score=lambda atoms: torch.full((len(atoms),), float(len(found))),  # children are better
+        on_step=found.append,
+    )
+    last = found[-1]
+    moved = (last.sampler.x - last.parents.atoms).norm(dim=-1)
+    assert torch.equal(result.atoms, last.sampler.x)
+    assert float(moved[last.held].max()) < 1e-5
+    assert float(moved[~last.held].median()) > 0.2
+    assert found[0].held is None
+
+
+def test_windows_are_consecutive_of_the_lengths_asked_for_and_everywhere(generator):
+    topology = chain_topology(9)
+    held = held_outside_windows(topology, 3000, (2, 4), generator).reshape(3000, 9, 4)
+    assert torch.equal(held, held[..., :1].expand(-1, -1, 4))  # whole residues
+    free = ~held[..., 0]
+    assert int(((free[:, 1:] != free[:, :-1]).sum(1)).max()) <= 2  # one run
+    inner = free[~free[:, 0] & ~free[:, -1]].sum(1)
+    assert set(inner.tolist()) == {2, 3, 4}
+    assert int(free.sum(1).min()) >= 1
+    share = free.float().mean(0)
+    assert float(share.min()) > 0.15
+    assert torch.allclose(share[3:6], share[3:6].mean().expand(3), rtol=0.1)
+
+
+def test_held_atoms_are_estimated_where_they_are_known_to_be(generator):
+    prior = TwoPlaces()
+    known = torch.full((5, 4, 3), 7.0)
+    held = torch.tensor([True, False, False, False]).expand(5, 4)
+    x = torch.randn(5, 4, 3, generator=generator)
+    found = Held(prior, known, held).denoise(x, 1.0)
+    assert torch.equal(found[:, 0], known[:, 0])
+    assert torch.equal(found[:, 1:], prior.denoise(x, 1.0)[:, 1:])
+
+
+def test_passes_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="need a score"):
+        run([Pass(5), Pass(5, 1.0)], None)
+    with pytest.raises(ValueError, match="only the first pass"):
+        run([Pass(5), Pass(5)], score_right)
+
+
+def test_first_level_of_a_pass_is_where_its_noise_begins():
+    process = EDM(center=torch.zeros(4, 3), sigma_max=30.0)
+    assert process.times(7, 2.0)[0] == pytest.approx(2.0)
+    assert process.times(7, 2.0)[-2:] == pytest.approx([0.01, 0.0])
+    with pytest.raises(ValueError, match="above sigma_min"):
+        process.times(7, 0.01)
+    x = process.diffuse(torch.ones(500, 4, 3), 2.0, torch.Generator().manual_seed(1))
+    assert float(x.mean()) == pytest.approx(1.0, abs=0.1)
+    assert float(x.std()) == pytest.approx(2.0, rel=0.05)
+
+
+def test_gaussian_prior_is_kept_by_a_round_without_preference(generator):
+    """Noised to a level and denoised again, samples of the prior are samples of the prior."""
+    start = torch.zeros(8, 3, dtype=torch.float64)
+    prior = anchored_chain(
+        chain_topology(2),
+        start,
+        [[0, 1]],
+        anchored=[(True, True)],
+        amplitude=1.5,
+        smoothness=1.5,
+        jitter=0.3,
+        process=EDM(center=start, sigma_max=60.0, sigma_min=0.005, heun=True),
+    )
+    found = sample_rounds(
+        GuidedPrior(prior, []),
+        [Pass(60), Pass(40, 2.0, 1.0)],
+        backbone=torch.arange(8),
+        members=3000,
+        generator=generator,
+        finish=lambda atoms: atoms,
+        score=lambda atoms: torch.zeros(len(atoms)),
+    )
+    spread = found.atoms.square().mean((0, 2))
+    assert torch.allclose(spread, prior.covariance.diagonal(), rtol=0.08)
