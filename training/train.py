@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chain_task import ChainTask
@@ -68,6 +69,7 @@ class TrainingConfig:
         validate_every: steps.
         checkpoint_seconds: between checkpoints.
         task: the network and its examples.
+        initial: weights to start from, from the repository's root; random ones if left out.
     """
 
     corpus: str
@@ -87,6 +89,7 @@ class TrainingConfig:
     validate_every: int
     checkpoint_seconds: float
     task: Task
+    initial: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> TrainingConfig:
@@ -123,6 +126,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.config, self.corpus, self.rank, self.step = config, corpus, rank, 0
         self.network = config.task.make()
+        if config.initial is not None:
+            self.network.load_state_dict(load_file(ROOT / config.initial))
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.hidden, other = split_parameters(self.network)
         mine = self.hidden[rank :: config.processes]

@@ -9,6 +9,7 @@ import train
 from corpus import load
 from densemble.priors.chain_network import ChainNetworkConfig, width_of
 from densemble.priors.segment_network import NetworkConfig
+from densemble.priors.weights import save_network
 from examples import random_batch
 from segment_task import SegmentTask, anchored_distances
 from train import Trainer, TrainingConfig, split_parameters
@@ -160,3 +161,17 @@ def test_local_distances_include_the_anchors(batch):
     inside = batch.segment.anchored[:, 0]
     assert 0 < int(inside.sum()) < len(inside)
     assert torch.allclose(found[inside, 0, 0], expected[inside], atol=1e-3)
+
+
+def test_trains_on_from_weights(config, corpus, tmp_path):
+    first = Trainer(config, load(corpus)).network
+    with torch.no_grad():
+        for p in first.parameters():
+            p.add_(0.25)
+    save_network(first, tmp_path / "weights.safetensors", facts={})
+    trainer = Trainer(
+        dataclasses.replace(config, initial=str(tmp_path / "weights.safetensors")), load(corpus)
+    )
+    for name, value in first.state_dict().items():
+        assert torch.allclose(trainer.network.state_dict()[name], value, atol=2e-3), name
+        assert torch.equal(trainer.average[name], trainer.network.state_dict()[name]), name
