@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +210,18 @@ def moves(
     }
 
 
+def common(first: Model, second: Model) -> tuple[Model, Model]:
+    """The residues that both have, by their numbers."""
+    number = [{r.id.number for r in m.topology.residues} for m in (first, second)]
+    return _only(first, number[0] & number[1]), _only(second, number[0] & number[1])
+
+
+def _only(model: Model, numbers: set[int]) -> Model:
+    keep = [i for i, r in enumerate(model.topology.residues) if r.id.number in numbers]
+    atoms = model.topology.atoms_of(keep)
+    return replace(model, topology=model.topology.subset(atoms), coords=model.coords[atoms])
+
+
 def measure(first: Model, second: Model, sampling: Sampling, trust: Trust, weights: Path, seed: int) -> dict:
     """All figures of one protein."""
     network = load_chain_network(weights)
@@ -268,12 +280,12 @@ def main() -> None:
         "protein   residues  start  selected  best   fit (start, truth)      C-N %   moved  overlap 1, 3, 10"
     )
     for folder in sorted(p for p in args.pairs.iterdir() if p.is_dir() and args.only in (None, p.name)):
-        first, second = (read_model(p) for p in sorted(folder.glob("*.pdb")))
+        first, second = common(*(read_model(p) for p in sorted(folder.glob("*.pdb"))))
         row = measure(first, second, sampling, trust, args.weights, args.seed)
         found[folder.name] = row
         free = row["unguided"]
         print(
-            f"{folder.name:9} {row['residues']:8} {row['start']:6.2f} {row['selected']:9.2f} {row['best']:5.2f}"
+            f"{folder.name:9}{row['residues']:8}{row['start']:7.2f}{row['selected']:10.2f}{row['best']:6.2f}"
             f"   {row['selected_fit']:.3f} ({row['start_fit']:.3f}, {row['truth_fit']:.3f})"
             f" {100 * row['peptides_guided']:7.1f} {free['moved_median']:7.2f}"
             f"  {free['overlap_first']:.2f} {free['overlap_three']:.2f} {free['overlap_ten']:.2f}",
