@@ -119,5 +119,10 @@ class GuidedPrior:
             gradient = gradient * (stage.clip / norm).clamp_max(1)
         weight = stage.weight_at(self.process.sigma(t))
         if stage.mode == "ratio":
-            return weight * update.norm(dim=(1, 2), keepdim=True) * gradient / norm
-        return weight * self.process.precondition(gradient, t)
+            shift = weight * update.norm(dim=(1, 2), keepdim=True) * gradient / norm
+        else:
+            shift = weight * self.process.precondition(gradient, t)
+        if stage.limit is not None:
+            length = shift.square().sum(-1, keepdim=True).mean(1, keepdim=True).sqrt()
+            shift = shift * (stage.limit / length.clamp_min(torch.finfo(shift.dtype).tiny)).clamp_max(1)
+        return shift

@@ -30,6 +30,8 @@ class Stage:
             rescales, for each member, the gradient to the Frobenius norm of the unguided update
             x0_hat - x_t and multiplies by weight (paper 2, as its code does it).
         clip: largest norm of the gradient of one member, before weighting; None does not clip.
+        limit: largest shift of one member, Å root mean square over its atoms, after weighting; None does
+            not limit. Keeps a sharp likelihood from overshooting where much noise is left.
         through_network: take the gradient with respect to x_t, through the denoiser (DPS), or
             with respect to x0_hat alone.
     """
@@ -42,6 +44,7 @@ class Stage:
     weight_end: float | None = None
     mode: Literal["score", "ratio"] = "score"
     clip: float | None = None
+    limit: float | None = None
     through_network: bool = True
 
     def __post_init__(self) -> None:
@@ -51,6 +54,8 @@ class Stage:
             raise ValueError(f"stage {self.name}: a changing weight needs a finite interval above zero")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"stage {self.name}: clip must be positive, got {self.clip}")
+        if self.limit is not None and self.limit <= 0:
+            raise ValueError(f"stage {self.name}: limit must be positive, got {self.limit}")
 
     def active(self, sigma: float) -> bool:
         """Whether the stage guides at this noise level."""

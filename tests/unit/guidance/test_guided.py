@@ -75,6 +75,20 @@ def test_clip_bounds_the_gradient():
     assert torch.allclose(shift.norm(dim=(1, 2)), torch.full((3,), 1e-3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("mode", ["score", "ratio"])
+def test_limit_bounds_the_shift_of_each_member(mode):
+    prior = chain()
+    x = noisy(prior)
+    free = GuidedPrior(prior, [Stage("pull", pull, mode=mode)]).denoise(x, 1.5) - prior.denoise(x, 1.5)
+    length = free.square().sum(-1).mean(1).sqrt()
+    limit = float(length.sort().values[1]) * 1.01  # the largest of three is over it
+    guided = GuidedPrior(prior, [Stage("pull", pull, mode=mode, limit=limit)])
+    found = guided.denoise(x, 1.5) - prior.denoise(x, 1.5)
+    shorter = found.square().sum(-1).mean(1).sqrt()
+    assert torch.allclose(shorter, length.clamp(max=limit))
+    assert torch.allclose(found / shorter[:, None, None], free / length[:, None, None])
+
+
 def test_stages_do_not_accumulate_into_each_other():
     prior = chain()
     x = noisy(prior)

@@ -23,7 +23,7 @@ def test_weight_follows_a_cosine_in_log_sigma():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"high": 1.0, "low": 2.0}, {"low": -1.0}, {"weight_end": 0.1}, {"clip": 0.0}]
+    "settings", [{"high": 1.0, "low": 2.0}, {"low": -1.0}, {"weight_end": 0.1}, {"clip": 0.0}, {"limit": 0.0}]
 )
 def test_nonsense_is_refused(settings):
     with pytest.raises(ValueError, match="stage s"):
