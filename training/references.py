@@ -181,7 +181,8 @@ def random_reference(
     modes = slow_modes(truth[:, 1]) if modes is None else modes
     x = truth
     fields = rng.choice(3, size=int(rng.integers(1, 4)), p=[0.5, 0.2, 0.3])
-    size = trust.domains * abs(rng.standard_normal()) / len(fields) ** 0.5
+    # Before superposition; what is left after it is about two thirds.
+    size = 1.5 * trust.domains * abs(rng.standard_normal()) / len(fields) ** 0.5
     for field in fields:
         x = (hinge, shear, wave)[field](x, modes, size, rng)
     for _ in range(rng.poisson(min(2.0, trust.local) * len(atoms) / 150)):

@@ -82,7 +82,7 @@ class SegmentTask:
             terms[f"stage{i}"] = error.mean((2, 3, 4))
         found = anchored_distances(estimates[-1], batch.segment)
         truth = anchored_distances(batch.truth[:, None], batch.segment)
-        there = torch.ones(found.shape[0], 1, found.shape[2], 1)
+        there = torch.ones(found.shape[0], 1, found.shape[2], 1, device=found.device)
         there[:, 0, 0, 0], there[:, 0, -1, 0] = batch.segment.anchored.float().unbind(1)
         terms["geometry"] = geometry_error(found, truth, there, batch.sigma)
         return terms

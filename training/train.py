@@ -27,6 +27,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from batches import batches, moved
 from chain_task import ChainTask
 from corpus import Corpus, load, read_excluded
 from densemble.priors.chain_network import ChainNetworkConfig
@@ -59,7 +60,9 @@ class TrainingConfig:
         steps: optimizer steps in all.
         decay: last steps, over which the learning rates fall to zero linearly.
         warmup: first steps, over which they rise.
+        device: where the network is: ``cpu``, or ``cuda`` with one process.
         processes: of one thread each.
+        workers: further processes that build each one's batches; 0 builds them in line.
         precision: of matrix products.
         lr_muon: hidden matrices of the layers.
         lr_adam: everything else.
@@ -79,7 +82,9 @@ class TrainingConfig:
     steps: int
     decay: int
     warmup: int
+    device: str
     processes: int
+    workers: int
     precision: Literal["bfloat16", "float32"]
     lr_muon: float
     lr_adam: float
@@ -106,7 +111,8 @@ class TrainingConfig:
 
     def half(self) -> torch.autocast:
         """Context of the network's matrix products."""
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -128,6 +134,8 @@ class Trainer:
         self.network = config.task.make()
         if config.initial is not None:
             self.network.load_state_dict(load_file(ROOT / config.initial))
+        self.device = torch.device(config.device)
+        self.network.to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.hidden, other = split_parameters(self.network)
         mine = self.hidden[rank :: config.processes]
@@ -140,11 +148,14 @@ class Trainer:
         self.seconds = 0.0
         self.examples = 0
 
-    def advance(self) -> dict[str, float]:
-        """One optimizer step; returns the mean of every term of the loss."""
-        start = time.perf_counter()
+    def batch(self, step: int) -> Any:  # noqa: ANN401
+        """This process's examples of one step."""
+        return self.config.task.batch(self.corpus, self.chains, [self.config.seed, step], self.rank)
+
+    def advance(self, batch: Any) -> dict[str, float]:  # noqa: ANN401
+        """One optimizer step on ``batch(step)``; returns the mean of every term of the loss."""
         task = self.config.task
-        batch = task.batch(self.corpus, self.chains, [self.config.seed, self.step], self.rank)
+        batch = moved(batch, self.device)
         self.network.train()
         with self.config.half():
             estimates = task.estimates(self.network, batch)
@@ -163,7 +174,6 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.values()), [current[k] for k in self.average], 1 - decay)
         self.step += 1
         self.examples += len(batch) * self.config.processes
-        self.seconds += time.perf_counter() - start
         return {k: float(v.detach().mean()) for k, v in terms.items()} | {"norm": float(norm)}
 
     @torch.no_grad()
@@ -223,11 +233,11 @@ def save(path: Path, state: dict[str, object]) -> None:
 def validate(trainer: Trainer, batches: list[Any]) -> dict[str, float]:
     """Mean terms of the averaged network on validation batches."""
     task = trainer.config.task
-    network = task.make()
+    network = task.make().to(trainer.device)
     network.load_state_dict(trainer.average)
     network.eval()
     sums: dict[str, list[float]] = {}
-    for batch in batches:
+    for batch in (moved(b, trainer.device) for b in batches):
         with trainer.config.half():
             estimates = task.estimates(network, batch)
         for name, value in task.terms(estimates, batch).items():
@@ -260,12 +270,15 @@ def run(config: TrainingConfig, out: Path, *, rank: int = 0, until: int | None =
     trainer = Trainer(config, corpus, rank)
     checkpoint = out / "last.pt"
     if checkpoint.exists():
-        trainer.restore(torch.load(checkpoint, weights_only=True))
-    batches = config.task.validation(corpus, config.seed) if rank == 0 else []
+        trainer.restore(torch.load(checkpoint, weights_only=True, map_location=trainer.device))
+    fixed = config.task.validation(corpus, config.seed) if rank == 0 else []
     written, sums, n = time.monotonic(), dict[str, float](), 0
     last = config.steps if until is None else min(until, config.steps)
+    feed = batches(trainer.batch, trainer.step, last, config.workers)
     while trainer.step < last:
-        terms = trainer.advance()
+        start = time.perf_counter()
+        terms = trainer.advance(next(feed))
+        trainer.seconds += time.perf_counter() - start
         if not math.isfinite(sum(terms.values())):
             raise FloatingPointError(f"the loss is not finite at step {trainer.step}: {terms}")
         sums = {k: sums.get(k, 0.0) + v for k, v in terms.items()}
@@ -275,7 +288,7 @@ def run(config: TrainingConfig, out: Path, *, rank: int = 0, until: int | None =
             record(out / "train.csv", row | {k: v / n for k, v in sums.items()})
             sums, n = {}, 0
         if rank == 0 and trainer.step % config.validate_every == 0:
-            record(out / "validation.csv", {"step": trainer.step} | validate(trainer, batches))
+            record(out / "validation.csv", {"step": trainer.step} | validate(trainer, fixed))
         if trainer.step == last or (trainer.step % 20 == 0 and due(config, written, rank)):
             state = trainer.state()
             if rank == 0:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import train
+from batches import moved
 from corpus import load
 from densemble.priors.chain_network import ChainNetworkConfig, width_of
 from densemble.priors.segment_network import NetworkConfig
@@ -94,6 +95,36 @@ def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path):
         assert torch.equal(value, parts.network.state_dict()[name]), name
         assert torch.equal(whole.average[name], parts.average[name]), name
     assert (tmp_path / "parts" / "validation.csv").read_text().count("\n") == 3
+
+
+def test_batches_built_in_the_background_are_the_same(config, tmp_path):
+    here = train.run(config, tmp_path / "here", until=3)
+    there = train.run(dataclasses.replace(config, workers=1), tmp_path / "there", until=3)
+    for name, value in here.network.state_dict().items():
+        assert torch.equal(value, there.network.state_dict()[name]), name
+
+
+def test_a_batch_moves_as_a_whole(config, corpus):
+    chains = load(corpus)
+    batch = config.task.batch(chains, chains.chosen(validation=False), [0, 0], 0)
+    found = moved(batch, torch.device("meta"))
+    tensors = [x for x in tree(found) if isinstance(x, torch.Tensor)]
+    assert len(tensors) >= 13
+    assert {x.device.type for x in tensors} == {"meta"}
+    assert type(found) is type(batch)
+
+
+def tree(value):
+    if dataclasses.is_dataclass(value):
+        return [x for f in dataclasses.fields(value) for x in tree(getattr(value, f.name))]
+    return [x for part in value for x in tree(part)] if isinstance(value, tuple) else [value]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_trains_on_an_accelerator(config, tmp_path):
+    trainer = train.run(dataclasses.replace(config, device="cuda"), tmp_path / "run")
+    assert trainer.step == config.steps
 
 
 def test_validation_and_excluded_chains_are_left_out(config, tmp_path):
