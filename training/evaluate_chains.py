@@ -47,7 +47,7 @@ class Sampling:
 
     The map is blurred by ``blur_per_sigma`` times the noise, at most ``blur`` Å: about the uncertainty of
     x0_hat. Its weight falls from ``weight`` at the most noise to ``weight_end``; see ``Stage`` for ``limit``.
-    Chosen by trial on P0AEQ3 alone.
+    Chosen by trial on P0AEQ3, P67701 and P69441.
     """
 
     steps: int = 50
@@ -56,8 +56,8 @@ class Sampling:
     churn: float = 0.3
     resolution: float = 4.0
     blur_per_sigma: float = 0.25
-    blur: float = 3.0
-    weight: float = 10.0
+    blur: float = 5.0
+    weight: float = 30.0
     weight_end: float = 2.0
     limit: float = 4.0
 

@@ -20,8 +20,8 @@ NEIGHBOURS = 16
 OFFSETS = 24
 """Sequence offsets are told apart up to here; the last index is another chain."""
 
-_LISTED = 16  # groups of each neighbourhood but the smallest
-_GROUPS = (16, 4, 1)  # residues of a group: neighbourhoods of about 256, 64 and 16 residues
+# Residues of a group and groups of a neighbourhood: 256, 128, 64, again 256, and 16 residues.
+_GROUPS = ((16, 16), (8, 16), (4, 16), (8, 32), (1, 16))
 _CROWD = ((8.0, 16.0), (14.0, 64.0))  # radius in Å and usual number of CA within
 
 
@@ -77,7 +77,8 @@ class ChainGraph:
         offset: sequence offset of each neighbour, clamped, from 0; 2 OFFSETS + 1 for other chains.
         crowd: number of CA about each over the usual number, shape=(T, 2).
         trust: logarithms of ``Trust.domains`` and ``Trust.local``, shape=(T, 2).
-        scales: from all of the molecule to a residue and the two beside it.
+        scales: from all of the molecule to a residue and the two beside it; see
+            ``chain_network.RigidPyramid`` for the one that is out of order.
     """
 
     reference: Float[Tensor, "t 4 3"]
@@ -138,7 +139,7 @@ def build_graph(
         offset=torch.from_numpy(offset),
         crowd=torch.from_numpy(np.stack(crowd, axis=-1)).float(),
         trust=torch.from_numpy(np.tile(logs, (n, 1))).float(),
-        scales=(_everything(n), *(_grouped(alpha, chain, size) for size in _GROUPS), _beside(linked)),
+        scales=(_everything(n), *(_grouped(alpha, chain, *of) for of in _GROUPS), _beside(linked)),
     )
 
 
@@ -168,7 +169,7 @@ def _everything(n: int) -> Neighbourhoods:
     return Neighbourhoods(zeros, 1, zeros[:, None], torch.ones(n, 1, dtype=torch.bool))
 
 
-def _grouped(alpha: np.ndarray, chain: np.ndarray, size: int) -> Neighbourhoods:
+def _grouped(alpha: np.ndarray, chain: np.ndarray, size: int, listed: int) -> Neighbourhoods:
     """The groups of ``size`` consecutive residues of a chain that are nearest to each residue's CA."""
     first = np.flatnonzero(np.r_[True, np.diff(chain) != 0])
     within = np.arange(len(alpha)) - np.repeat(first, np.diff(np.r_[first, len(alpha)]))
@@ -177,7 +178,7 @@ def _grouped(alpha: np.ndarray, chain: np.ndarray, size: int) -> Neighbourhoods:
     total = np.zeros((count, 3))
     np.add.at(total, group, alpha)
     centre = total / np.bincount(group)[:, None]
-    near = cKDTree(centre).query(alpha, k=_LISTED)[1].reshape(len(alpha), -1)
+    near = cKDTree(centre).query(alpha, k=listed)[1].reshape(len(alpha), -1)
     mask = near < count
     return Neighbourhoods(
         torch.from_numpy(group),

@@ -36,11 +36,13 @@ from densemble.priors.segment_features import (
 )
 from densemble.priors.segment_geometry import UNKNOWN
 
-LEVELS = 5
+LEVELS = 7
+ALIKE = 4
+"""The level whose neighbourhood is made of what moves like the residue."""
 # Initial standard deviations of each superposition about the one above it: radians and Å, and of the
 # atoms about the last one.
-_TURNS = (0.1, 0.15, 0.15, 0.15, 0.2)
-_SHIFTS = (1.5, 2.0, 1.2, 0.6, 0.3)
+_TURNS = (0.1, 0.15, 0.15, 0.15, 0.1, 0.15, 0.2)
+_SHIFTS = (1.5, 2.0, 1.5, 1.2, 0.6, 0.6, 0.3)
 _ATOMS = 0.15
 _STRAINS = (0.3, 1.0, 3.0)
 
@@ -86,12 +88,17 @@ class RigidPyramid(nn.Module):
     neighbourhood, times a matrix von Mises-Fisher prior about the rotation of the level above; the
     position likewise, with a Gaussian prior. How wide the priors are is learned, from the noise, the
     trust, and how well the level above fits here. At the top the prior is the reference's own pose.
+
+    A large neighbourhood averages much noise away, but reaches over the boundary of a domain. So after the
+    level of 64 residues there is one of 256 in which groups count by how well the residue's own placement
+    so far explains where they are (``ALIKE``).
     """
 
     def __init__(self, config: ChainNetworkConfig) -> None:
         super().__init__()
         self.inner = nn.ModuleList(nn.Linear(10, config.rigid) for _ in range(LEVELS + 1))
         self.outer = nn.ModuleList(nn.Linear(config.rigid, 2) for _ in range(LEVELS + 1))
+        self.alike = nn.Sequential(nn.Linear(6, config.rigid), nn.SiLU(), nn.Linear(config.rigid, 1))
         for layer, turn, shift in zip(
             cast(Iterable[nn.Linear], self.outer), (*_TURNS, 1.0), (*_SHIFTS, _ATOMS), strict=True
         ):
@@ -112,21 +119,21 @@ class RigidPyramid(nn.Module):
         known = self._known(sigma, graph)
         estimates, fits = [reference.expand_as(x)], []
         for level, scale in enumerate(graph.scales):
-            total = _gather_sum(moments, scale)
-            fixed = _gather_sum(own[None], scale)[0]
-            count = fixed[:, 3:]
-            fit = self._fit(x, estimates[-1], variance, scale, count)
+            share = self._alike(moments, own, placed, known, variance, scale) if level == ALIKE else None
+            total = _gather_sum(moments, scale, share)
+            fixed = _gather_sum(own.expand(len(x), -1, -1), scale, share)
+            count = fixed[..., 3:]
+            fit = self._fit(x, estimates[-1], variance, scale, count, share)
             fits.append(fit)
             turn, shift = self._spread(level, known, fit)
-            centre, mean = fixed[:, :3] / count, total[..., 9:] / count
-            cross = total[..., :9].unflatten(-1, (3, 3)) - count[..., None] * (
-                mean[..., :, None] * centre[:, None, :]
-            )
+            centre, mean = fixed[..., :3] / count, total[..., 9:] / count
+            outer = mean[..., :, None] * centre[..., None, :]
+            cross = total[..., :9].unflatten(-1, (3, 3)) - count[..., None] * outer
             pooled = cross / variance[..., None] + placed.rotation / turn[..., None] ** 2
             rotation = nearest_rotation(pooled / pooled.detach().norm(dim=(-1, -2), keepdim=True))
-            expected = placed(centre[:, None].expand(len(x), -1, 1, 3))[..., 0, :]
+            expected = placed(centre[..., None, :])[..., 0, :]
             gain = shift**2 / (shift**2 + variance / count)
-            placed = Placement(rotation, centre.expand_as(mean), expected + gain * (mean - expected))
+            placed = Placement(rotation, centre, expected + gain * (mean - expected))
             estimates.append(placed(reference))
         fit = ((x - estimates[-1]) ** 2).mean((-1, -2))[..., None] / variance - 1
         fits.append(torch.cat([torch.log1p(fit.clamp(min=-0.9)), torch.tanh(fit)], dim=-1))
@@ -135,6 +142,28 @@ class RigidPyramid(nn.Module):
         estimates.append(estimates[-1] + gain * (x - estimates[-1]))
         return estimates[1:], torch.cat(fits, dim=-1)
 
+    def _alike(
+        self,
+        moments: Tensor,
+        own: Tensor,
+        placed: Placement,
+        known: Tensor,
+        variance: Tensor,
+        scale: Neighbourhoods,
+    ) -> Tensor:
+        """Weight of each group in a residue's neighbourhood, between 0 and 1, shape=(c, t, k)."""
+        seen, still = _gather(moments[..., 9:], scale), _gather(own[None], scale)
+        count = still[..., 3:].clamp(min=1)
+        away = seen / count - placed(still[0, ..., :3] / count[0])
+        off = away.square().sum(-1, keepdim=True)
+        strange = off / (3 * (variance[..., None] / count + 1.0))
+        near = ((still[..., :3] / count)[0] - placed.centre[..., None, :]).square().sum(-1, keepdim=True)
+        plain = known[:, :, None, (0, 4, 5)].expand(-1, -1, away.shape[2], -1)
+        near = near.add(1e-4).sqrt() / 20
+        features = torch.cat([torch.log1p(strange), torch.tanh(strange), near, plain], dim=-1)
+        # About one half where a group is off by as much as the noise, nothing where by ten times that.
+        return torch.sigmoid(self.alike(features) + 2.0 - 3.0 * torch.log1p(strange))[..., 0]
+
     def _known(self, sigma: Tensor, graph: ChainGraph) -> Tensor:
         """What is known before the coordinates are: noise, trust, crowding; shape=(c, t, 8)."""
         level = sigma.log()[:, None, None].expand(-1, len(graph), 1)
@@ -142,11 +171,17 @@ class RigidPyramid(nn.Module):
         return torch.cat([level / 2, torch.sin(level), torch.cos(level), torch.tanh(level), still], dim=-1)
 
     def _fit(
-        self, x: Tensor, estimate: Tensor, variance: Tensor, scale: Neighbourhoods, count: Tensor
+        self,
+        x: Tensor,
+        estimate: Tensor,
+        variance: Tensor,
+        scale: Neighbourhoods,
+        count: Tensor,
+        share: Tensor | None,
     ) -> Tensor:
         """How far the atoms of a neighbourhood are from the estimate, against the noise; shape=(c, t, 2)."""
         square = ((x - estimate) ** 2).sum((-1, -2))[..., None]
-        excess = _gather_sum(square, scale) / (3 * count * variance) - 1
+        excess = _gather_sum(square, scale, share) / (3 * count * variance) - 1
         strange = torch.tanh(excess * torch.sqrt(count) / 4)
         return torch.cat([torch.log1p(excess.clamp(min=-0.9)).clamp(max=6.0), strange], dim=-1)
 
@@ -157,12 +192,18 @@ class RigidPyramid(nn.Module):
         return turn[..., None], shift[..., None]
 
 
-def _gather_sum(values: Tensor, scale: Neighbourhoods) -> Tensor:
-    """Sums over neighbourhoods of values of shape (c, t, f)."""
+def _gather_sum(values: Tensor, scale: Neighbourhoods, share: Tensor | None = None) -> Tensor:
+    """Sums over neighbourhoods of values of shape (c, t, f), each group with its weight if there are any."""
+    listed = _gather(values, scale)
+    return listed.sum(2) if share is None else (listed * share[..., None]).sum(2)
+
+
+def _gather(values: Tensor, scale: Neighbourhoods) -> Tensor:
+    """Sums over the groups of each neighbourhood, zero for padding, shape=(c, t, k, f)."""
     pooled = values.new_zeros(len(values), scale.count, values.shape[-1]).index_add(1, scale.group, values)
     t, k = scale.members.shape
     listed = pooled.index_select(1, scale.members.flatten()).unflatten(1, (t, k))
-    return (listed * scale.mask[..., None]).sum(2)
+    return listed * scale.mask[..., None]
 
 
 class GraphLayer(nn.Module):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from densemble.priors.chain_graph import NEIGHBOURS, OFFSETS, Trust, build_graph, join
+from densemble.priors.chain_network import ALIKE
 
 
 def walk(n, seed=0):
@@ -53,6 +54,8 @@ def test_neighbourhoods_grow_to_the_whole():
         assert bool(covers.diagonal().all())  # a residue is in its own neighbourhood
         sizes.append(float(covers.float().sum(1).mean()))
     assert sizes[0] == 300
+    again = sizes.pop(ALIKE)  # this one is weighted
+    assert sizes[1] * 0.8 < again < 300
     assert all(a > b for a, b in itertools.pairwise(sizes))
     assert sizes[-1] < 3.1
 

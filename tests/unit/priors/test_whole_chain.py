@@ -4,7 +4,9 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from densemble.atoms import Residue, ResidueId, Topology
+from densemble.demo import example
 from densemble.errors import InputError
+from densemble.io.models import read_model
 from densemble.priors.chain_graph import Trust, build_graph
 from densemble.priors.chain_network import ChainNetwork, ChainNetworkConfig, RigidPyramid
 from densemble.priors.weights import save_network
@@ -165,7 +167,7 @@ def test_closed_form_finds_turned_domains_through_noise():
         x = truth + sigma * torch.randn(4, *truth.shape, generator=generator)
         with torch.no_grad():
             levels, fits = pyramid(x, torch.full((4,), sigma), graph)
-        assert fits.shape == (4, 160, 12)
+        assert fits.shape == (4, 160, 16)
         return float((levels[-1] - truth).square().sum(-1).mean().sqrt())
 
     apart = float((graph.reference - truth).square().sum(-1).mean().sqrt())
@@ -201,3 +203,18 @@ def test_weights_survive_a_file(network, tmp_path):
     a = WholeChainPrior(*model(), network=network).denoise(x, 1.0)
     b = WholeChainPrior(*model(), network=read).denoise(x, 1.0)
     assert torch.allclose(a, b, atol=0.05)
+
+
+def test_shipped_network_does_better_than_its_closed_form():
+    start = read_model(example("model.cif"))
+    prior = WholeChainPrior(start.topology, start.coords, trust=Trust(domains=1.0, local=0.3))
+    truth = prior.process.center
+    generator = torch.Generator().manual_seed(0)
+    for sigma, bound in ((0.2, 0.7), (1.0, 0.8)):
+        x = truth + sigma * torch.randn(1, *truth.shape, generator=generator)
+        with torch.no_grad():
+            local = x[:, prior._rows].unflatten(1, (-1, 4)) - prior._origin
+            closed, *_, best = prior.network(local, torch.tensor([sigma]), prior.graph, prior._encoded)
+        goal = truth[prior._rows].unflatten(0, (-1, 4)) - prior._origin
+        errors = [float((estimate - goal).square().mean().sqrt()) for estimate in (closed, best)]
+        assert errors[1] < bound * errors[0] < bound * sigma
