@@ -69,14 +69,27 @@ class MolmapDensity:
         self._cutoff = cutoff
 
     def __call__(
-        self, coords: Float[Tensor, "k n 3"], weights: Float[Tensor, " k"]
+        self, coords: Float[Tensor, "k n 3"], weights: Float[Tensor, " k"], *, blur: float = 0.0
     ) -> Float[Tensor, "nx ny nz"]:
         """Density of the ensemble, ``sum_k weights_k rho_k``; differentiable in both tensors.
 
         Args:
             coords: Å, shape=(k, n, 3).
             weights: occupancies of the members, shape=(k,).
+            blur: Å, standard deviation of a Gaussian of integral 1 that the density is convolved with.
         """
-        height = (weights[:, None] * self._height).reshape(-1, 1)
-        alpha = torch.full_like(height, 1 / (2 * self.sigma**2))
-        return gaussian_density(self.grid, coords.flatten(0, 1), height, alpha, cutoff=self._cutoff)
+        height, alpha = self._gaussians(len(coords), blur)
+        height = height * weights[:, None, None]
+        return gaussian_density(
+            self.grid, coords.flatten(0, 1), height.flatten(0, 1), alpha.flatten(0, 1), cutoff=self._cutoff
+        )
+
+    def members(self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0) -> Float[Tensor, "k nx ny nz"]:
+        """Density of each member alone at full occupancy; see ``__call__``."""
+        return gaussian_density(self.grid, coords, *self._gaussians(len(coords), blur), cutoff=self._cutoff)
+
+    def _gaussians(self, k: int, blur: float) -> tuple[Tensor, Tensor]:
+        """Heights and exponents of the atoms of k members, (k, n, 1) each: variances add, charges stay."""
+        variance = self.sigma**2 + blur**2
+        height = (self._height * (self.sigma**2 / variance) ** 1.5).expand(k, -1)[..., None]
+        return height, torch.full_like(height, 1 / (2 * variance))
