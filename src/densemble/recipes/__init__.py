@@ -5,27 +5,35 @@ from __future__ import annotations
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from densemble.errors import InputError
 
 if sys.version_info >= (3, 11):
+    from importlib.resources.abc import Traversable
+
     import tomllib
 else:
+    from importlib.abc import Traversable
+
     import tomli as tomllib
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A table of a recipe: nothing unknown in it, and nothing changes it."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Noise(_Part):
+class Noise(Part):
     """The reverse process; see ``densemble.priors.edm.EDM``. Sigmas in Å."""
 
     steps: Annotated[int, Field(ge=1)]
@@ -42,7 +50,7 @@ class Noise(_Part):
         return self
 
 
-class GaussianChain(_Part):
+class GaussianChain(Part):
     """See ``densemble.priors.gaussian.anchored_chain``."""
 
     amplitude: Positive
@@ -50,7 +58,7 @@ class GaussianChain(_Part):
     jitter: Positive
 
 
-class StageRecipe(_Part):
+class StageRecipe(Part):
     """One guidance stage; see ``densemble.guidance.stage.Stage``."""
 
     term: Literal["density", "geometry", "contacts"]
@@ -71,7 +79,7 @@ class StageRecipe(_Part):
         return self
 
 
-class Density(_Part):
+class Density(Part):
     """The target while sampling: blurred by ``blur_per_sigma`` times the noise, at most ``blur_limit`` Å.
 
     ``ensemble`` says what guide ensemble compares it with: all members ``joint``, or each member
@@ -86,7 +94,7 @@ class Density(_Part):
     ensemble: Literal["joint", "beside_start"] = "joint"
 
 
-class SideChainSteps(_Part):
+class SideChainSteps(Part):
     """Algorithm A1 of paper 1: T, S and the step size on chi, active below ``high`` Å of noise.
 
     ``window`` residues on either side have free side chains too; ``density_gain`` is what an electron
@@ -101,7 +109,7 @@ class SideChainSteps(_Part):
     density_gain: NonNegative
 
 
-class Rounds(_Part):
+class Rounds(Part):
     """Further passes from the better members, noised to ``sigma`` Å; see ``densemble.rounds.Pass``."""
 
     count: Count
@@ -117,7 +125,7 @@ class Rounds(_Part):
         return self
 
 
-class Finish(_Part):
+class Finish(Part):
     """Regularisation of all members, then refinement of the selected ones: optimiser steps."""
 
     regularise_steps: Count
@@ -125,7 +133,7 @@ class Finish(_Part):
     density_weight: NonNegative
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """A complete method; ``geometry_cap`` bounds the geometry's gradient while sampling, in s.d."""
 
     name: str
@@ -152,22 +160,30 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         InputError: there is no such recipe, or the file does not follow the schema.
     """
+    return load(name, Recipe, resources.files(__name__))
+
+
+def load(name: str, schema: type[Kind], folder: Traversable) -> Kind:
+    """A recipe of any kind: from the package's folder by name, or by path (ending in ``.toml``).
+
+    Raises:
+        InputError: there is no such recipe, or the file does not follow the schema.
+    """
     if name.endswith(".toml"):
         source = Path(name)
         if not source.is_file():
             raise InputError(f"recipe {name}: no such file")
         text = source.read_text(encoding="utf-8")
     else:
-        folder = resources.files(__name__)
         known = sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
         if name not in known:
             raise InputError(f"recipe {name}: not known; choose {', '.join(known)} or give a .toml file")
         text = (folder / f"{name}.toml").read_text(encoding="utf-8")
     try:
-        return Recipe.model_validate(tomllib.loads(text))
+        return schema.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"recipe {name}: not valid TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(f"recipe {name}: {where}: {first['msg']}") from error

@@ -1,0 +1,138 @@
+"""The likelihood of a map given one conformation: in cryo-EM a map is one state (paper 2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.ndimage import map_coordinates
+from torch import Tensor
+
+from densemble.forward.molmap import MolmapDensity
+from densemble.grid import DensityMap, Grid
+from densemble.likelihood.blur import gaussian_blur
+
+SPACING_PER_WIDTH = 0.8
+"""Voxels of a blurred target, over the standard deviation of an atom in it: aliasing below one per cent."""
+_PERFECT = 0.9999  # correlation beyond which the likelihood does not grow
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """The target blurred, on voxels no finer than it needs."""
+
+    density: MolmapDensity
+    target: Tensor
+    weights: Tensor
+    data: float
+
+
+class StateLikelihood:
+    """How likely a map is, given each member alone.
+
+    ``log p = -(n / 2) log(1 - r^2)`` up to a constant, r the weighted correlation over voxels of the map with
+    the density of the member and n the number of data: the Gaussian log-likelihood with scale, offset and
+    noise level all at their most likely values. To be ascended.
+
+    A map blurred with a Gaussian holds fewer data, and needs fewer voxels: the comparison is made on a grid
+    as coarse as the blur allows.
+
+    Attributes:
+        target: the map.
+        mask: voxel weights, shape=(nx, ny, nz).
+        resolution: Å, which sets the width of an atom (``MolmapDensity``).
+        volume: Å^3 that hold the density; ``4 pi volume / (3 d^3)`` data at resolution d.
+    """
+
+    def __init__(
+        self,
+        target: DensityMap,
+        mask: Float[Tensor, "nx ny nz"],
+        elements: tuple[str, ...],
+        *,
+        resolution: float,
+        volume: float,
+    ) -> None:
+        """Keep the map; levels of blur are prepared when they are first asked for.
+
+        Raises:
+            ValueError: the mask has another shape than the map, negative weights or none above zero.
+        """
+        if tuple(mask.shape) != target.grid.shape or bool((mask < 0).any()) or not bool((mask > 0).any()):
+            raise ValueError(f"StateLikelihood: mask {tuple(mask.shape)} and map {target.grid.shape}: no fit")
+        self.target, self.mask = target, mask
+        self.resolution, self.volume = resolution, volume
+        self._elements = elements
+        self._levels: dict[float, _Level] = {}
+
+    def __call__(self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0) -> Float[Tensor, " k"]:
+        """Log-likelihood of the map for each member; differentiable.
+
+        Args:
+            coords: Å, shape=(k, n, 3).
+            blur: Å, see ``correlation``.
+        """
+        r = self.correlation(coords, blur=blur).clamp(0.0, _PERFECT)
+        return -0.5 * self._level(blur).data * torch.log1p(-r.square())
+
+    def correlation(self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0) -> Float[Tensor, " k"]:
+        """Weighted correlation of the map with the density of each member; differentiable.
+
+        Args:
+            coords: Å, shape=(k, n, 3).
+            blur: Å; compare both convolved with a Gaussian of this standard deviation. Reuse the same
+                values: what belongs to each is kept.
+        """
+        level = self._level(blur)
+        total = level.weights.sum()
+        model = level.density.members(coords)
+        centred = model - ((level.weights * model).sum((1, 2, 3)) / total)[:, None, None, None]
+        product = (level.weights * level.target * centred).sum((1, 2, 3))
+        square = (level.weights * centred.square()).sum((1, 2, 3))
+        power = (level.weights * level.target.square()).sum()
+        return product / (square * power).clamp_min(torch.finfo(model.dtype).tiny).sqrt()
+
+    def _level(self, blur: float) -> _Level:
+        if blur not in self._levels:
+            self._levels[blur] = self._make(blur)
+        return self._levels[blur]
+
+    def _make(self, blur: float) -> _Level:
+        width = math.hypot(self.resolution / (math.pi * math.sqrt(2)), blur)
+        finest = width * math.pi * math.sqrt(2)
+        values, weights, grid = self.target.values, self.mask, self.target.grid
+        if blur > 0:
+            values = gaussian_blur(values, grid, blur)
+            coarse = _coarser(grid, SPACING_PER_WIDTH * width)
+            if coarse != grid:
+                values, weights = (
+                    _resample(v, grid, coarse, order) for v, order in ((values, 3), (weights, 1))
+                )
+                grid = coarse
+        weights = weights.to(values)
+        mean = (weights * values).sum() / weights.sum()
+        density = MolmapDensity(grid, self._elements, resolution=finest, dtype=values.dtype)
+        data = max(self.volume * 4 * math.pi / (3 * finest**3), 1.0)
+        return _Level(density, values - mean, weights, data)
+
+
+def _coarser(grid: Grid, spacing: float) -> Grid:
+    """The same box with voxels of at most ``spacing`` Å along each axis, or its own if those are larger."""
+    length = np.array(grid.spacing) * (np.array(grid.shape) - 1)
+    nx, ny, nz = np.minimum(grid.shape, np.ceil(length / spacing).astype(int) + 1).tolist()
+    sx, sy, sz = np.where(length > 0, length / np.maximum([nx - 1, ny - 1, nz - 1], 1), grid.spacing).tolist()
+    return Grid(grid.origin, (sx, sy, sz), (nx, ny, nz))
+
+
+def _resample(values: Tensor, grid: Grid, coarse: Grid, order: int) -> Tensor:
+    """Values at the voxels of another grid over the same box, by splines."""
+    axes = [
+        (np.asarray(to) - origin) / step
+        for to, origin, step in zip(coarse.axes(torch.float64), grid.origin, grid.spacing, strict=True)
+    ]
+    where = np.stack(np.meshgrid(*axes, indexing="ij"))
+    found = map_coordinates(values.double().numpy(), where, order=order, mode="nearest")
+    return torch.as_tensor(found, dtype=values.dtype)

@@ -1,0 +1,131 @@
+"""Recipes for one state in a cryo-EM map."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from densemble.priors.edm import EDM
+from densemble.recipes import Count, NonNegative, Part, Positive, load
+
+
+class Schedule(Part):
+    """Noise levels by which a recipe counts the steps of its stages; see ``densemble.priors.edm.EDM``.
+
+    They are those of the sampler for which the recipe was published. A prior with other levels runs each
+    stage over the same interval of noise.
+    """
+
+    steps: Annotated[int, Field(ge=1)]
+    sigma_max: Positive
+    sigma_min: Positive
+    rho: Positive
+    churn: NonNegative
+    churn_min: NonNegative
+
+    def level(self, step: int) -> float:
+        """Å, the noise that the denoiser sees at a step, counted from 0."""
+        process = EDM(
+            center=torch.zeros(1, 3), sigma_max=self.sigma_max, sigma_min=self.sigma_min, rho=self.rho
+        )
+        sigma = process.times(self.steps)[step]
+        return sigma * (1 + self.churn) if sigma > self.churn_min else sigma
+
+
+class Sampling(Part):
+    """The reverse process: steps, and churn (``densemble.priors.edm.EDM``)."""
+
+    steps: Annotated[int, Field(ge=1)]
+    churn: NonNegative
+
+
+class Trusted(Part):
+    """How far the start is to be trusted; see ``densemble.priors.chain_graph.Trust``. Å."""
+
+    domains: Positive
+    local: Positive
+
+
+class Target(Part):
+    """The target while sampling: blurred by ``blur_per_sigma`` times the noise, at most ``blur_limit`` Å."""
+
+    blur_per_sigma: NonNegative
+    blur_limit: NonNegative
+
+
+class StateStage(Part):
+    """One guidance stage; see ``densemble.guidance.stage.Stage``.
+
+    Its interval is given by noise levels over the resolution of the map (``high`` and ``low``), or by the
+    first step and the one after the last of the recipe's ``schedule`` (``steps``).
+    """
+
+    term: Literal["cloud", "density"]
+    high: Positive | None = None
+    low: NonNegative = 0.0
+    steps: tuple[Count, Count] | None = None
+    weight: NonNegative
+    weight_end: NonNegative | None = None
+    mode: Literal["score", "ratio"]
+    limit: Positive | None = None
+    through_network: bool = True
+
+    @model_validator(mode="after")
+    def _interval(self) -> StateStage:
+        if (self.steps is None) == (self.high is None):
+            raise ValueError("give either high (and low) or steps")
+        if self.steps is not None and self.steps[0] >= self.steps[1]:
+            raise ValueError(f"steps {list(self.steps)}: the first must come before the last")
+        if self.high is not None and self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        if self.weight_end is not None and self.steps is None and self.low == 0:
+            raise ValueError("weight_end needs low above zero, for the weight changes with log sigma")
+        return self
+
+
+class Finish(Part):
+    """Refinement of all atoms of each member: optimiser steps, and the weight of the density."""
+
+    evaluations: Count
+    density_weight: NonNegative
+
+
+class StateRecipe(Part):
+    """A complete method for ``densemble cryoem``."""
+
+    name: str
+    source: str
+    sampling: Sampling
+    trust: Trusted
+    target: Target
+    schedule: Schedule | None = None
+    stages: tuple[StateStage, ...]
+    finish: Finish
+
+    @model_validator(mode="after")
+    def _counted(self) -> StateRecipe:
+        for stage in self.stages:
+            if stage.steps is not None and self.schedule is None:
+                raise ValueError("stages given by steps need a schedule")
+            if stage.steps is not None and self.schedule is not None and stage.steps[1] > self.schedule.steps:
+                raise ValueError(f"steps {list(stage.steps)} go beyond the schedule's {self.schedule.steps}")
+        return self
+
+    def interval(self, stage: StateStage, resolution: float) -> tuple[float, float]:
+        """Å, the highest noise level of a stage and the one at which it is over."""
+        if stage.steps is None or self.schedule is None:
+            return resolution * (stage.high or 0.0), resolution * stage.low
+        # a hair above, so that the first step's own level is within
+        return self.schedule.level(stage.steps[0]) * (1 + 1e-6), self.schedule.level(stage.steps[1])
+
+
+def load_state_recipe(name: str) -> StateRecipe:
+    """A recipe of the package by name, or one of the user's own by path (ending in ``.toml``).
+
+    Raises:
+        InputError: there is no such recipe, or the file does not follow the schema.
+    """
+    return load(name, StateRecipe, resources.files(__name__))

@@ -1,0 +1,102 @@
+"""The likelihood of a map given one conformation, against the profile likelihood written out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from densemble.forward.molmap import MolmapDensity
+from densemble.grid import DensityMap, Grid
+from densemble.likelihood.blur import gaussian_blur
+from densemble.likelihood.state import StateLikelihood
+
+ELEMENTS = ("C", "N", "O", "S", "C", "C")
+RESOLUTION = 4.0
+
+
+@pytest.fixture
+def atoms() -> torch.Tensor:
+    return 4 * torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture
+def noisy(atoms) -> DensityMap:
+    grid = Grid.around(atoms.numpy(), margin=7.0, spacing=1.0)
+    clean = MolmapDensity(grid, ELEMENTS, resolution=RESOLUTION, dtype=torch.float64).members(atoms[None])[0]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return DensityMap(grid, 3.0 * clean - 1.0 + noise)
+
+
+def likelihood_of(
+    target: DensityMap, mask: torch.Tensor | None = None, volume: float = 500.0
+) -> StateLikelihood:
+    mask = torch.ones(target.grid.shape) if mask is None else mask
+    return StateLikelihood(target, mask, ELEMENTS, resolution=RESOLUTION, volume=volume)
+
+
+def test_is_the_gaussian_likelihood_at_its_best_scale_offset_and_noise(noisy, atoms):
+    mask = torch.rand(noisy.grid.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    likelihood = likelihood_of(noisy, mask)
+    moved = torch.stack([atoms, atoms + 0.5])
+    model = MolmapDensity(noisy.grid, ELEMENTS, resolution=RESOLUTION, dtype=torch.float64).members(moved)
+    root = mask.flatten().sqrt()[:, None].numpy()
+    target = noisy.values.flatten()[:, None].numpy()
+
+    def left(columns: np.ndarray) -> float:
+        """Weighted sum of squares that a linear fit leaves."""
+        return float(np.linalg.lstsq(root * columns, root * target, rcond=None)[1][0])
+
+    ones = np.ones_like(target)
+    data = 500.0 * 4 * math.pi / (3 * RESOLUTION**3)
+    expected = [
+        -data / 2 * math.log(left(np.hstack([m.flatten()[:, None].numpy(), ones])) / left(ones))
+        for m in model
+    ]
+    np.testing.assert_allclose(likelihood(moved).numpy(), expected, rtol=1e-8)
+
+
+def test_scale_and_offset_of_the_map_do_not_matter(noisy, atoms):
+    other = DensityMap(noisy.grid, 0.01 * noisy.values + 7.0)
+    torch.testing.assert_close(likelihood_of(other)(atoms[None]), likelihood_of(noisy)(atoms[None]))
+
+
+def test_members_do_not_depend_on_each_other(noisy, atoms):
+    likelihood = likelihood_of(noisy)
+    together = likelihood(torch.stack([atoms, atoms + 1.0]))
+    torch.testing.assert_close(together[1:], likelihood(atoms[None] + 1.0))
+    assert together[0] > together[1]
+
+
+def test_a_model_that_anticorrelates_has_no_likelihood_to_lose(noisy, atoms):
+    turned = likelihood_of(DensityMap(noisy.grid, -noisy.values))
+    assert float(turned(atoms[None])) == 0.0
+    assert float(turned.correlation(atoms[None])) < -0.5
+
+
+@pytest.mark.parametrize("blur", [1.0, 3.0])
+def test_coarse_voxels_of_a_blurred_map_are_enough(noisy, atoms, blur):
+    likelihood = likelihood_of(noisy)
+    found = likelihood.correlation(atoms[None] + 0.7, blur=blur)
+    target = gaussian_blur(noisy.values, noisy.grid, blur).flatten()
+    forward = MolmapDensity(noisy.grid, ELEMENTS, resolution=RESOLUTION, dtype=torch.float64)
+    sharp = forward.members(atoms[None] + 0.7)[0]
+    model = gaussian_blur(sharp, noisy.grid, blur).flatten()
+    expected = float(torch.corrcoef(torch.stack([target, model]))[0, 1])
+    # the box's faces count differently on either grid, and its faces are where blurring guesses
+    assert float(found) == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("blur", [0.0, 2.0])
+def test_gradient(noisy, atoms, blur):
+    likelihood = likelihood_of(noisy)
+    start = (torch.stack([atoms, atoms + 0.4]) + 0.2).requires_grad_()
+    assert gradcheck(lambda x: likelihood(x, blur=blur), start, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(3, 3, 3), -torch.ones(3, 3, 3), torch.ones(3, 3, 2)])
+def test_mask_must_fit(mask):
+    target = DensityMap(Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (3, 3, 3)), torch.ones(3, 3, 3))
+    with pytest.raises(ValueError, match="mask"):
+        likelihood_of(target, mask)
