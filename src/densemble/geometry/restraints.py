@@ -17,7 +17,7 @@ from torch import Tensor
 
 from densemble.atoms import Topology
 from densemble.geometry import targets
-from densemble.geometry.contacts import contact_limits, within_bonds
+from densemble.geometry.contacts import Contacts
 from densemble.geometry.targets import Target
 
 LINK_DISTANCE = 2.5
@@ -49,8 +49,7 @@ class Restraints:
         planes: groups of coplanar atoms, padded with -1.
         phipsi: C, N, CA, C, N of the residues whose backbone torsions are judged.
         phipsi_class: index into ``ramachandran.CLASSES``.
-        contact_limit: smallest distance of a free atom to every extended atom; 0 where the pair does
-            not count (bonded up to 1-4, counted already, metals).
+        contacts: how close free atoms may come to extended atoms, and which pairs count.
     """
 
     topology: Topology
@@ -62,7 +61,16 @@ class Restraints:
     planes: Int[Tensor, "g p"]
     phipsi: Int[Tensor, "r 5"]
     phipsi_class: Int[Tensor, " r"]
-    contact_limit: Float[Tensor, "n nm"]
+    contacts: Contacts
+
+    @property
+    def contact_limit(self) -> Float[Tensor, "n nm"]:
+        """Smallest distance of a free atom to every extended atom, made anew each time.
+
+        0 where the pair does not count (bonded up to 1-4, counted already, metals). For regions: its
+        memory is quadratic; ``contacts`` serves models of any size.
+        """
+        return self.contacts.dense()
 
 
 def build_restraints(
@@ -211,14 +219,13 @@ class _Collector:
 
     def _disulfides(self) -> None:
         cysteines = [i for i in self.protein if self.name(i) == "CYS" and self.atom(i, "SG") is not None]
-        for place, i in enumerate(cysteines):
-            for j in cysteines[place + 1 :]:
-                a, b = self.atom(i, "SG"), self.atom(j, "SG")
-                if a is None or b is None:
-                    continue
-                if np.linalg.norm(self.coords[a] - self.coords[b]) < _DISULFIDE_DISTANCE:
-                    self.add("bonds", targets.disulfide_bonds(), i, j)
-                    self.add("angles", targets.disulfide_angles(), i, j)
+        sulphurs = np.array([self.topology.atom_index[i, "SG"] for i in cysteines], dtype=np.int64)
+        placed = np.isfinite(self.coords[sulphurs]).all(axis=1)
+        cysteines = [i for i, known in zip(cysteines, placed, strict=True) if known]
+        near = cKDTree(self.coords[sulphurs[placed]]).query_pairs(_DISULFIDE_DISTANCE)
+        for a, b in sorted(near):
+            self.add("bonds", targets.disulfide_bonds(), cysteines[a], cysteines[b])
+            self.add("angles", targets.disulfide_angles(), cysteines[a], cysteines[b])
 
     def _unknown_bonds(self) -> None:
         """Covalent bonds of ligands and modified residues, by distance: only to leave out their contacts."""
@@ -269,11 +276,7 @@ def _assemble(
         for (kind, rows), width in zip(found.terms.items(), (2, 3, 4, 4), strict=True)
     }
     elements = [topology.elements[i] for i in order]
-    limit = contact_limits(elements[: len(free)], [*elements, *copy_elements])
     graph = place[np.array(found.graph, dtype=np.int64).reshape(-1, 2)]
-    bonded = within_bonds(len(order), graph[(graph >= 0).all(axis=1)])[: len(free)]
-    limit[:, : len(order)][bonded] = 0.0
-    limit[:, : len(free)] = np.triu(limit[:, : len(free)], 1)
     width = max((len(group) for group in found.planes), default=4)
     planes = [[*place[list(group)], *[-1] * (width - len(group))] for group in found.planes]
     return Restraints(
@@ -282,7 +285,7 @@ def _assemble(
         planes=torch.tensor(planes, dtype=torch.long).reshape(-1, width),
         phipsi=torch.as_tensor(place[np.array([a for a, _ in found.phipsi], dtype=np.int64).reshape(-1, 5)]),
         phipsi_class=torch.tensor([kind for _, kind in found.phipsi], dtype=torch.long),
-        contact_limit=torch.as_tensor(limit, dtype=torch.float64),
+        contacts=Contacts.between([*elements, *copy_elements], len(free), graph[(graph >= 0).all(axis=1)]),
         **terms,
     )
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from densemble.geometry.contacts import ContactSearch
 from densemble.geometry.objective import angles, chiral_volumes, dihedrals, distances
 from densemble.geometry.ramachandran import torsion_table
 from densemble.geometry.restraints import Restraints, Terms
@@ -65,7 +66,6 @@ def validate(restraints: Restraints, coords: Float[Tensor, "k n 3"]) -> Geometry
     favoured, allowed, outliers = _ramachandran(restraints, x)
     off = torch.rad2deg(dihedrals(x[:, restraints.omegas.atoms]).abs())
     volumes = chiral_volumes(x[:, restraints.chirals.atoms])
-    limit = restraints.contact_limit.to(coords.device)
     return GeometryReport(
         bond_rmsz=_rmsz(distances(x[:, restraints.bonds.atoms]), restraints.bonds),
         angle_rmsz=_rmsz(angles(x[:, restraints.angles.atoms]), restraints.angles),
@@ -75,8 +75,15 @@ def validate(restraints: Restraints, coords: Float[Tensor, "k n 3"]) -> Geometry
         cis=(off < 90).sum(-1),
         twisted=((off > TWISTED) & (off < 180 - TWISTED)).sum(-1),
         wrong_hand=(volumes * restraints.chirals.mean.to(coords.device) < 0).sum(-1),
-        clashes=(torch.cdist(free, x) < limit - CLASH).sum((-2, -1)),
+        clashes=_clashes(restraints, free, x),
     )
+
+
+def _clashes(restraints: Restraints, free: Tensor, x: Tensor) -> Tensor:
+    contacts = restraints.contacts.to(torch.float64, free.device)
+    k, i, j = ContactSearch(contacts, restraints.fixed.to(free), skin=0.0)(free)
+    short = contacts.limit(i, j) - (x[k, i] - x[k, j]).norm(dim=-1) > CLASH
+    return torch.bincount(k[short], minlength=len(free))
 
 
 def _rmsz(values: Tensor, terms: Terms) -> Tensor:
