@@ -23,6 +23,7 @@ LAYERS = (
     "crystal",
     "likelihood",
     "metrics",
+    "em",
     "sidechains",
     "priors",
     "testing",
