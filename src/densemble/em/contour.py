@@ -134,7 +134,8 @@ def check_stands_out(values: np.ndarray, solvent: Solvent, least: int, source: s
 def _nothing(solvent: Solvent) -> str:
     return (
         f"no density stands out: almost nothing is {STANDS_OUT:g} standard deviations of the noise "
-        f"({solvent.noise:.3g}) above the solvent ({solvent.mean:.3g}); give a map with density in it, or a level"
+        f"({solvent.noise:.3g}) above the solvent ({solvent.mean:.3g}); give a map with density in "
+        "it, or a level"
     )
 
 

@@ -40,9 +40,9 @@ class PreparedMap:
         mask: weights from 0 to 1 for a likelihood: 1 within ``dilation`` of a voxel inside, falling to 0 on
             a cosine over ``softness`` further out; shape=(nx, ny, nz), single precision.
         noise: robust standard deviation (1.4826 times the median absolute deviation) of the solvent, of
-            voxels beyond the mask's reach from the density, in the unit of the map. Voxels at the constant value that masked and
-            simulated maps have outside do not count; 0 if nothing else is there. Neighbouring voxels of a
-            map are correlated.
+            voxels beyond the mask's reach from the density, in the unit of the map. Voxels at the constant
+            value that masked and simulated maps have outside do not count; 0 if nothing else is there.
+            Neighbouring voxels of a map are correlated.
         volume: Å^3 inside.
         messages: what a user should know, one sentence each.
     """
@@ -143,8 +143,8 @@ def _contoured(
     inside = without_dust(values >= level, least, peaks)
     if not inside.any():
         raise InputError(
-            f"{source}: at the level {level:g} there is only dust, pieces of fewer than {least} voxels; lower "
-            "the level or the size of dust"
+            f"{source}: at the level {level:g} there is only dust, pieces of fewer than {least} voxels; "
+            "lower the level or the size of dust"
         )
     return inside
 
@@ -195,8 +195,8 @@ def _messages(
     messages = []
     if resolution < 2 * max(grid.spacing):
         messages.append(
-            f"The resolution of {resolution:g} Å is finer than twice the voxel size of {max(grid.spacing):g} Å, "
-            "which is all that the voxels can show."
+            f"The resolution of {resolution:g} Å is finer than twice the voxel size of "
+            f"{max(grid.spacing):g} Å, which is all that the voxels can show."
         )
     if level <= solvent.mean:
         messages.append(f"The level {level:g} is not above the map's solvent, {solvent.mean:.4g}.")
@@ -209,8 +209,8 @@ def _messages(
         messages.append("The solvent is flat, as in a simulated map: there is no noise to be estimated.")
     elif solvent.fill is not None and solvent.beside:
         messages.append(
-            f"The map is masked: {solvent.fill:g} wherever there is nothing. The soft edge of such a mask damps "
-            "the noise beside the density, so the noise stated is a lower limit."
+            f"The map is masked: {solvent.fill:g} wherever there is nothing. The soft edge of such a mask "
+            "damps the noise beside the density, so the noise stated is a lower limit."
         )
     if any(inside.take(end, axis=axis).any() for axis in range(3) for end in (0, -1)):
         messages.append("Density reaches a face of the map's box and may be cut off there.")
