@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from densemble.em.halfmaps import check_same_grid, estimate_resolution
+from densemble.em.halfmaps import check_same_grid, estimate_resolution, noise_of_average
 from densemble.errors import InputError
 from densemble.grid import DensityMap, Grid
 
@@ -39,6 +39,19 @@ def test_mask_takes_part():
     np.testing.assert_allclose(
         masked.curve.fsc, estimate_resolution(first, second, mask=corner).curve.fsc, atol=1e-9
     )
+
+
+def test_noise_of_the_average():
+    """Noise of s.d. 1 in each half is 1 / sqrt(2) in the average; stronger where the mask is 0."""
+    first, second = half_maps()
+    assert noise_of_average(first, second) == pytest.approx(math.sqrt(0.5), rel=0.01)
+    mask = torch.ones(GRID.shape)
+    mask[:20] = 0
+    louder = DensityMap(GRID, torch.cat([5 * second.values[:20], second.values[20:] + 3]))
+    assert noise_of_average(first, louder, mask=mask) == pytest.approx(math.sqrt(0.5), rel=0.01)
+    assert noise_of_average(first, louder) > 1
+    with pytest.raises(ValueError, match="mask is empty"):
+        noise_of_average(first, second, mask=0 * mask)
 
 
 @pytest.mark.parametrize(
