@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.forward.kernel import gaussian_density
-from densemble.forward.scattering import FormFactors, xray_form_factors
+from densemble.forward.scattering import FormFactors, FormFactorTable, xray_form_factors
 from densemble.forward.truncation import truncated_form_factors
 from densemble.grid import Grid
 
@@ -91,6 +91,8 @@ class XrayDensity:
         b_min: Å^2, the least B factor that the form factors allow.
     """
 
+    _table: FormFactorTable = staticmethod(xray_form_factors)
+
     def __init__(
         self,
         grid: Grid,
@@ -125,9 +127,9 @@ class XrayDensity:
             InputError: an element has no tabulated form factor.
         """
         factors = (
-            xray_form_factors(elements)
+            self._table(elements)
             if d_min is None
-            else truncated_form_factors(elements, d_min, b_min=b_min, terms=terms)
+            else truncated_form_factors(elements, d_min, b_min=b_min, terms=terms, table=self._table)
         )
         if extra is not None:
             factors = FormFactors(a=np.hstack([factors.a, extra.a]), b=np.hstack([factors.b, extra.b]))

@@ -9,6 +9,10 @@ Format: Cheng, A. et al. (2015). J. Struct. Biol. 192, 146-150. What is easily m
 - The first voxel is at ORIGIN when that is not zero (MRC2014, ChimeraX), else at NCSTART.. times the
   voxel size (CCP4, Coot).
 - Values are at voxel positions, without a half-voxel shift.
+- ISPG (23) is 1 for a volume, 401 to 630 for a stack of volumes. 0 means a stack of images, but is also
+  found in volumes, and read as one.
+
+Modes 0, 1, 2 and 6 (8 and 16-bit integers, 32-bit floats, unsigned 16-bit integers) are read, also gzipped.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import torch
 from densemble.errors import InputError
 from densemble.grid import DensityMap, Grid
 
+_STACKS = range(401, 631)  # space group numbers that MRC2014 keeps for stacks of volumes
 _NSTART, _CELL, _AXES, _SPACEGROUP, _ORIGIN = 5, 11, 17, 23, 50
 
 
@@ -46,12 +51,16 @@ def read_map(path: Path | str) -> DensityMap:
 
     Raises:
         InputError: the file is missing, not a map, empty or holds NaNs; its cell is not orthogonal
-            or it has symmetry (then it is a crystal's, see `read_crystal_map`).
+            or it has symmetry (then it is a crystal's, see `read_crystal_map`); it is a stack of volumes.
     """
     ccp4 = _open(path)
     cell = np.array([ccp4.header_float(w) for w in range(_CELL, _CELL + 6)])
     if np.abs(cell[3:] - 90).max() > 1e-3:
         raise InputError(f"{path} has a skewed cell, angles {cell[3:].tolist()}; read it as a crystal's map")
+    if ccp4.header_i32(_SPACEGROUP) in _STACKS:
+        raise InputError(
+            f"{path} is a stack of volumes (ISPG {ccp4.header_i32(_SPACEGROUP)}); give one of them"
+        )
     if ccp4.header_i32(_SPACEGROUP) > 1:
         raise InputError(
             f"{path} has crystal symmetry, space group number {ccp4.header_i32(_SPACEGROUP)}; "
@@ -120,6 +129,11 @@ def _open(path: Path | str) -> gemmi.Ccp4Map:
     try:
         ccp4 = gemmi.read_ccp4_map(str(path))
     except (RuntimeError, ValueError) as error:
+        if str(error).startswith("Mode "):
+            raise InputError(
+                f"{path} stores its values in a format that cannot be read; write it anew as 32-bit floats, "
+                f"mode 2 ({error})"
+            ) from error
         raise InputError(f"{path} is not a CCP4 or MRC map; give one ({error})") from error
     if ccp4.has_skew_transformation():
         raise InputError(f"{path} has a skew transformation in its header; write it anew without one")

@@ -37,9 +37,9 @@ def reach_mask(
     Returns:
         Weights between 0 and 1, single precision.
     """
-    weight = _ramp(radius + softness - _distance(grid, start), softness)
+    weight = soft_edge(radius + softness - _distance(grid, start), softness)
     if exclude is not None and len(exclude):
-        weight = weight * _ramp(_distance(grid, exclude) - exclude_radius, softness)
+        weight = weight * soft_edge(_distance(grid, exclude) - exclude_radius, softness)
     return torch.as_tensor(weight, dtype=torch.float32)
 
 
@@ -48,7 +48,7 @@ def _distance(grid: Grid, atoms: np.ndarray) -> np.ndarray:
     return np.asarray(cKDTree(atoms).query(grid.points())[0])
 
 
-def _ramp(depth: np.ndarray, softness: float) -> np.ndarray:
+def soft_edge(depth: np.ndarray, softness: float) -> np.ndarray:
     """0 at depth 0 and below, 1 from ``softness`` on, half a cosine between."""
     if softness == 0:
         return (depth > 0).astype(float)

@@ -1,5 +1,6 @@
 """Header traps are tested on files whose bytes are written here, word by word, without gemmi."""
 
+import gzip
 import itertools
 import struct
 
@@ -189,6 +190,47 @@ def test_bad_files(tmp_path, read):
     path.write_bytes(mrc_bytes(values, [4, 5, 6, 90, 90, 90], (4, 5, 6)))
     with pytest.raises(InputError, match="holds NaNs"):
         read(path)
+
+
+def whole_numbers() -> np.ndarray:
+    """Between -100 and 100."""
+    return np.rint(200 * blob(GRID.points()) - 100)
+
+
+def file_of_mode(mode, dtype, ispg=1):
+    cell = [s * n for s, n in zip(GRID.spacing, GRID.shape, strict=True)] + [90.0] * 3
+    raw = mrc_bytes(whole_numbers(), cell, GRID.shape, origin=GRID.origin, ispg=ispg)
+    return (
+        raw[:12] + struct.pack("<i", mode) + raw[16:1024] + whole_numbers().astype(dtype).tobytes(order="F")
+    )
+
+
+@pytest.mark.parametrize("ispg", [0, 1])
+@pytest.mark.parametrize(("mode", "dtype"), [(0, "i1"), (1, "<i2"), (2, "<f4")])
+def test_modes(tmp_path, mode, dtype, ispg):
+    path, zipped = tmp_path / "box.mrc", tmp_path / "box.mrc.gz"
+    path.write_bytes(file_of_mode(mode, dtype, ispg))
+    zipped.write_bytes(gzip.compress(file_of_mode(mode, dtype, ispg)))
+    for density in (read_map(path), read_map(zipped)):
+        np.testing.assert_array_equal(density.values.numpy(), whole_numbers())
+        np.testing.assert_allclose(density.grid.origin, GRID.origin, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [(12, "<f2"), (4, "<c8"), (101, "u1")])
+@pytest.mark.parametrize("read", [read_map, read_crystal_map])
+def test_modes_that_are_not_read(tmp_path, read, mode, dtype):
+    path = tmp_path / "box.mrc"
+    path.write_bytes(file_of_mode(mode, np.float16 if dtype == "u1" else dtype))
+    with pytest.raises(InputError, match=rf"box\.mrc stores .* as 32-bit floats, mode 2 \(Mode {mode} "):
+        read(path)
+
+
+@pytest.mark.parametrize("ispg", [401, 630])
+def test_stack_of_volumes(tmp_path, ispg):
+    path = tmp_path / "stack.mrcs"
+    path.write_bytes(box_file(ispg=ispg))
+    with pytest.raises(InputError, match=rf"stack\.mrcs is a stack of volumes \(ISPG {ispg}\); give one"):
+        read_map(path)
 
 
 def test_truncated_file(tmp_path):

@@ -1,0 +1,1 @@
+"""Cryo-EM maps: preparing them for a fit, and half maps."""

@@ -1,0 +1,122 @@
+"""Half maps: that they belong together, and the resolution at which they cease to agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from densemble.errors import InputError
+from densemble.grid import DensityMap, Grid
+from densemble.metrics.fsc import HALF_MAPS, ShellCorrelation, fourier_shell_correlation, resolution_at
+
+_TOLERANCE = 0.01  # voxels by which origins may differ, and by which spacings over the whole box
+
+
+@dataclass(frozen=True, eq=False)
+class HalfMapResolution:
+    """How far two half maps agree.
+
+    Attributes:
+        resolution: Å, where their FSC falls below 0.143; see ``resolution_at`` for the limits.
+        curve: their FSC.
+    """
+
+    resolution: float
+    curve: ShellCorrelation
+
+
+def check_same_grid(
+    first: DensityMap, second: DensityMap, *, sources: tuple[str, str] = ("half map 1", "half map 2")
+) -> None:
+    """That two maps have the same voxels.
+
+    Args:
+        first: a map.
+        second: another.
+        sources: what errors call them: their file names.
+
+    Raises:
+        InputError: size, voxel size or origin differ.
+    """
+    a, b = first.grid, second.grid
+    spacing = np.array(a.spacing)
+    drift = np.abs(spacing - b.spacing) * a.shape / spacing
+    shift = np.abs(np.array(a.origin) - b.origin) / spacing
+    for what, same, values in (
+        ("size", a.shape == b.shape, (a.shape, b.shape)),
+        ("voxel size", drift.max() < _TOLERANCE, (_rounded(a.spacing), _rounded(b.spacing))),
+        ("origin", shift.max() < _TOLERANCE, (_rounded(a.origin), _rounded(b.origin))),
+    ):
+        if not same:
+            raise InputError(
+                f"{sources[0]} and {sources[1]} differ in {what}, {values[0]} and {values[1]}; give two half "
+                "maps of one reconstruction, as deposited"
+            )
+
+
+def estimate_resolution(
+    half1: DensityMap,
+    half2: DensityMap,
+    *,
+    mask: Float[Tensor, "nx ny nz"] | None = None,
+    sources: tuple[str, str] = ("half map 1", "half map 2"),
+) -> HalfMapResolution:
+    """The resolution of the average of two half maps: where their FSC falls below 0.143.
+
+    Rosenthal, P. B. and Henderson, R. (2003). J. Mol. Biol. 333, 721-745. What a mask adds to the FSC by
+    itself is not subtracted: give none, or a soft and wide one.
+
+    Args:
+        half1: a map from one half of the data.
+        half2: that from the other.
+        mask: weights, shape=(nx, ny, nz); 1 everywhere if left out.
+        sources: what errors call them: their file names.
+
+    Raises:
+        InputError: they are not on the same grid.
+        ValueError: the mask is not either.
+    """
+    check_same_grid(half1, half2, sources=sources)
+    grid: Grid = half1.grid
+    curve = fourier_shell_correlation(half1.values, half2.values, grid, mask=mask)
+    return HalfMapResolution(resolution_at(curve, HALF_MAPS), curve)
+
+
+def noise_of_average(
+    half1: DensityMap,
+    half2: DensityMap,
+    *,
+    mask: Float[Tensor, "nx ny nz"] | None = None,
+    sources: tuple[str, str] = ("half map 1", "half map 2"),
+) -> float:
+    """Standard deviation of the noise of the average of two half maps: that of half their difference.
+
+    Unlike the solvent's it is measured where the density is. It is the noise of maps sharpened and filtered
+    as these are; each half alone has ``sqrt(2)`` times as much.
+
+    Args:
+        half1: a map from one half of the data.
+        half2: that from the other, on the same scale.
+        mask: weights, shape=(nx, ny, nz); 1 everywhere if left out.
+        sources: what errors call them: their file names.
+
+    Raises:
+        InputError: they are not on the same grid.
+        ValueError: the mask is empty.
+    """
+    check_same_grid(half1, half2, sources=sources)
+    difference = (half1.values.double() - half2.values.double()) / 2
+    weight = torch.ones_like(difference) if mask is None else mask.double()
+    total = weight.sum()
+    if not float(total) > 0:
+        raise ValueError("noise_of_average: the mask is empty")
+    mean = (weight * difference).sum() / total
+    return float(((weight * (difference - mean).square()).sum() / total).sqrt())
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)
