@@ -35,7 +35,7 @@ def plain_transport(x, a, y, b, eps, rho, rounds=20000):
         old = f
         g = -damp * eps * soft((f[:, None] - cost) / eps, np.log(a)[:, None], 0)
         f = -damp * eps * soft((g[None] - cost) / eps, np.log(b)[None], 1)
-        if np.abs(f - old).max() < 1e-13:
+        if np.abs(f - old).max() < 1e-11:
             break
     plan = a[:, None] * b[None] * np.exp((f[:, None] + g[None] - cost) / eps)
 
@@ -126,7 +126,7 @@ def test_closed_and_iterated_terms_of_a_measure_with_itself_agree():
 
 
 def plain_slope(x, direction, *measures, step=1e-4):
-    """Of the definition along a direction; the iterations' own differences would feel their schedule change."""
+    """Of the definition, along a direction; differences of the iterations would feel their schedule change."""
     plus, minus = (plain_divergence(x + sign * step * direction, *measures) for sign in (1, -1))
     return (plus - minus) / (2 * step)
 
@@ -149,13 +149,13 @@ def test_gradient(blur, reach):
 def test_gradient_of_members_with_weights():
     x, y, b = scattered(12, 7, 2.0).reshape(2, 6, 3), scattered(4, 8), np.full(4, 0.25)
     weights = np.array([1.0, 0.0, 2.0, 3.0, 0.0, 1.0])
-    divergence = SinkhornDivergence(cloud_of(y), weights=torch.as_tensor(weights), blur=2.0, scaling=0.995)
+    divergence = SinkhornDivergence(cloud_of(y), weights=torch.as_tensor(weights), blur=3.0, scaling=0.995)
     leaf, factors = torch.as_tensor(x).requires_grad_(), torch.tensor([1.0, -2.0], dtype=F64)
     (gradient,) = torch.autograd.grad((factors * divergence(leaf)).sum(), leaf)
     assert float(gradient[:, [1, 4]].abs().max()) == 0
     direction, used = scattered(6, 3, 1.0), weights > 0
     for member, factor in enumerate(factors.tolist()):
-        slope = plain_slope(x[member, used], direction[used], weights[used] / 7, y, b, 4.0, 100.0)
+        slope = plain_slope(x[member, used], direction[used], weights[used] / 7, y, b, 9.0, 100.0)
         found = float((gradient[member].numpy() * direction).sum())
         assert found == pytest.approx(factor * slope, rel=5e-3)
 
