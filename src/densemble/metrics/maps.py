@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from densemble.atoms import Topology
 from densemble.grid import Grid
 
 
@@ -58,6 +61,107 @@ def rscc(
     if len(x) < 2 or norm == 0:
         raise ValueError("rscc: a map is constant in the region")
     return float(x @ y) / norm
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFit:
+    """Real-space correlations of a model.
+
+    Attributes:
+        residues: of each residue of the topology, over the voxels near its atoms; NaN where there are
+            fewer than two, or a map is constant there.
+        voxels: how many there are near each residue.
+        overall: over the voxels near any atom.
+    """
+
+    residues: Float[np.ndarray, " r"]
+    voxels: Int[np.ndarray, " r"]
+    overall: float
+
+
+def model_fit(
+    observed: Float[Tensor, "nx ny nz"],
+    calculated: Float[Tensor, "nx ny nz"],
+    grid: Grid,
+    topology: Topology,
+    coords: Float[np.ndarray, "n 3"],
+    *,
+    radius: float,
+) -> ModelFit:
+    """RSCC of each residue and of the whole model, in maps of any size.
+
+    The calculated density is that of all atoms, so that what neighbours put near a residue is on both
+    sides of the comparison. A voxel near two residues counts for both, and once overall.
+
+    Args:
+        observed: values on the grid.
+        calculated: of the whole model, on the same grid.
+        grid: the box.
+        topology: the atoms.
+        coords: Å, in the frame of the map; NaN where an atom is not known.
+        radius: Å; voxels whose centres are this near to an atom count (state it with the figures).
+
+    Raises:
+        ValueError: no voxel is near the model, or a map is constant there.
+    """
+    known = np.flatnonzero(np.isfinite(coords).all(axis=1))
+    atom, voxel = _pairs_near(grid, coords[known], radius)
+    count, size = len(topology.residues), int(np.prod(grid.shape))
+    owner, place = np.divmod(np.unique(topology.residue_index[known][atom] * size + voxel), size)
+    x, y = (m.detach().cpu().double().numpy().reshape(-1) for m in (observed, calculated))
+    everywhere = np.unique(place)
+    overall = _pearson(x[everywhere], y[everywhere], np.zeros(len(everywhere), dtype=np.int64), 1)
+    if not np.isfinite(overall).all():
+        raise ValueError("model_fit: no voxel is near the model, or a map is constant there")
+    return ModelFit(
+        residues=_pearson(x[place], y[place], owner, count),
+        voxels=np.bincount(owner, minlength=count),
+        overall=float(overall[0]),
+    )
+
+
+def _pairs_near(
+    grid: Grid, coords: Float[np.ndarray, "n 3"], radius: float
+) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    """Atoms and the (flat) voxels whose centres are within the radius of them."""
+    spacing, shape = np.array(grid.spacing), np.array(grid.shape)
+    reach = np.ceil(radius / spacing).astype(int) + 1
+    around = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), axis=-1).reshape(
+        -1, 3
+    )
+    # the nearest voxel is at most half a diagonal away
+    around = around[np.linalg.norm(around * spacing, axis=1) <= radius + np.linalg.norm(spacing) / 2 + 1e-6]
+    place = (coords - grid.origin) / spacing
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    block = max(1, 2_000_000 // len(around))
+    for start in range(0, len(coords), block):
+        here = place[start : start + block, None]
+        voxel = np.rint(here).astype(np.int64) + around
+        square = (((voxel - here) * spacing) ** 2).sum(axis=-1)
+        near = (square <= radius**2 * (1 + 1e-12)) & ((voxel >= 0) & (voxel < shape)).all(axis=-1)
+        atom, _ = near.nonzero()
+        found.append((atom + start, np.ravel_multi_index(tuple(voxel[near].T), grid.shape)))
+    atoms, voxels = zip(*found, strict=True) if found else ((), ())
+    none = np.zeros(0, dtype=np.int64)
+    return np.concatenate([none, *atoms]), np.concatenate([none, *voxels])
+
+
+def _pearson(
+    x: Float[np.ndarray, " p"], y: Float[np.ndarray, " p"], owner: Int[np.ndarray, " p"], count: int
+) -> Float[np.ndarray, " r"]:
+    """Pearson's coefficient of the values of each owner; NaN where it is not defined."""
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.bincount(owner, values, minlength=count)
+
+    number = np.maximum(np.bincount(owner, minlength=count), 1)
+    size = total(x**2), total(y**2)
+    x, y = (v - (total(v) / number)[owner] for v in (x, y))
+    variance = total(x**2), total(y**2)
+    # rounding leaves a constant map a tiny variance, which must not pass for a signal
+    defined = (variance[0] > 1e-24 * size[0]) & (variance[1] > 1e-24 * size[1])
+    norm = np.sqrt(variance[0] * variance[1])
+    return np.divide(total(x * y), norm, out=np.full(count, np.nan), where=defined & (norm > 0))
 
 
 def _values(values: Tensor, region: Tensor) -> Tensor:

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from densemble.atoms import Ensemble, Residue, ResidueId, Topology
-from densemble.metrics.coordinates import bimodality, rmsd, rmsf, rmsf_per_residue, superpose
+from densemble.metrics.coordinates import (
+    bimodality,
+    local_rmsd,
+    nearest_naming,
+    rmsd,
+    rmsf,
+    rmsf_per_residue,
+    superpose,
+    superposed_rmsd,
+)
 from densemble.metrics.populations import assign_states, populations
 
 
@@ -157,3 +166,55 @@ def test_populations_reject_what_cannot_be_shared():
         populations(np.ones(2), ["A", "B"], ["A"])
     with pytest.raises(ValueError, match="no reference states"):
         assign_states(np.zeros((1, 2, 3)), {})
+
+
+def test_local_rmsd_is_after_superposition_on_everything_else(rng):
+    reference = 5 * rng.normal(size=(20, 3))
+    x = reference.copy()
+    x[4:7] += [0, 3.0, 4.0]
+    x = x @ Rotation.random(random_state=5).as_matrix().T - 12
+    over = np.array([4, 5, 6])
+    assert local_rmsd(x, reference, over=over) == pytest.approx(5.0)
+    assert local_rmsd(x, reference, over=over, fit=over) == pytest.approx(0, abs=1e-9)
+    assert local_rmsd(x, reference, over=over, fit=np.arange(10)) < 4.9  # the loop itself pulls
+    assert local_rmsd(x, reference, over=np.array([4, 10]), fit=np.array([0, 1, 2, 9])) == pytest.approx(
+        5 / np.sqrt(2)
+    )
+
+
+@pytest.fixture
+def tyrosines():
+    names = ("N", "CA", "CD1", "CD2", "CE1", "CE2")
+    residues = (
+        *(Residue(ResidueId("A", i), "TYR") for i in range(4)),
+        Residue(ResidueId("A", 9), "HOH", "water"),
+    )
+    return Topology(
+        (*names * 4, "O"), ("N", *"CCCCC") * 4 + ("O",), np.array([*np.repeat(np.arange(4), 6), 4]), residues
+    )
+
+
+def test_superposed_rmsd_is_on_alpha_carbons_and_over_protein(tyrosines, rng):
+    reference = 5 * rng.normal(size=(25, 3))
+    x = reference.copy()
+    x[6] += [2.0, 0, 0]  # an N
+    x[24] += 50.0  # the water
+    x = x @ Rotation.random(random_state=5).as_matrix().T - 12
+    found = superposed_rmsd(tyrosines, x, reference)
+    assert found.alpha == pytest.approx(0, abs=1e-9)
+    assert found.all_atoms == pytest.approx(2 / np.sqrt(24))
+
+
+def test_equivalent_names_are_exchanged_together_where_nearer(tyrosines, rng):
+    reference = 5 * rng.normal(size=(25, 3))
+    x = reference.copy()
+    x[[2, 3, 4, 5]] = reference[[3, 2, 5, 4]]  # the first ring named the other way round
+    x[[8, 9]] = reference[[9, 8]]  # half of the second ring: not an equivalent naming
+    np.testing.assert_array_equal(nearest_naming(tyrosines, x, reference)[:6], reference[:6])
+    ring = nearest_naming(tyrosines, x, reference)[6:12]
+    assert min(np.abs(ring - y).max() for y in (x[6:12], x[[6, 7, 9, 8, 11, 10]])) == 0
+    np.testing.assert_array_equal(nearest_naming(tyrosines, x, reference)[12:], x[12:])
+    plain, exchanged = (
+        superposed_rmsd(tyrosines, x, reference, symmetric=s).all_atoms for s in (False, True)
+    )
+    assert exchanged < plain

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from densemble.atoms import Residue, ResidueId, Topology
 from densemble.grid import Grid
-from densemble.metrics.maps import cosine, rscc, voxels_near
+from densemble.metrics.maps import cosine, model_fit, rscc, voxels_near
 
 GRID = Grid((1.0, -2.0, 0.5), (0.5, 0.75, 1.0), (9, 8, 7))
 
@@ -52,3 +53,53 @@ def test_what_is_undefined_is_refused(maps):
             measure(a, b, nothing)
         with pytest.raises(ValueError, match="in the region"):
             measure(a, torch.zeros_like(b), region)
+
+
+@pytest.fixture
+def three_residues():
+    residues = tuple(Residue(ResidueId("A", i), "GLY") for i in range(4))
+    topology = Topology(
+        ("N", "CA", "N", "CA", "CA"), ("N", "C") * 2 + ("C",), np.array([0, 0, 1, 1, 2]), residues
+    )
+    coords = np.array([[2.0, 0, 2.5], [2.5, 0.4, 3], [3, 1, 4], [3.7, 1.2, 5.5], [1.0, -2.0, 0.5]])
+    return topology, coords
+
+
+def test_model_fit_is_rscc_over_the_voxels_near(maps, three_residues):
+    """Each residue and the whole against ``voxels_near`` and ``rscc``, with shared voxels and box edges."""
+    a, b, _ = maps
+    topology, coords = three_residues
+    for radius in (0.9, 1.3, 2.5):
+        fit = model_fit(a, b, GRID, topology, coords, radius=radius)
+        for r in range(3):
+            region = voxels_near(GRID, torch.as_tensor(coords[topology.residue_index == r]), radius)
+            assert fit.voxels[r] == int(region.sum())
+            assert fit.residues[r] == pytest.approx(rscc(a, b, region), abs=1e-9)
+        assert fit.voxels[3] == 0
+        assert np.isnan(fit.residues[3])
+        assert fit.overall == pytest.approx(rscc(a, b, voxels_near(GRID, torch.as_tensor(coords), radius)))
+        assert fit.voxels.sum() > int(voxels_near(GRID, torch.as_tensor(coords), radius).sum())
+
+
+def test_model_fit_leaves_out_unknown_atoms_and_refuses_nonsense(maps, three_residues):
+    a, b, _ = maps
+    topology, coords = three_residues
+    expected = model_fit(
+        a, b, GRID, topology.subset(np.array([0, 2, 3, 4])), coords[[0, 2, 3, 4]], radius=1.3
+    )
+    coords[1] = np.nan
+    fit = model_fit(a, b, GRID, topology, coords, radius=1.3)
+    np.testing.assert_allclose(fit.residues[:3], expected.residues)
+    with pytest.raises(ValueError, match="no voxel"):
+        model_fit(a, b, GRID, topology, coords + 100, radius=1.3)
+    with pytest.raises(ValueError, match="constant"):
+        model_fit(a, torch.full_like(b, 0.1), GRID, topology, coords, radius=1.3)
+
+
+def test_model_fit_in_blocks(maps, three_residues):
+    """A radius beyond the box: every voxel is near every residue."""
+    a, b, _ = maps
+    topology, coords = three_residues
+    fit = model_fit(a, b, GRID, topology, coords, radius=30.0)
+    np.testing.assert_array_equal(fit.voxels, [a.numel()] * 3 + [0])
+    np.testing.assert_allclose(fit.residues[:3], np.corrcoef(a.reshape(-1), b.reshape(-1))[0, 1], atol=1e-6)
