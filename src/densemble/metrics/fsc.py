@@ -109,6 +109,21 @@ def resolution_at(curve: ShellCorrelation, threshold: float) -> float:
     return float(1 / (s[0] + (fsc[0] - threshold) / (fsc[0] - fsc[1]) * (s[1] - s[0])))
 
 
+def map_model_resolution(
+    observed: Float[Tensor, "nx ny nz"],
+    model: Float[Tensor, "nx ny nz"],
+    grid: Grid,
+    *,
+    mask: Float[Tensor, "nx ny nz"] | None = None,
+) -> float:
+    """Å where the FSC of a map and the density of a model falls below 0.5; see the two functions above.
+
+    State the mask with the figure. One made from the map alone (``densemble.em.preparation``) also holds
+    what the model lacks.
+    """
+    return resolution_at(fourier_shell_correlation(observed, model, grid, mask=mask), MAP_MODEL)
+
+
 def _transform(values: Tensor, mask: Tensor | None) -> np.ndarray:
     weighted = values.detach() if mask is None else values.detach() * mask
     return np.asarray(rfftn(weighted.cpu().numpy()))

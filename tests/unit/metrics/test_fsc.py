@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from densemble.grid import Grid
-from densemble.metrics.fsc import ShellCorrelation, fourier_shell_correlation, resolution_at
+from densemble.metrics.fsc import (
+    ShellCorrelation,
+    fourier_shell_correlation,
+    map_model_resolution,
+    resolution_at,
+)
 
 GRID = Grid(origin=(4.0, -3.0, 0.0), spacing=(1.0, 1.3, 0.8), shape=(40, 27, 36))
 
@@ -22,14 +27,17 @@ def filtered(seed, amplitude, grid=GRID):
     return torch.from_numpy(np.fft.ifftn(np.fft.fftn(white) * amplitude).real)
 
 
-def test_is_the_definition_shell_by_shell():
-    a, b = filtered(0, 1.0), filtered(1, 1.0)
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])  # even and odd along the axis that is halved
+def test_is_the_definition_shell_by_shell(axes):
+    spacing, shape = ([values[axis] for axis in axes] for values in (GRID.spacing, GRID.shape))
+    grid = Grid(GRID.origin, tuple(spacing), tuple(shape))
+    a, b = filtered(0, 1.0, grid), filtered(1, 1.0, grid)
     b = b + 0.7 * a
     fa, fb = np.fft.fftn(a.numpy()), np.fft.fftn(b.numpy())
-    s = np.linalg.norm(frequency(), axis=0)
-    width = 1 / 28.8  # the shortest edge, along z
-    curve = fourier_shell_correlation(a, b, GRID)
-    limit = 13 / (27 * 1.3)  # the last frequency along y, the coarsest axis
+    s = np.linalg.norm(frequency(grid), axis=0)
+    width = 1 / 28.8  # the shortest edge: 36 voxels of 0.8 Å
+    curve = fourier_shell_correlation(a, b, grid)
+    limit = 13 / (27 * 1.3)  # the last frequency along the coarsest axis
     assert len(curve.s) == math.floor(limit / width)
     for n, (mean, fsc, count) in enumerate(zip(curve.s, curve.fsc, curve.count, strict=True), start=1):
         shell = (s > (n - 0.5) * width) & (s < (n + 0.5) * width)
@@ -98,3 +106,17 @@ def test_threshold_is_met_between_shells():
     assert resolution_at(curve, 0.25) == pytest.approx(1 / (0.2 + 0.1 * 0.55 / 0.6))
     assert resolution_at(curve, 0.1) == pytest.approx(2.5)
     assert resolution_at(curve, 0.95) == math.inf
+
+
+def test_map_and_model_agree_up_to_where_noise_is_thrice_the_signal():
+    """FSC of signal and signal with noise: sqrt(SNR / (1 + SNR)), 0.5 at SNR = 1/3: s = 0.15 sqrt(ln 12)."""
+    grid = Grid(GRID.origin, GRID.spacing, (80, 60, 84))
+    s = np.linalg.norm(frequency(grid), axis=0)
+    signal, noise = filtered(0, 2 * np.exp(-((s / 0.15) ** 2) / 2), grid), filtered(1, 1.0, grid)
+    found = map_model_resolution(signal + noise, signal, grid)
+    assert found == pytest.approx(1 / (0.15 * math.sqrt(math.log(12))), rel=0.03)
+    silent = torch.zeros(grid.shape, dtype=torch.float64)
+    silent[:40] = 1.0
+    noisy = signal + 20 * noise * (1 - silent)
+    assert map_model_resolution(noisy, signal, grid, mask=silent) < 3.0
+    assert map_model_resolution(noisy, signal, grid) > 5.0
