@@ -92,7 +92,6 @@ def _block_q(
     density: DensityMap, coords: Float[np.ndarray, "n 3"], tree: cKDTree, block: Int[np.ndarray, " b"]
 ) -> Float[np.ndarray, " b"]:
     free = _free_radius(coords, tree, block)[:, None, :] > RADII[:, None]
-    free[:, 0] = True  # all points of the innermost sphere are the atom's position
     order = np.argsort(~free, axis=-1, kind="stable")[..., :POINTS]
     used = np.take_along_axis(free, order, axis=-1)
     points = coords[block, None, None] + RADII[:, None, None] * _directions()[order]

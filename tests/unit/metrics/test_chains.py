@@ -149,3 +149,18 @@ def test_too_few_atoms_are_refused(rng):
     topology, reference = oligomer("aa", rng)
     with pytest.raises(ValueError, match="fewer than three"):
         best_chain_assignment(topology, np.full(reference.shape, np.nan), reference)
+
+
+def test_deviation_of_every_pair_in_the_superposition_of_one(rng):
+    """What the search by turns assigns by, against moving the coordinates."""
+    topology, reference = oligomer("aaa", rng)
+    x = moved(reference, rng, 2.0)
+    rows = {pair: chains_module._matched(topology, *pair) for pair in itertools.product("ABC", repeat=2)}
+    moments = chains_module._Moments.of(topology, x, reference, list("ABC"), rows)
+    alpha = {chain: of_chain(topology, chain)[1::2] for chain in "ABC"}
+    rotation, _ = Rotation.align_vectors(
+        reference[alpha["A"]] - reference[alpha["A"]].mean(0), x[alpha["B"]] - x[alpha["B"]].mean(0)
+    )
+    y = rotation.apply(x - x[alpha["B"]].mean(0)) + reference[alpha["A"]].mean(0)
+    expected = [[rmsd(y[alpha[b]], reference[alpha[a]]) ** 2 for b in "ABC"] for a in "ABC"]
+    np.testing.assert_allclose(moments.superposed(np.array([1, -1, -1])), expected, rtol=1e-9)
