@@ -144,6 +144,45 @@ def xray(
 
 
 @main.command()
+@click.argument("map", type=_PATH)
+@click.option("--model", type=_PATH, required=True, help="Starting model, in any pose.")
+@click.option("--resolution", type=float, help="Å.  [default: of the half maps, where their FSC is 0.143]")
+@click.option("--half1", type=_PATH, help="Half map that is fitted, in place of MAP.")
+@click.option("--half2", type=_PATH, help="Half map that is not used in the fit, and judges it.")
+@click.option("--level", type=float, help="Contour level.  [default: chosen from the map]")
+@click.option("--placed", is_flag=True, help="The model stands in the map already: no docking.")
+@click.option(
+    "--members", type=click.IntRange(min=1), default=4, show_default=True, help="Independent samples."
+)
+@click.option("--recipe", default="densemble", show_default=True, help="Method: a name, or a .toml file.")
+@click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the recipe's]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness.")
+@click.option("--fit-in-b", is_flag=True, help="Write 100 times each residue's RSCC into the B column.")
+@click.option("--reference", type=_PATH, help="Model to compare the result with; evaluation only.")
+@click.option("--out", type=_PATH, required=True, help="Output folder.")
+@click.option("--force", is_flag=True, help="Replace an earlier result in the output folder.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@_plain_errors
+def cryoem(
+    *, out: Path, reference: Path | None, force: bool, resume: bool, quiet: bool, **settings: Any
+) -> None:
+    """Bring a model to the state that a cryo-EM MAP shows: dock it, sample, refine, and rank by map fit.
+
+    Each member is a sample of its own (one map, one state). The best is written alone, and all of them as
+    the models of one file.
+    """
+    from densemble.cryoem import StateSettings, run_cryoem
+    from densemble.progress import Progress, TerminalProgress
+    from densemble.report import state_summary
+
+    chosen = StateSettings(**settings)
+    progress = Progress() if quiet else TerminalProgress()
+    result = run_cryoem(chosen, out, reference=reference, force=force, resume=resume, progress=progress)
+    click.echo(state_summary(result, out))
+
+
+@main.command()
 @click.option("--out", type=_PATH, default=Path("densemble-demo"), show_default=True, help="Output folder.")
 @_run_options
 @_plain_errors

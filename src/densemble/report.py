@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densemble.io.results import Result
+from densemble.io.state_results import Distance, Fit, StateResult
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -40,3 +41,39 @@ def summary(result: Result, out: Path) -> str:
             f"(R-free {'falls' if gain > 0 else 'rises'} by {abs(gain):.4f})."
         )
     return "\n".join([*lines, f"Written to {out}/: ensemble.cif, members/, map.ccp4, result.json"])
+
+
+def state_summary(result: StateResult, out: Path) -> str:
+    """What a fit to a cryo-EM map found: start and members by rank, and where the best one is."""
+    members = sorted(result.members, key=lambda member: member.rank)
+    rows = [["start", *_fit_cells(result.start), "", "", *_distance_cells(result.start_reference)]]
+    for m in members:
+        shape = [f"{m.geometry.bond_rmsz:.2f}", f"{m.geometry.angle_rmsz:.2f}"]
+        rows.append([f"member {m.id}", *_fit_cells(m.fit), *shape, *_distance_cells(m.reference)])
+    if result.reference_fit is not None:
+        rows.append(["reference", *_fit_cells(result.reference_fit), "", "", "", "", ""])
+    header = ["", "CC mask", "RSCC", "held out", "Q", "FSC 0.5, Å", "bonds Z", "angles Z"]
+    header += ["CA RMSD, Å", "all atoms, Å", "TM-score"]
+    used = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
+    lines = table([header[i] for i in used], [[row[i] for i in used] for row in rows])
+    target = "the map" if result.start.held_out_rscc is None else "half map 1"
+    lines.append(
+        f"Ranked by the correlation with {target} over a mask made of the map (CC mask); RSCC within 2 Å of "
+        "the atoms."
+    )
+    if result.start.held_out_rscc is not None:
+        lines.append("Held out: RSCC in half map 2, which took no part in the fit.")
+    lines.append(f"Written to {out}/: best.cif, models.cif, start.cif, residues.csv, map.ccp4, result.json")
+    return "\n".join(lines)
+
+
+def _fit_cells(fit: Fit) -> list[str]:
+    held_out = "" if fit.held_out_rscc is None else f"{fit.held_out_rscc:.3f}"
+    ends = "-" if fit.fsc_05 is None else f"{fit.fsc_05:.2f}"
+    return [f"{fit.correlation:.3f}", f"{fit.rscc:.3f}", held_out, f"{fit.q_score:.3f}", ends]
+
+
+def _distance_cells(distance: Distance | None) -> list[str]:
+    if distance is None:
+        return ["", "", ""]
+    return [f"{distance.ca_rmsd:.2f}", f"{distance.all_atom_rmsd:.2f}", f"{distance.tm_score:.3f}"]

@@ -162,7 +162,7 @@ class Checkpoints:
         """Write the file as a whole or not at all."""
         save_checkpoint(self.path, {"key": self.key, "finished": self.finished, "current": self.current})
 
-    def finish(self, guide: Guide, outcome: dict[str, Any]) -> None:
+    def finish(self, guide: str, outcome: dict[str, Any]) -> None:
         """Record that a guide is done."""
         self.finished[guide], self.current = outcome, {}
         self.save()
@@ -192,7 +192,7 @@ def sample_members(
     stages: list[Stage],
     completion: Completion,
     *,
-    guide: Guide,
+    guide: str,
     passes: Sequence[Pass],
     backbone: np.ndarray,
     finish: Callable[[Tensor], Tensor],

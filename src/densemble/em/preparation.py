@@ -131,6 +131,19 @@ def prepare(
     )
 
 
+def boxed(density: DensityMap, grid: Grid, *, background: float = 0.0) -> DensityMap:
+    """Another map of the same voxels, cut or continued to the box of a prepared one.
+
+    Args:
+        density: the map; its voxels fall on those of ``grid``.
+        grid: the box.
+        background: value where the map has none.
+    """
+    low = np.rint((np.array(grid.origin) - density.grid.origin) / grid.spacing).astype(int)
+    values = _copied(density.values.detach().cpu().numpy(), low, grid.shape, background)
+    return DensityMap(grid, torch.from_numpy(values))
+
+
 def _contoured(
     values: np.ndarray, level: float, least: int, peaks: np.ndarray | None, source: str
 ) -> np.ndarray:

@@ -175,13 +175,20 @@ def check_output(directory: str | Path, *, force: bool = False, resume: bool = F
         )
 
 
-def prepare_output(directory: str | Path, *, force: bool = False, resume: bool = False) -> Path:
+def prepare_output(
+    directory: str | Path,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    own: Sequence[str] = OWN_FILES,
+) -> Path:
     """Make an output folder ready.
 
     Args:
         directory: created if missing.
-        force: remove what an earlier run wrote there (``OWN_FILES``); other files stay.
+        force: remove what an earlier run wrote there; other files stay.
         resume: keep what is there.
+        own: patterns of the files that such a run writes.
 
     Raises:
         InputError: see ``check_output``; or it cannot be made or changed.
@@ -191,7 +198,7 @@ def prepare_output(directory: str | Path, *, force: bool = False, resume: bool =
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if force and not resume:
-            for file in (f for pattern in OWN_FILES for f in directory.glob(pattern)):
+            for file in (f for pattern in own for f in directory.glob(pattern)):
                 file.unlink()
     except OSError as error:
         raise InputError(f"output folder {directory}: cannot be used ({error.strerror})") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.likelihood.blur import gaussian_blur
+from densemble.likelihood.width import fit_resolution
 
 SPACING_PER_WIDTH = 0.8
 """Voxels of a blurred target, over the standard deviation of an atom in it: aliasing below one per cent."""
@@ -94,6 +95,24 @@ class StateLikelihood:
         square = (level.weights * centred.square()).sum((1, 2, 3))
         power = (level.weights * level.target.square()).sum()
         return product / (square * power).clamp_min(torch.finfo(model.dtype).tiny).sqrt()
+
+    def fitted(self, coords: Float[Tensor, "n 3"]) -> StateLikelihood:
+        """The same with the width of atoms under which a conformation fits the sharp map best.
+
+        How wide atoms are in a map depends on its sharpening as well as on its resolution.
+
+        Args:
+            coords: Å, shape=(n, 3).
+        """
+        found = fit_resolution(
+            self.target,
+            self.mask,
+            self._elements,
+            coords[None],
+            coords.new_ones(1),
+            bounds=(0.5 * self.resolution, 2 * self.resolution),
+        )
+        return StateLikelihood(self.target, self.mask, self._elements, resolution=found, volume=self.volume)
 
     def _level(self, blur: float) -> _Level:
         if blur not in self._levels:

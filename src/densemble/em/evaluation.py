@@ -1,0 +1,143 @@
+"""How good the models of a state are: fit to the map, to the half map not used, geometry, distance."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from densemble.atoms import Topology
+from densemble.em.state import refinable
+from densemble.forward.molmap import MolmapDensity
+from densemble.geometry.restraints import build_restraints
+from densemble.geometry.validation import validate
+from densemble.grid import DensityMap
+from densemble.io.models import Model
+from densemble.io.state_results import Distance, Fit, Geometry, StateMember
+from densemble.likelihood.state import StateLikelihood
+from densemble.metrics.chains import best_chain_assignment
+from densemble.metrics.coordinates import superposed_rmsd
+from densemble.metrics.fsc import MAP_MODEL, fourier_shell_correlation, resolution_at
+from densemble.metrics.maps import ModelFit, model_fit
+from densemble.metrics.qscore import q_scores
+from densemble.metrics.tmscore import tm_score
+
+NEAR = 2.0
+"""Å from the atoms of a model within which voxels count for its RSCC."""
+
+
+def matched(topology: Topology, other: Model) -> Float[np.ndarray, "n 3"]:
+    """Å, the atoms of another model by chain, number, insertion code and name; NaN where it has none."""
+    residues = other.topology.residues
+    place = {
+        (residues[r].id, name): i
+        for i, (r, name) in enumerate(zip(other.topology.residue_index, other.topology.names, strict=True))
+    }
+    index = [
+        place.get((topology.residues[r].id, name), -1)
+        for r, name in zip(topology.residue_index, topology.names, strict=True)
+    ]
+    return np.where(np.array(index)[:, None] >= 0, other.coords[index], np.nan)
+
+
+class Judge:
+    """Judges models of the same atoms by the same map; the reference is for evaluation only.
+
+    Args:
+        topology: the atoms.
+        likelihood: the map that was fitted, its mask, and how wide atoms are in it.
+        held_out: the half map that took no part, on the grid of ``likelihood.target``.
+        reference: a model in the frame of the map, from which distances are stated.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        likelihood: StateLikelihood,
+        held_out: DensityMap | None,
+        reference: Model | None,
+    ) -> None:
+        self.topology = topology
+        self.likelihood = likelihood
+        self.held_out = held_out
+        self._forward = MolmapDensity(
+            likelihood.target.grid, topology.elements, resolution=likelihood.resolution
+        )
+        self._reference = None if reference is None else matched(topology, reference)
+
+    def fit(self, coords: Float[Tensor, "n 3"]) -> Fit:
+        """Agreement of a model with the map; coordinates in Å."""
+        observed, x = self.likelihood.target, coords.double().numpy()
+        with torch.no_grad():
+            correlation = float(self.likelihood.correlation(coords[None])[0])
+            calculated = self._forward.members(coords[None])[0]
+        held_out = None
+        if self.held_out is not None:
+            held_out = self._near(self.held_out, calculated, x).overall
+        curve = fourier_shell_correlation(
+            observed.values, calculated, observed.grid, mask=self.likelihood.mask
+        )
+        ends = resolution_at(curve, MAP_MODEL)
+        return Fit(
+            correlation=correlation,
+            rscc=self._near(observed, calculated, x).overall,
+            held_out_rscc=held_out,
+            q_score=q_scores(observed, self.topology, x).overall,
+            fsc_05=ends if math.isfinite(ends) else None,
+        )
+
+    def reference_fit(self) -> Fit | None:
+        """The same of the reference, if it has all the atoms (it is evaluation only)."""
+        if self._reference is None or not np.isfinite(self._reference).all():
+            return None
+        return self.fit(torch.from_numpy(self._reference).float())
+
+    def residues(self, coords: Float[Tensor, "n 3"]) -> list[dict[str, str | float]]:
+        """RSCC and Q-score of each residue of a model, as rows of a table."""
+        x = coords.double().numpy()
+        with torch.no_grad():
+            calculated = self._forward.members(coords[None])[0]
+        fit = self._near(self.likelihood.target, calculated, x)
+        scores = q_scores(self.likelihood.target, self.topology, x)
+        return [
+            {"residue": str(r.id), "name": r.name, "rscc": float(c), "q_score": float(q)}
+            for r, c, q in zip(self.topology.residues, fit.residues, scores.residues, strict=True)
+        ]
+
+    def distance(self, coords: Float[np.ndarray, "n 3"]) -> Distance | None:
+        """From the reference, chains of the same sequence exchanged where that is nearer."""
+        if self._reference is None:
+            return None
+        arranged = best_chain_assignment(self.topology, coords, self._reference)
+        found = superposed_rmsd(self.topology, arranged.coords, self._reference, symmetric=True)
+        protein = [i for i, r in enumerate(self.topology.residues) if r.kind == "protein"]
+        index = self.topology.atom_index
+        alpha = [index[r, "CA"] for r in protein if (r, "CA") in index]
+        x, reference = arranged.coords[alpha], self._reference[alpha]
+        known = np.isfinite(x).all(axis=1) & np.isfinite(reference).all(axis=1)
+        return Distance(
+            ca_rmsd=found.alpha, all_atom_rmsd=found.all_atoms, tm_score=tm_score(x[known], reference[known])
+        )
+
+    def geometry(self, coords: Float[Tensor, "n 3"]) -> Geometry:
+        """Stereochemistry of the protein atoms."""
+        free = refinable(self.topology)
+        restraints = build_restraints(self.topology, coords.double().numpy(), free)
+        report = validate(restraints, coords[None, torch.from_numpy(free)]).rows()[0]
+        return Geometry.model_validate(report)
+
+    def member(self, coords: Float[Tensor, "n 3"], *, number: int, rank: int) -> StateMember:
+        """Everything about one sample."""
+        return StateMember(
+            id=number,
+            rank=rank,
+            fit=self.fit(coords),
+            geometry=self.geometry(coords),
+            reference=self.distance(coords.double().numpy()),
+        )
+
+    def _near(self, observed: DensityMap, calculated: Tensor, x: np.ndarray) -> ModelFit:
+        return model_fit(observed.values, calculated, observed.grid, self.topology, x, radius=NEAR)

@@ -1,0 +1,208 @@
+"""Results of a fit to a cryo-EM map: models, the best one, and ``result.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import gemmi
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from densemble.io.models import Model
+from densemble.io.results import (
+    MAP_FILE,
+    RESULT_FILE,
+    TRACE_FILE,
+    InputFile,
+    write_structure,
+    write_text,
+)
+
+SCHEMA: Literal["densemble.cryoem/1"] = "densemble.cryoem/1"
+
+BEST_FILE = "best.cif"
+MODELS_FILE = "models.cif"
+START_FILE = "start.cif"
+RESIDUES_FILE = "residues.csv"
+OWN_STATE_FILES = (
+    BEST_FILE,
+    MODELS_FILE,
+    START_FILE,
+    RESIDUES_FILE,
+    MAP_FILE,
+    TRACE_FILE,
+    RESULT_FILE,
+    "checkpoint.pt",
+)
+"""What ``densemble cryoem`` writes into an output folder, and may replace there."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class MapRecord(_Record):
+    """The map as it was used. Lengths in Å, level and noise in the unit of the map.
+
+    ``fitted_resolution`` is that under which ``MolmapDensity`` suits the best model: how wide its atoms are.
+    """
+
+    resolution: float
+    resolution_source: str
+    fitted_resolution: float
+    level: float
+    rule: str
+    volume: float
+    noise: float
+    box: list[int]
+    spacing: list[float]
+
+
+class Placement(_Record):
+    """How the start came into the map: ``x -> rotation x + translation``, and the docking score."""
+
+    docked: bool
+    rotation: list[list[float]]
+    translation: list[float]
+    score: float | None = None
+    clear: bool | None = None
+
+
+class Fit(_Record):
+    """How well a model agrees with the map.
+
+    Attributes:
+        correlation: over the mask made of the map; by it members are ranked.
+        rscc: over the voxels within 2 Å of the model's atoms.
+        held_out_rscc: the same in the half map that was not used.
+        q_score: mean over atoms.
+        fsc_05: Å where the Fourier shell correlation of map and model falls below 0.5.
+    """
+
+    correlation: float
+    rscc: float
+    held_out_rscc: float | None = None
+    q_score: float
+    fsc_05: float | None = None
+
+
+class Geometry(_Record):
+    """Stereochemistry of the protein; see ``densemble.geometry.validation.GeometryReport``."""
+
+    bond_rmsz: float
+    angle_rmsz: float
+    favoured: int
+    allowed: int
+    outliers: int
+    cis: int
+    twisted: int
+    wrong_hand: int
+    clashes: int
+
+
+class Distance(_Record):
+    """From the reference; Å after superposition of the CA atoms; for evaluation only."""
+
+    ca_rmsd: float
+    all_atom_rmsd: float
+    tm_score: float
+
+
+class StateMember(_Record):
+    """One sampled model."""
+
+    id: Annotated[int, Field(ge=1)]
+    rank: Annotated[int, Field(ge=1)]
+    fit: Fit
+    geometry: Geometry
+    reference: Distance | None = None
+
+
+class StateResult(_Record):
+    """The contents of ``result.json`` of ``densemble cryoem``; timings in seconds."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_: Literal["densemble.cryoem/1"] = Field(default=SCHEMA, alias="schema")
+    inputs: list[InputFile]
+    settings: dict[str, JsonValue]
+    seed: int
+    versions: dict[str, str]
+    device: str
+    timings: dict[str, float]
+    messages: list[str]
+    map: MapRecord
+    placement: Placement
+    start: Fit
+    start_reference: Distance | None = None
+    reference_fit: Fit | None = None
+    members: list[StateMember]
+
+    @property
+    def best(self) -> StateMember:
+        """The member of rank 1."""
+        return min(self.members, key=lambda member: member.rank)
+
+
+def write_state_result(folder: Path, result: StateResult) -> Path:
+    """Write ``result.json``."""
+    text = result.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n"
+    return write_text(folder / RESULT_FILE, text)
+
+
+def models_structure(
+    model: Model,
+    members: Sequence[Float[np.ndarray, "n 3"]],
+    *,
+    b_iso: Sequence[Float[np.ndarray, " n"]] | None = None,
+) -> gemmi.Structure:
+    """The start with new coordinates, one model of the file for each member, in the frame of the map.
+
+    Unit cell, refinement statistics and anisotropic B factors are left out: they describe the start.
+
+    Args:
+        model: the start.
+        members: Å, the same atoms in the same order.
+        b_iso: Å^2 or whatever the B column is to hold, for each member; as in the start if None.
+    """
+    structure = model.structure.clone()
+    structure.cell, structure.spacegroup_hm = gemmi.UnitCell(), ""
+    structure.has_origx = False
+    structure.ncs.clear()
+    structure.meta.refinement, structure.raw_remarks = [], []
+    structure.clear_conect()
+    first = structure[0].clone()
+    del structure[0]
+    for k, coords in enumerate(members):
+        added = structure.add_model(first)
+        column = model.b_iso if b_iso is None else b_iso[k]
+        atoms = (atom for chain in added for residue in chain for atom in residue)
+        for atom, position, value in zip(atoms, coords, column, strict=True):
+            atom.pos, atom.b_iso = gemmi.Position(*position.tolist()), float(value)
+            atom.aniso = gemmi.SMat33f(0, 0, 0, 0, 0, 0)
+    structure.renumber_models()
+    structure.assign_serial_numbers()
+    return structure
+
+
+def write_models(
+    path: Path,
+    model: Model,
+    members: Sequence[Float[np.ndarray, "n 3"]],
+    *,
+    b_iso: Sequence[Float[np.ndarray, " n"]] | None = None,
+) -> Path:
+    """Write members as the models of one file; see ``models_structure``."""
+    return write_structure(path, models_structure(model, members, b_iso=b_iso))
+
+
+def write_residues(path: Path, rows: Sequence[dict[str, str | float]]) -> Path:
+    """Write one line for each residue as CSV; empty where there is no figure."""
+    lines = [",".join(rows[0])]
+    for row in rows:
+        cells = [v if isinstance(v, str) else ("" if np.isnan(v) else f"{v:.4f}") for v in row.values()]
+        lines.append(",".join(cells))
+    return write_text(path, "\n".join(lines) + "\n")
