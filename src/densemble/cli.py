@@ -247,3 +247,31 @@ def score(*, model: Path, data: Path, as_json: bool, **options: Any) -> None:
 
     result = evaluate(model, data, **options)
     click.echo(result.model_dump_json(by_alias=True, indent=2) if as_json else summary(result))
+
+
+@main.command()
+@click.argument("model", type=_PATH)
+@click.argument("map_path", type=_PATH, metavar="MAP")
+@click.option("--resolution", type=float, required=True, help="Å, of the map.")
+@click.option("--level", type=float, help="Contour of the map, for checks.  [default: estimated]")
+@click.option(
+    "--out", type=_PATH, help="Placed model to write, .cif or .pdb; a record goes beside it, .json."
+)
+@click.option("--force", is_flag=True, help="Replace the files if they exist.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@_plain_errors
+def dock(*, model: Path, map_path: Path, quiet: bool, **options: Any) -> None:
+    """Place MODEL, from wherever it is, in a cryo-EM map.
+
+    The model moves as one rigid body, with everything in it. Its conformation may differ from the map's;
+    the map may hold more than the model. Prints the best poses, and warns when the best is not clearly
+    best or the map seems to have the wrong hand.
+    """
+    from densemble.docking import dock_files, summary
+    from densemble.progress import Progress, TerminalProgress
+
+    progress = Progress() if quiet else TerminalProgress()
+    record = dock_files(model, map_path, progress=progress, **options)
+    click.echo(summary(record))
+    if options["out"] is not None:
+        click.echo(f"Written to {options['out']} and {options['out'].with_suffix('.json').name}")

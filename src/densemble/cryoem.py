@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,8 @@ from jaxtyping import Float
 from pydantic import JsonValue
 from torch import Tensor
 
+from densemble.align.docking import ATOM_VOLUME, Docking
+from densemble.docking import dock_model
 from densemble.em.evaluation import Judge
 from densemble.em.halfmaps import check_same_grid, estimate_resolution
 from densemble.em.preparation import PreparedMap, boxed, prepare
@@ -212,15 +214,35 @@ def problem_of(settings: StateSettings, inputs: StateInputs, tell: Progress) -> 
         dilation=MASK_REACH,
     )
     model, placement, messages = inputs.model, STANDING, prepared.messages
+    if not settings.placed:
+        tell.message(f"docking {settings.model.name} into {settings.target.name}")
+        docking = dock_model(
+            model, prepared.density, resolution=inputs.resolution, level=prepared.level, progress=tell
+        )
+        best = docking.poses[0]
+        model, placement = replace(model, coords=best.apply(model.coords)), placement_of(docking)
+        messages += docking.messages
     likelihood = StateLikelihood(
         prepared.density,
         prepared.mask,
         model.topology.elements,
         resolution=inputs.resolution,
-        volume=prepared.volume,
+        volume=ATOM_VOLUME * len(model.topology),
     )
     held_out = None if inputs.held_out is None else boxed(inputs.held_out, prepared.density.grid)
     return StateProblem(model, placement, prepared, likelihood, held_out, messages)
+
+
+def placement_of(docking: Docking) -> Placement:
+    """The best pose, for ``result.json``."""
+    best = docking.poses[0]
+    return Placement(
+        docked=True,
+        rotation=best.rotation.tolist(),
+        translation=best.translation.tolist(),
+        score=best.score,
+        clear=docking.clear,
+    )
 
 
 def terms_of(problem: StateProblem, recipe: StateRecipe) -> dict[str, Term]:

@@ -373,7 +373,7 @@ def run_xray(
         with (
             clock(f"guide {guide}"),
             tell.steps(
-                guide, sum(p.steps for p in passes_of(guide, settings.steps, inputs.recipe))
+                f"guide: {guide}", sum(p.steps for p in passes_of(guide, settings.steps, inputs.recipe))
             ) as on_step,
         ):
             runs[guide] = run_guide(

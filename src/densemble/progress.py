@@ -46,7 +46,7 @@ class TerminalProgress(Progress):
             TimeRemainingColumn(),
         )
         with Bar(*columns, console=self._console) as bar:
-            task = bar.add_task(f"guide: {name}", total=total)
+            task = bar.add_task(name, total=total)
             yield lambda done: bar.update(task, completed=done)
 
 

@@ -1,0 +1,220 @@
+"""Files to files: a model and a map, to the model placed in the map and a record of the poses."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import gemmi
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from densemble.align.chains import chain_groups
+from densemble.align.docking import COARSE, SHAPE, STEP, Docking, Pose, check_dockable, dock
+from densemble.errors import InputError
+from densemble.grid import DensityMap
+from densemble.io.maps import read_map
+from densemble.io.models import Model, read_model
+from densemble.io.results import InputFile, write_structure, write_text
+from densemble.progress import Progress
+from densemble.report import table
+
+SCHEMA: Literal["densemble.docking/1"] = "densemble.docking/1"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class PoseRecord(_Record):
+    """One pose; ``matrix`` has three rows (rotation, translation in Å): ``x -> matrix (x, 1)``."""
+
+    matrix: list[list[float]]
+    score: float
+    correlation: float
+    inside: float
+
+
+class DockingRecord(_Record):
+    """The contents of the JSON file beside the placed model."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_: Literal["densemble.docking/1"] = Field(default=SCHEMA, alias="schema")
+    inputs: list[InputFile]
+    settings: dict[str, JsonValue]
+    seed: None = None
+    """Nothing is random."""
+    versions: dict[str, str]
+    basis: Literal["detail", "shape"]
+    agrees: bool
+    clear: bool
+    detail_score: float
+    mirror_score: float
+    wrong_hand: bool
+    messages: list[str]
+    poses: list[PoseRecord]
+
+
+def scattering(model: Model) -> Float[np.ndarray, " n"]:
+    """Atomic number times occupancy of each atom; 0 for water, which maps seldom show."""
+    topology = model.topology
+    numbers = np.array([gemmi.Element(e).atomic_number for e in topology.elements], dtype=float)
+    dry = np.array([topology.residues[r].kind != "water" for r in topology.residue_index])
+    return numbers * model.occupancy * dry
+
+
+def dock_model(
+    model: Model,
+    density: DensityMap,
+    *,
+    resolution: float,
+    level: float | None = None,
+    progress: Progress | None = None,
+) -> Docking:
+    """``dock`` of a model as read, with its atomic numbers, and copies of a chain interchangeable."""
+    groups = chain_groups(model.topology)
+    return dock(
+        model.coords,
+        scattering(model),
+        density,
+        resolution=resolution,
+        level=level,
+        groups=groups or None,
+        progress=progress,
+    )
+
+
+def placed_structure(path: Path, pose: Pose) -> gemmi.Structure:
+    """The first model of a file with everything in it, altlocs and hydrogens too, moved by a pose.
+
+    ANISOU tensors turn along. What only held in the old frame is left out: cell, space group,
+    symmetry operators and links to symmetry copies, assemblies, refinement records.
+    """
+    structure = gemmi.read_structure(str(path))
+    del structure[1:]
+    move = gemmi.Transform()
+    move.mat.fromlist(pose.rotation.tolist())
+    move.vec.fromlist(pose.translation.tolist())
+    structure[0].transform_pos_and_adp(move)
+    structure.cell = gemmi.UnitCell()
+    structure.spacegroup_hm = ""
+    structure.has_origx = False
+    structure.ncs.clear()
+    structure.assemblies.clear()
+    structure.meta.refinement = []
+    structure.raw_remarks = []
+    structure.clear_conect()
+    structure.connections = gemmi.ConnectionList(
+        [link for link in structure.connections if link.asu != gemmi.Asu.Different]
+    )
+    structure.setup_entities()
+    structure.assign_label_seq_id(structure.input_format == gemmi.CoorFormat.Pdb)
+    return structure
+
+
+def dock_files(
+    model_path: Path,
+    map_path: Path,
+    *,
+    resolution: float,
+    level: float | None = None,
+    out: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> DockingRecord:
+    """Place a model in a map and write it, with a record of the poses beside it (``.json``).
+
+    Args:
+        model_path: mmCIF or PDB, anywhere in space.
+        map_path: CCP4 or MRC.
+        resolution: Å, of the map.
+        level: contour of the map, for checks.
+        out: file of the placed model, ``.cif`` or ``.pdb``; nothing is written if None.
+        force: replace files that exist.
+        progress: what is told of it.
+
+    Raises:
+        InputError: a file cannot be read, they do not go together (see ``check_dockable``), or the output
+            exists or cannot be written.
+    """
+    tell = progress or Progress()
+    if not 0 < resolution < float("inf"):
+        raise InputError(f"--resolution {resolution:g} Å: must be above zero")
+    if out is not None:
+        for path in (out, out.with_suffix(".json")):
+            _check_output(path, force=force)
+        if out.suffix.lower() not in (".cif", ".pdb"):
+            raise InputError(f"{out}: give a name that ends in .cif or .pdb")
+    model, density = read_model(model_path), read_map(map_path)
+    names = (f"model {model_path}", f"map {map_path}")
+    if not (scattering(model) > 0).any():
+        raise InputError(f"{names[0]}: no atoms but water, or none with an occupancy; give a model to dock")
+    check_dockable(scattering(model), density, resolution=resolution, level=level, names=names)
+    for message in (*model.messages, *_coarse_voxels(density, resolution)):
+        tell.message(message)
+    docking = dock_model(model, density, resolution=resolution, level=level, progress=tell)
+    record = _record(docking, [model_path, map_path], resolution=resolution, level=level)
+    if out is not None:
+        write_structure(out, placed_structure(model_path, docking.poses[0]))
+        write_text(out.with_suffix(".json"), record.model_dump_json(by_alias=True, indent=2) + "\n")
+    return record
+
+
+def summary(record: DockingRecord) -> str:
+    """The poses as a table, and what to know about them."""
+    rows = [
+        [str(k), f"{pose.score:.3f}", f"{pose.correlation:.3f}", f"{pose.inside:.0%}"]
+        for k, pose in enumerate(record.poses, start=1)
+    ]
+    at = "overlap of shapes" if record.basis == "shape" else "score"
+    lines = table(["pose", at, "correlation", "inside"], rows)
+    lines.append(f"Mirror image: {record.mirror_score:.3f}, against {record.detail_score:.3f}.")
+    verdict = "clearly better than the next" if record.clear else "NOT clearly better than the next"
+    return "\n".join([*lines, f"The best pose is {verdict}.", *(f"Warning: {m}." for m in record.messages)])
+
+
+def _coarse_voxels(density: DensityMap, resolution: float) -> list[str]:
+    widest = max(density.grid.spacing)
+    if resolution >= 2 * widest:
+        return []
+    return [
+        f"Warning: a resolution of {resolution:g} Å is finer than twice the voxels of {widest:.3g} Å; "
+        "is it right?"
+    ]
+
+
+def _record(docking: Docking, inputs: list[Path], **given: JsonValue) -> DockingRecord:
+    settings = given | {"contour": docking.level, "step": STEP, "coarse": COARSE, "shape": SHAPE}
+    return DockingRecord(
+        inputs=[InputFile.of(path) for path in inputs],
+        settings=settings,
+        versions={name: version(name) for name in ("densemble", "torch", "gemmi", "numpy", "scipy")},
+        basis=docking.basis,
+        agrees=docking.agrees,
+        clear=docking.clear,
+        detail_score=docking.detail_score,
+        mirror_score=docking.mirror_score,
+        wrong_hand=docking.wrong_hand,
+        messages=list(docking.messages),
+        poses=[
+            PoseRecord(
+                matrix=np.column_stack([pose.rotation, pose.translation]).tolist(),
+                score=pose.score,
+                correlation=pose.correlation,
+                inside=pose.inside,
+            )
+            for pose in docking.poses
+        ],
+    )
+
+
+def _check_output(out: Path, *, force: bool) -> None:
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the name of a file")
+    if out.exists() and not force:
+        raise InputError(f"{out} exists; choose another name, or --force to replace it")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; make it first")
