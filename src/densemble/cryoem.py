@@ -217,7 +217,7 @@ def problem_of(settings: StateSettings, inputs: StateInputs, tell: Progress) -> 
     if not settings.placed:
         tell.message(f"docking {settings.model.name} into {settings.target.name}")
         docking = dock_model(
-            model, prepared.density, resolution=inputs.resolution, level=prepared.level, progress=tell
+            model, prepared.density, resolution=inputs.resolution, level=settings.level, progress=tell
         )
         best = docking.poses[0]
         model, placement = replace(model, coords=best.apply(model.coords)), placement_of(docking)
