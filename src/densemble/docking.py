@@ -150,9 +150,7 @@ def dock_files(
             raise InputError(f"{out}: give a name that ends in .cif or .pdb")
     model, density = read_model(model_path), read_map(map_path)
     names = (f"model {model_path}", f"map {map_path}")
-    if not (scattering(model) > 0).any():
-        raise InputError(f"{names[0]}: no atoms but water, or none with an occupancy; give a model to dock")
-    check_dockable(scattering(model), density, resolution=resolution, level=level, names=names)
+    check_dockable(model.coords, scattering(model), density, resolution=resolution, level=level, names=names)
     for message in (*model.messages, *_coarse_voxels(density, resolution)):
         tell.message(message)
     docking = dock_model(model, density, resolution=resolution, level=level, progress=tell)
