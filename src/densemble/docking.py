@@ -167,8 +167,7 @@ def summary(record: DockingRecord) -> str:
         [str(k), f"{pose.score:.3f}", f"{pose.correlation:.3f}", f"{pose.inside:.0%}"]
         for k, pose in enumerate(record.poses, start=1)
     ]
-    at = "overlap of shapes" if record.basis == "shape" else "score"
-    lines = table(["pose", at, "correlation", "inside"], rows)
+    lines = table(["pose", "score", "correlation", "inside"], rows)
     lines.append(f"Mirror image: {record.mirror_score:.3f}, against {record.detail_score:.3f}.")
     verdict = "clearly better than the next" if record.clear else "NOT clearly better than the next"
     return "\n".join([*lines, f"The best pose is {verdict}.", *(f"Warning: {m}." for m in record.messages)])

@@ -31,6 +31,8 @@ least-squares superposition on six pairs of conformations (``benchmarks/dock.py`
 ALIKE = 0.65
 """Local correlation at ``AGREEMENT`` Å from which a model has the conformation of the map."""
 AGREEMENT = 8.0
+TOLERATED = 0.05
+"""Overlaps in shape that differ by less do not tell which pose is right: two lobes may be exchanged."""
 DISTINCT = 4.0
 """Å, Cα RMSD from which two poses are two."""
 TOO_LARGE = 3.0
@@ -49,7 +51,8 @@ class Pose:
     Attributes:
         rotation: shape=(3, 3).
         translation: Å, shape=(3,).
-        score: mean Fourier shell correlation, or the overlap of shapes; see ``densemble.align.overlap``.
+        score: mean Fourier shell correlation, see ``densemble.align.overlap``: at the resolution of the map;
+            if placed by shape, at ``COARSE`` Å, where climbing from the pose leads.
         correlation: Pearson's, of map and model in the voxels that the model fills, at ``AGREEMENT`` Å.
         inside: share of the weights within 2 Å of a voxel above the level.
     """
@@ -74,6 +77,7 @@ class Docking:
         basis: ``detail``: the model has the map's conformation, and poses are judged at the resolution of
             the map. ``shape``: it differs, and poses are those whose shape, blurred to ``SHAPE`` Å, overlaps
             best, near the least-squares superposition; at the map's resolution one domain alone would fit.
+            Which of several such is right, the score says that climbing from there at ``COARSE`` Å reaches.
         agrees: whether the model seems to have the conformation of the map, see ``ALIKE``. If it does not and
             the map holds much more than the model, so that shapes say nothing, the basis is ``detail`` still.
         clear: the best score is better than the next by ``SIGNIFICANT`` standard deviations.
@@ -221,7 +225,7 @@ def dock(
     fit = local_correlation(spectrum, points, fine.rotations[0], fine.positions[0], **options)
     found, own = fine, resolution
     if fit < ALIKE and room(density, level) < MUCH_MORE * volume:
-        found, own = search.by_shape(points, coords - points.centre, coarse), max(SHAPE, resolution)
+        found, own = search.by_shape(points, coords - points.centre, coarse), max(COARSE, resolution)
     inside = _Inside(density, level)
     kept = []
     for k in range(min(poses, len(found))):
@@ -280,10 +284,13 @@ class _Search:
         return first, self._unrelated(found, offsets)
 
     def by_shape(self, points: Points, offsets: np.ndarray, start: Poses) -> Poses:
-        """Distinct poses of best overlap in shape; best first."""
-        d = max(SHAPE, self.resolution)
+        """Distinct poses of about the best overlap in shape, by the score of the search above them."""
+        d, coarse = max(SHAPE, self.resolution), max(COARSE, self.resolution)
         found = ascend(self._overlap(points, d, even=False), start, step=d / 5, tolerance=0.02)
-        return self._unrelated(self._distinct(found, offsets, _TRIED[-1]), offsets)
+        found = self._distinct(found, offsets, _TRIED[1])
+        found = found.select(found.scores > found.scores[0] - TOLERATED)
+        above = ascend(self._overlap(points, coarse), found, step=coarse / 4, tolerance=0.1)
+        return self._unrelated(replace(found, scores=above.scores).best(_TRIED[-1]), offsets)
 
     def _distinct(self, poses: Poses, offsets: np.ndarray, count: int) -> Poses:
         """The best of each cluster, best first."""
