@@ -150,9 +150,7 @@ def dock_files(
             raise InputError(f"{out}: give a name that ends in .cif or .pdb")
     model, density = read_model(model_path), read_map(map_path)
     names = (f"model {model_path}", f"map {map_path}")
-    if not (scattering(model) > 0).any():
-        raise InputError(f"{names[0]}: no atoms but water, or none with an occupancy; give a model to dock")
-    check_dockable(scattering(model), density, resolution=resolution, level=level, names=names)
+    check_dockable(model.coords, scattering(model), density, resolution=resolution, level=level, names=names)
     for message in (*model.messages, *_coarse_voxels(density, resolution)):
         tell.message(message)
     docking = dock_model(model, density, resolution=resolution, level=level, progress=tell)
@@ -169,8 +167,7 @@ def summary(record: DockingRecord) -> str:
         [str(k), f"{pose.score:.3f}", f"{pose.correlation:.3f}", f"{pose.inside:.0%}"]
         for k, pose in enumerate(record.poses, start=1)
     ]
-    at = "overlap of shapes" if record.basis == "shape" else "score"
-    lines = table(["pose", at, "correlation", "inside"], rows)
+    lines = table(["pose", "score", "correlation", "inside"], rows)
     lines.append(f"Mirror image: {record.mirror_score:.3f}, against {record.detail_score:.3f}.")
     verdict = "clearly better than the next" if record.clear else "NOT clearly better than the next"
     return "\n".join([*lines, f"The best pose is {verdict}.", *(f"Warning: {m}." for m in record.messages)])

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from densemble.atoms import Topology
 from densemble.metrics.coordinates import rmsd, superpose
 
-Groups = Sequence[Sequence[Int[np.ndarray, " n"]]]
+Groups = Sequence[Sequence[Int[np.ndarray, " _"]]]
 """For each kind of chain, the same atoms in each of its copies, as indices."""
 
 _DIFFER = 0.05

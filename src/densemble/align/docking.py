@@ -31,13 +31,13 @@ least-squares superposition on six pairs of conformations (``benchmarks/dock.py`
 ALIKE = 0.65
 """Local correlation at ``AGREEMENT`` Å from which a model has the conformation of the map."""
 AGREEMENT = 8.0
+TOLERATED = 0.05
+"""Overlaps in shape that differ by less do not tell which pose is right: two lobes may be exchanged."""
 DISTINCT = 4.0
 """Å, Cα RMSD from which two poses are two."""
-ATOM_VOLUME = 17.0
-"""Å^3 of a protein for each of its heavy atoms: 1.21 Å^3 for each Da (Harpaz et al. 1994), 14 Da an atom."""
 TOO_LARGE = 3.0
 """A model of more than so many times the volume of the density is refused."""
-MUCH_MORE = 2.0
+MUCH_MORE = 1.3
 """A map with more than so many times the volume of the model above its level holds much more than it."""
 SIGNIFICANT = 3.0
 """Standard deviations between the best score and the next for the best to be clear."""
@@ -51,7 +51,8 @@ class Pose:
     Attributes:
         rotation: shape=(3, 3).
         translation: Å, shape=(3,).
-        score: mean Fourier shell correlation, or the overlap of shapes; see ``densemble.align.overlap``.
+        score: mean Fourier shell correlation, see ``densemble.align.overlap``: at the resolution of the map;
+            if placed by shape, at ``COARSE`` Å, where climbing from the pose leads.
         correlation: Pearson's, of map and model in the voxels that the model fills, at ``AGREEMENT`` Å.
         inside: share of the weights within 2 Å of a voxel above the level.
     """
@@ -76,6 +77,7 @@ class Docking:
         basis: ``detail``: the model has the map's conformation, and poses are judged at the resolution of
             the map. ``shape``: it differs, and poses are those whose shape, blurred to ``SHAPE`` Å, overlaps
             best, near the least-squares superposition; at the map's resolution one domain alone would fit.
+            Which of several such is right, the score says that climbing from there at ``COARSE`` Å reaches.
         agrees: whether the model seems to have the conformation of the map, see ``ALIKE``. If it does not and
             the map holds much more than the model, so that shapes say nothing, the basis is ``detail`` still.
         clear: the best score is better than the next by ``SIGNIFICANT`` standard deviations.
@@ -129,6 +131,7 @@ def room(density: DensityMap, level: float) -> float:
 
 
 def check_dockable(
+    coords: Float[np.ndarray, "n 3"],
     weights: Float[np.ndarray, " n"],
     density: DensityMap,
     *,
@@ -139,6 +142,7 @@ def check_dockable(
     """See that a model and a map go together; the contour level, as given or ``default_level``.
 
     Args:
+        coords: Å.
         weights: of the atoms; those of weight zero do not count.
         density: the map.
         resolution: Å, of the map.
@@ -147,7 +151,8 @@ def check_dockable(
 
     Raises:
         InputError: the resolution is not positive; the level is above all density, or so low that it
-            holds more than half of the box; the model is much larger than the density above it.
+            holds more than half of the box; no atom has a weight; the model is much larger than the
+            density above the level.
     """
     model, name = names
     if not 0 < resolution < math.inf:
@@ -159,11 +164,13 @@ def check_dockable(
     above = float((density.values > threshold).double().mean())
     if level is not None and above > 0.5:
         raise InputError(f"level {level:g}: {above:.0%} of {name} is above it; give a higher level")
-    volume = ATOM_VOLUME * np.count_nonzero(weights)
+    if not (weights > 0).any():
+        raise InputError(f"{model} has no atoms to dock: nothing but water, or none with an occupancy")
+    volume = Points.of(coords[weights > 0], weights[weights > 0]).volume()
     available = room(density, threshold)
     if volume > TOO_LARGE * available:
         raise InputError(
-            f"{model} ({volume:.3g} Å^3 of protein) is much larger than the density of {name} above "
+            f"{model} ({volume:.3g} Å^3) is much larger than the density of {name} above "
             f"{threshold:.3g} ({available:.3g} Å^3); give a part of the model, another map or a lower level"
         )
     return threshold
@@ -178,6 +185,7 @@ def dock(
     level: float | None = None,
     groups: Groups | None = None,
     poses: int = 5,
+    step: float = STEP,
     progress: Progress | None = None,
 ) -> Docking:
     """Find where a rigid model stands in a map. The same input gives the same result; nothing is random.
@@ -195,29 +203,29 @@ def dock(
         groups: which atoms may stand in for which, see ``chain_groups``; also those that tell
             poses apart. All atoms as one chain if None.
         poses: kept at most.
+        step: degrees between the rotations tried; a small model needs fewer.
         progress: what is told of it.
 
     Raises:
-        InputError: see ``check_dockable``; or no atom has a weight.
+        InputError: see ``check_dockable``.
     """
     chosen = weights > 0
-    if not chosen.any():
-        raise InputError("the model has no atoms to dock")
-    level = check_dockable(weights, density, resolution=resolution, level=level)
+    level = check_dockable(coords, weights, density, resolution=resolution, level=level)
     points = Points.of(coords[chosen], weights[chosen])
     spectrum = Spectrum(density, margin=points.radius)
     groups = [[np.arange(len(coords))]] if groups is None else groups
-    search = _Search(spectrum, resolution, groups, progress or Progress())
+    search = _Search(spectrum, resolution, groups, rotation_grid(step), progress or Progress())
     coarse, fine = search.run("dock: poses", points, coords - points.centre)
     _, mirror = search.run("dock: mirror images", points.mirrored(), points.centre - coords)
-    count = ATOM_VOLUME * int(chosen.sum()) * 4 * math.pi / 3
+    volume = points.volume()
+    count = volume * 4 * math.pi / 3
     detail, mirrored = float(fine.scores[0]), float(mirror.scores[0])
     at = max(resolution, AGREEMENT)
     options = {"resolution": at, "map_resolution": resolution}
     fit = local_correlation(spectrum, points, fine.rotations[0], fine.positions[0], **options)
     found, own = fine, resolution
-    if fit < ALIKE and room(density, level) < MUCH_MORE * ATOM_VOLUME * int(chosen.sum()):
-        found, own = search.by_shape(points, coords - points.centre, coarse), max(SHAPE, resolution)
+    if fit < ALIKE and room(density, level) < MUCH_MORE * volume:
+        found, own = search.by_shape(points, coords - points.centre, coarse), max(COARSE, resolution)
     inside = _Inside(density, level)
     kept = []
     for k in range(min(poses, len(found))):
@@ -252,6 +260,7 @@ class _Search:
     spectrum: Spectrum
     resolution: float
     groups: Groups
+    rotations: Float[np.ndarray, "r 3 3"]
     progress: Progress
 
     def _overlap(
@@ -264,9 +273,8 @@ class _Search:
         """Distinct poses at the resolution of the search, and at that of the map; best first."""
         coarse = max(COARSE, self.resolution)
         overlap = self._overlap(points, coarse, sampling=3.0)
-        rotations = rotation_grid(STEP)
-        with self.progress.steps(name, len(rotations)) as done:
-            found = sweep(overlap, rotations, done=done).best(_TRIED[0])
+        with self.progress.steps(name, len(self.rotations)) as done:
+            found = sweep(overlap, self.rotations, done=done).best(_TRIED[0])
         found = ascend(overlap, found, step=coarse / 4, tolerance=0.1)
         first = found = self._distinct(found, offsets, _TRIED[1])
         levels = [d for d in FINER if self.resolution < d < coarse] + [self.resolution]
@@ -276,10 +284,13 @@ class _Search:
         return first, self._unrelated(found, offsets)
 
     def by_shape(self, points: Points, offsets: np.ndarray, start: Poses) -> Poses:
-        """Distinct poses of best overlap in shape; best first."""
-        d = max(SHAPE, self.resolution)
+        """Distinct poses of about the best overlap in shape, by the score of the search above them."""
+        d, coarse = max(SHAPE, self.resolution), max(COARSE, self.resolution)
         found = ascend(self._overlap(points, d, even=False), start, step=d / 5, tolerance=0.02)
-        return self._unrelated(self._distinct(found, offsets, _TRIED[-1]), offsets)
+        found = self._distinct(found, offsets, _TRIED[1])
+        found = found.select(found.scores > found.scores[0] - TOLERATED)
+        above = ascend(self._overlap(points, coarse), found, step=coarse / 4, tolerance=0.1)
+        return self._unrelated(replace(found, scores=above.scores).best(_TRIED[-1]), offsets)
 
     def _distinct(self, poses: Poses, offsets: np.ndarray, count: int) -> Poses:
         """The best of each cluster, best first."""

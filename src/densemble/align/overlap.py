@@ -109,7 +109,7 @@ class Overlap:
         twice[0] = 1.0
         if even:
             shell = np.rint(np.sqrt(square) * spectrum.edges.max()).astype(np.int32)
-            norm = np.sqrt(_shell_means(values, shell) * _shell_means(own, shell))
+            norm = np.sqrt(_shell_means(values, shell, twice) * _shell_means(own, shell, twice))
             weight = weight / np.maximum(norm, 1e-12 * norm.max()) / (weight * twice).sum()
         else:
             weight = weight**2
@@ -202,8 +202,8 @@ def local_correlation(
     return float(np.corrcoef(model[filled], target[filled])[0, 1])
 
 
-def _shell_means(values: np.ndarray, shell: np.ndarray) -> np.ndarray:
+def _shell_means(values: np.ndarray, shell: np.ndarray, multiplicity: np.ndarray) -> np.ndarray:
     """Mean of ``|values|^2`` in the shell of each coefficient."""
-    power = np.bincount(shell.ravel(), (np.abs(values) ** 2).ravel())
-    count = np.bincount(shell.ravel())
-    return (power / np.maximum(count, 1))[shell]
+    power = np.bincount(shell.ravel(), (multiplicity * np.abs(values) ** 2).ravel())
+    count = np.bincount(shell.ravel(), np.broadcast_to(multiplicity, shell.shape).ravel())
+    return np.asarray((power / np.maximum(count, 1))[shell])

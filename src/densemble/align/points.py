@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial import cKDTree
+
+REACH = 2.5
+"""Å from an atom that count as the model's volume, also where side chains or hydrogens are not modelled."""
+_LATTICE = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +44,14 @@ class Points:
         """Radius of gyration in Å; 1 Å for a single point, whose rotation moves nothing."""
         square = float(self.weights @ (self.offsets**2).sum(axis=1))
         return square**0.5 if square > 0 else 1.0
+
+    def volume(self) -> float:
+        """Å^3 within ``REACH`` of a point, counted on a lattice."""
+        low, high = self.offsets.min(axis=0) - REACH, self.offsets.max(axis=0) + REACH
+        axes = [np.arange(a, b, _LATTICE) for a, b in zip(low, high, strict=True)]
+        lattice = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+        near, _ = cKDTree(self.offsets).query(lattice, distance_upper_bound=REACH)
+        return int(np.isfinite(near).sum()) * _LATTICE**3
 
     def thinned(self, cell: float) -> Points:
         """The points in each cube of edge ``cell`` Å joined to one at their centre of weight."""

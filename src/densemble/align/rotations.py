@@ -18,8 +18,8 @@ def rotation_grid(step: float) -> Float[np.ndarray, "r 3 3"]:
     """Rotations about ``step`` degrees apart, the same ones every time.
 
     The super-Fibonacci spiral of Alexa (2022), CVPR, 8291-8300, algorithm 1, with as many rotations as
-    cubes of edge ``step`` fill the volume of SO(3), ``8 pi^2`` in units of angles. Measured from 5 to 30
-    degrees: no rotation is further than 0.9 ``step`` from the nearest of the grid.
+    cubes of edge ``step`` fill the volume of SO(3), ``8 pi^2`` in units of angles. Measured from 6 to 30
+    degrees: of 3,000 random rotations none is further than 0.93 ``step`` from the nearest of the grid.
 
     Args:
         step: degrees.
