@@ -16,12 +16,12 @@ from jaxtyping import Float
 from pydantic import JsonValue
 from torch import Tensor
 
-from densemble.align.docking import ATOM_VOLUME, Docking
+from densemble.align.docking import Docking
 from densemble.docking import dock_model
 from densemble.em.evaluation import Judge
 from densemble.em.halfmaps import check_same_grid, estimate_resolution
 from densemble.em.preparation import PreparedMap, boxed, prepare
-from densemble.em.state import cloud_term, density_term, refined, stages_of
+from densemble.em.state import ATOM_VOLUME, cloud_term, density_term, refined, stages_of
 from densemble.errors import InputError
 from densemble.grid import DensityMap
 from densemble.guidance.guided import Completion

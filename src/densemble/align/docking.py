@@ -17,6 +17,7 @@ from densemble.align.rotations import rotation_grid
 from densemble.align.search import ascend, sweep
 from densemble.errors import InputError
 from densemble.grid import DensityMap
+from densemble.likelihood.blur import gaussian_blur
 from densemble.progress import Progress
 
 STEP = 18.0
@@ -130,6 +131,16 @@ def room(density: DensityMap, level: float) -> float:
     return int((density.values > level).sum()) * density.grid.voxel_volume
 
 
+def envelope(density: DensityMap, resolution: float) -> float:
+    """Volume that a map encloses at ``default_level`` when blurred to ``AGREEMENT`` Å, Å^3.
+
+    At high resolution a contour runs around each atom and encloses a part of the molecule only.
+    """
+    blur = math.sqrt(max(AGREEMENT**2 - resolution**2, 0)) / (math.pi * math.sqrt(2))
+    blurred = DensityMap(density.grid, gaussian_blur(density.values, density.grid, blur))
+    return room(blurred, default_level(blurred))
+
+
 def check_dockable(
     coords: Float[np.ndarray, "n 3"],
     weights: Float[np.ndarray, " n"],
@@ -167,11 +178,12 @@ def check_dockable(
     if not (weights > 0).any():
         raise InputError(f"{model} has no atoms to dock: nothing but water, or none with an occupancy")
     volume = Points.of(coords[weights > 0], weights[weights > 0]).volume()
-    available = room(density, threshold)
+    available = envelope(density, resolution) if level is None else room(density, level)
     if volume > TOO_LARGE * available:
+        where = "" if level is None else f" above {level:.3g}"
         raise InputError(
-            f"{model} ({volume:.3g} Å^3) is much larger than the density of {name} above "
-            f"{threshold:.3g} ({available:.3g} Å^3); give a part of the model, another map or a lower level"
+            f"{model} ({volume:.3g} Å^3) is much larger than the density of {name}{where} "
+            f"({available:.3g} Å^3); give a part of the model, another map or a lower level"
         )
     return threshold
 

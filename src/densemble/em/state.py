@@ -17,6 +17,8 @@ from densemble.likelihood.transport import SinkhornDivergence
 from densemble.recipes.state import Finish, StateRecipe, Target
 from densemble.sidechains.residues import is_buildable
 
+ATOM_VOLUME = 17.0
+"""Å^3 of protein for each heavy atom: 1.21 Å^3 for a Da (Harpaz et al. 1994), 14 Da an atom."""
 BLUR_STEP = 0.5  # Å; the target is blurred to multiples of this, so that few copies of it are made
 
 

@@ -126,7 +126,7 @@ def test_closed_and_iterated_terms_of_a_measure_with_itself_agree():
 
 
 def plain_slope(x, direction, *measures, step=1e-4):
-    """Of the definition, along a direction; differences of the iterations would feel their schedule change."""
+    """Of the definition, along a direction (of the iterations, it would feel their schedule change)."""
     plus, minus = (plain_divergence(x + sign * step * direction, *measures) for sign in (1, -1))
     return (plus - minus) / (2 * step)
 
