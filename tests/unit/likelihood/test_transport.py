@@ -126,7 +126,7 @@ def test_closed_and_iterated_terms_of_a_measure_with_itself_agree():
 
 
 def plain_slope(x, direction, *measures, step=1e-4):
-    """Of the definition, along a direction; differences of the iterations would feel their schedule change."""
+    """Of the definition, along a direction; the iterations would feel their schedule change."""
     plus, minus = (plain_divergence(x + sign * step * direction, *measures) for sign in (1, -1))
     return (plus - minus) / (2 * step)
 
@@ -157,7 +157,7 @@ def test_gradient_of_members_with_weights():
     for member, factor in enumerate(factors.tolist()):
         slope = plain_slope(x[member, used], direction[used], weights[used] / 7, y, b, 9.0, 100.0)
         found = float((gradient[member].numpy() * direction).sum())
-        assert found == pytest.approx(factor * slope, rel=5e-3)
+        assert found == pytest.approx(factor * slope, rel=1e-2)
 
 
 def test_atoms_without_weight_and_scales_of_weights_do_not_count():
