@@ -2,8 +2,8 @@
 
 A linear mode moves every atom along a straight line, so a domain that turns by some tens of degrees also
 swells. Here the same mode turns each residue by a rotation, and places are found that fit together: modal
-warping (Choi & Ko 2005, IEEE Trans. Vis. Comput. Graph. 11, 91-101), with the places from a sparse least-squares
-problem as in surface modelling as rigid as possible (Sorkine & Alexa 2007, Proc. SGP, 109-116).
+warping (Choi & Ko 2005, IEEE Trans. Vis. Comput. Graph. 11, 91-101), with the places from a sparse
+least-squares problem as in surface modelling as rigid as possible (Sorkine & Alexa 2007, Proc. SGP, 109-116).
 """
 
 from __future__ import annotations
@@ -96,12 +96,6 @@ class ArticulatedBlocks:
         turned = (rotations[:, self.block] @ self.arms.to(places)[..., None])[..., 0]
         return places[:, self.block] + turned
 
-    def turn_back(
-        self, x: Float[Tensor, "k n 3"], rotations: Float[Tensor, "k r 3 3"]
-    ) -> Float[Tensor, "k n 3"]:
-        """Vectors at atoms, in the frames that their blocks had at the start."""
-        return (rotations[:, self.block].mT @ x[..., None])[..., 0]
-
     def _spans(self, rotations: Tensor) -> Tensor:
         """From the first block's centre to the second's, through the middle of the edge that both carry."""
         first, second = self._edges
@@ -135,7 +129,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return torch.from_numpy(ctx.factor.solve(grad.double().cpu().numpy())).to(grad), None
+        return _Solve.apply(grad, ctx.factor), None
 
 
 def _edges(network: ElasticNetwork) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:

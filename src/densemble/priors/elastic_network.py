@@ -137,7 +137,7 @@ def _lowest(
     if size <= max(_DENSE, 3 * (count + free)):
         dense = hessian.toarray()
         dense += np.trace(dense) * (whole @ whole.T)
-        return tuple(eigh(dense, subset_by_index=[0, count - 1]))  # type: ignore[return-value]
+        return tuple(eigh(dense, subset_by_index=[0, count - 1]))
     shift = 1e-7 * float(hessian.diagonal().mean())
     solve = splu(
         (hessian + shift * sparse.eye(size)).tocsc(),
