@@ -35,8 +35,8 @@ class ElasticPrior:
     - ``curved``: not exact. The same amplitudes turn residues as rigid bodies, so that the model stays in
       one piece in large motions (``densemble.priors.articulated``). The amplitudes are those of largest
       posterior density, found by a dozen steps, which stand for their mean; what they leave is kept to the
-      share that ``residual`` and the noise allow, and residues are then made rigid and their bonds closed. Its
-      derivative is that of a last step from where the search ended. Both agree with the linear denoiser
+      share that ``residual`` and the noise allow, and residues are then made rigid and their bonds closed.
+      Its derivative is that of a last step from where the search ended. Both agree with the linear denoiser
       where displacements are small and rigid in every residue.
 
     Args:

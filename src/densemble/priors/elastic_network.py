@@ -25,6 +25,7 @@ from densemble.atoms import Topology
 BOND_LIMIT = 2.1
 """Å. Atoms of two residues closer than this are bonded: peptides, phosphodiesters, disulphides."""
 _BOND = 100.0  # force constant of a bond over that of a contact at the same distance
+_BESIDE, _BESIDE_LIMIT = 30.0, 4.0  # the same for pairs up to so many Å apart in residues that are bonded
 _PROTEIN = ("N", "CA", "C", "O", "CB")  # atoms of an amino acid that carry springs
 _NEAREST = 12  # atoms of other residues that every block is tied to, however far
 MOST_BLOCKS = 800
@@ -171,7 +172,11 @@ def _springs(coords: np.ndarray, block: np.ndarray, carriers: np.ndarray, cutoff
     pairs = _connected(coords, block, pairs)
     distance = np.linalg.norm(coords[pairs[:, 0]] - coords[pairs[:, 1]], axis=1).clip(min=0.5)
     bonded = distance < BOND_LIMIT
-    return Springs(pairs, np.where(bonded, _BOND, 1.0) / distance**2, bonded)
+    count = int(block.max()) + 1
+    code = np.sort(block[pairs], axis=1) @ [count, 1]
+    beside = np.isin(code, code[bonded]) & (distance < _BESIDE_LIMIT)
+    stiffness = np.where(bonded, _BOND, np.where(beside, _BESIDE, 1.0))
+    return Springs(pairs, stiffness / distance**2, bonded)
 
 
 def _connected(coords: np.ndarray, block: np.ndarray, pairs: np.ndarray) -> np.ndarray:
