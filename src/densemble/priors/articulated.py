@@ -20,7 +20,7 @@ from torch import Tensor
 from densemble.priors.elastic_network import ElasticNetwork
 from densemble.priors.rigid import nearest_rotation
 
-_JOINT = 100.0  # weight of a joint over that of an atom's place
+_JOINT = 1000.0  # weight of a joint over that of an atom's place
 _KEEP = 0.01  # weight of the rotation given, over that of the atoms, when rotations are fitted
 
 
@@ -48,7 +48,8 @@ class ArticulatedBlocks:
         self._strain -= torch.linalg.cross(self._turns[:, first], self._first_arm.expand_as(self._strain))
         self._strain += torch.linalg.cross(self._turns[:, second], self._second_arm.expand_as(self._strain))
         pairs, count = self._edges.numpy(), len(network.sizes)
-        self._places = _factor(pairs, weights, np.full(count, 1e-6 * weights.mean()))
+        held = np.where(np.arange(count) == 0, weights.mean(), 0.0)  # one block, to fix what is free
+        self._places = _factor(pairs, weights, held)
         self._joints = _factor(pairs[:, joint], np.full(joint.sum(), _JOINT), network.sizes.astype(float))
 
     def move(self, q: Float[Tensor, "k m"]) -> tuple[Float[Tensor, "k n 3"], Float[Tensor, "k r 3 3"]]:
@@ -62,7 +63,7 @@ class ArticulatedBlocks:
         turned = (rotations[:, first] + rotations[:, second]) / 2
         target = self._spans(rotations) + (turned @ strain[..., None])[..., 0]
         places = self._solve(self._places, target, self._weights, torch.zeros_like(rotations[..., 0]))
-        # The sum over edges leaves the whole where it likes: put its centre where the displacements do.
+        # The first block was held at the origin: put the centre of the whole where the displacements do.
         share = (self.sizes / self.sizes.sum()).to(q)
         middle = self.centres.to(q) + torch.einsum("km,mrc->krc", q, self._shifts.to(q))
         places = places + (share[:, None] * (middle - places)).sum(1, keepdim=True)

@@ -15,8 +15,9 @@ from densemble.priors.articulated import ArticulatedBlocks
 from densemble.priors.edm import EDM
 from densemble.priors.elastic_network import ElasticNetwork
 
-_ROUNDS = 12  # of the curved denoiser
+_ROUNDS = 20  # of the curved denoiser
 _STEP = 0.7  # the first, of the full one
+_TINY = 1e-9  # Å^2, stands for no variance at all
 _WIDTHS = 10.0  # first noise level over the largest deviation along a mode
 
 
@@ -34,10 +35,10 @@ class ElasticPrior:
       lines, so that domains that turn by tens of degrees swell and their bonds stretch.
     - ``curved``: not exact. The same amplitudes turn residues as rigid bodies, so that the model stays in
       one piece in large motions (``densemble.priors.articulated``). The amplitudes are those of largest
-      posterior density, found by a dozen steps, which stand for their mean; what they leave is kept to the
-      share that ``residual`` and the noise allow, and residues are then made rigid and their bonds closed.
-      Its derivative is that of a last step from where the search ended. Both agree with the linear denoiser
-      where displacements are small and rigid in every residue.
+      posterior density, found by BFGS, which stand for their mean; what they leave is kept to the share that
+      ``residual`` and the noise allow, and residues are then made rigid and their bonds closed. The
+      derivative is that of one more step from where the search ended, with its curvature. For small
+      displacements that keep residues rigid and bonds closed it agrees with the linear denoiser.
 
     Args:
         topology: the N atoms: protein, nucleic acid, ligands, ions, waters. Amino acids of a single atom (a
@@ -116,43 +117,63 @@ class ElasticPrior:
     def curved(self, x_t: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """The most probable amplitudes along curved modes, with rigid residues and closed joints."""
         noise = t**2 + self.residual**2
-        shrink = self.variances / (self.variances + noise)
-        found = self._amplitudes(x_t.detach(), noise)
+        found, inverse = self._amplitudes(x_t.detach(), noise)
         with torch.enable_grad():
             leaf = found.requires_grad_()
-            moved, rotations = self.blocks.move(leaf)
+            moved = self.blocks.move(leaf)[0]
             (slope,) = torch.autograd.grad(moved, leaf, x_t - moved.detach(), create_graph=x_t.requires_grad)
         # Where the search ended the step is about zero: it is there for its derivative by x_t.
-        q = found.detach() + shrink * slope - (1 - shrink) * found.detach()
+        found = found.detach()
+        ahead = slope - found * noise / self.variances.clamp_min(_TINY)
+        q = found + (inverse @ ahead[..., None])[..., 0]
         moved, rotations = self.blocks.move(q)
         local = self.residual**2 / noise
         return self.blocks.restore(moved + local * (x_t - moved), rotations)
 
-    def _amplitudes(self, x: Float[Tensor, "k n 3"], noise: float) -> Float[Tensor, "k m"]:
-        """Those of largest posterior density, by preconditioned ascent with a step of each member's own.
+    def _amplitudes(
+        self, x: Float[Tensor, "k n 3"], noise: float
+    ) -> tuple[Float[Tensor, "k m"], Float[Tensor, "k m m"]]:
+        """Those of largest posterior density, and the inverse curvature there, by BFGS.
 
-        The steps are those that solve the linear problem at once; one that does not lower the misfit is
-        taken back and shortened.
+        It starts with the curvature of the linear problem, and every member has its own step: one that does
+        not lower the misfit is taken back and shortened.
         """
-        shrink = self.variances / (self.variances + noise)
-        tightness = noise / self.variances.clamp_min(1e-12)
-        q, step = x.new_zeros(len(x), len(self.variances)), x.new_full((len(x), 1), _STEP)
-        misfit, ahead = x.new_full((len(x), 1), float("inf")), torch.zeros_like(q)
+        tightness = noise / self.variances.clamp_min(_TINY)
+        q = torch.zeros(len(x), len(self.variances)).to(x)
+        inverse = torch.diag(1 / (1 + tightness)).repeat(len(x), 1, 1)
+        value, slope = self._misfit(x, q, tightness)
+        step = torch.full_like(value, _STEP)
         for _ in range(_ROUNDS):
-            tried = q + step * ahead
-            with torch.enable_grad():
-                leaf = tried.requires_grad_()
-                moved = self.blocks.move(leaf)[0]
-                left = x - moved.detach()
-                (slope,) = torch.autograd.grad(moved, leaf, left)
-            tried = tried.detach()
-            value = left.square().sum((1, 2))[:, None] + (tightness * tried.square()).sum(1, keepdim=True)
-            better = value <= misfit
-            q, misfit = torch.where(better, tried, q), torch.where(better, value, misfit)
-            ahead = torch.where(better, shrink * slope - (1 - shrink) * tried, ahead)
-            step = torch.where(better, (1.3 * step).clamp(max=1), 0.4 * step)
-        return q
+            tried = q - step * (inverse @ slope[..., None])[..., 0]
+            lower, steeper = self._misfit(x, tried, tightness)
+            better = lower < value
+            updated = _secant(inverse, tried - q, steeper - slope)
+            inverse = torch.where(better[..., None], updated, inverse)
+            q, slope = torch.where(better, tried, q), torch.where(better, steeper, slope)
+            value = torch.where(better, lower, value)
+            step = torch.where(better, torch.ones_like(step), 0.4 * step)
+        return q, inverse
+
+    def _misfit(self, x: Tensor, q: Tensor, tightness: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the log posterior in units of the noise, shape=(k, 1), and its gradient by the amplitudes."""
+        with torch.enable_grad():
+            leaf = q.detach().requires_grad_()
+            moved = self.blocks.move(leaf)[0]
+            left = (x - moved).detach()
+            (slope,) = torch.autograd.grad(moved, leaf, -left)
+        value = left.square().sum((1, 2))[:, None] + (tightness * q.square()).sum(1, keepdim=True)
+        return value / 2, slope + tightness * q
 
     def _along(self, displaced: Tensor) -> Float[Tensor, "k m"]:
         """Amplitudes of displacements along the modes."""
         return torch.einsum("knc,mnc->km", displaced, self.vectors)
+
+
+def _secant(inverse: Float[Tensor, "k m m"], moved: Tensor, changed: Tensor) -> Float[Tensor, "k m m"]:
+    """BFGS's inverse curvature after a step and the change of gradient along it; kept where not convex."""
+    product = (moved * changed).sum(1)[:, None, None]
+    convex = product > 1e-10 * changed.square().sum(1)[:, None, None]
+    scale = 1 / torch.where(convex, product, torch.ones_like(product))
+    s, y = moved[..., None], changed[..., None]
+    left = torch.eye(s.shape[1]).to(s) - scale * (s @ y.mT)
+    return torch.where(convex, left @ inverse @ left.mT + scale * (s @ s.mT), inverse)
