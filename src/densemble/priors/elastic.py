@@ -41,10 +41,10 @@ class ElasticPrior:
       displacements that keep residues rigid and bonds closed it agrees with the linear denoiser.
 
     Measured on one core of a shared x86-64 machine: built in 1.4 s for 4,579 atoms in 602 residues and in 5 s
-    for 32,053 atoms in 4,214; ``curved`` takes 0.3 s and 2.1 s a member, ``linear`` some milliseconds. Between
-    the two conformations of eight proteins (3.4 to 7.1 Å apart) the ten softest modes of the first hold 0.80
-    to 0.98 of the displacement (cumulative overlap), thirty 0.86 to 0.99. The rest, which no amplitude
-    brings, is left to ``residual`` and to other priors.
+    for 32,053 atoms in 4,214; ``curved`` takes 0.3 s and 2.1 s a member, ``linear`` some milliseconds.
+    Between the two conformations of eight proteins (3.4 to 7.1 Å apart) the ten softest modes of the first
+    hold 0.80 to 0.98 of the displacement (cumulative overlap), thirty 0.87 to 0.99. The rest, which no
+    amplitude brings, is left to ``residual`` and to other priors.
 
     Args:
         topology: the N atoms: protein, nucleic acid, ligands, ions, waters. Amino acids of a single atom (a

@@ -108,8 +108,8 @@ def test_every_kind_of_residue_takes_part_and_loose_ones_are_tied():
 
 
 def test_chains_out_of_reach_of_each_other_are_one_network():
-    once = backbone([(-62, -42)] * 6)
-    topology = chain_topology(12)
+    once = backbone([(-62, -42)] * 12)
+    topology = chain_topology(24)
     coords = np.concatenate([once, once + np.array([0, 80, 0])])
     values, _ = ElasticNetwork(topology, coords).modes(5)
     assert values[0] > 1e-7 * values[-1]
