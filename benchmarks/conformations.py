@@ -185,7 +185,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows: dict[str, dict] = {}
     print(
-        "protein    start  selected   best  TM     fit (start, truth)     bonds Z  angles Z  outliers  seconds"
+        "protein    start  selected   best     TM  fit (start, truth)    Z: bonds, angles  outliers  seconds"
     )
     for folder in sorted(p for p in args.folder.iterdir() if p.is_dir()):
         if args.only and folder.name not in args.only:

@@ -41,7 +41,7 @@ mode = "score"
 limit = 4.0
 [finish]
 evaluations = 12
-density_weight = 10.0
+data_per_atom = 20.0
 """
 
 

@@ -154,6 +154,13 @@ def xray(
 @click.option(
     "--members", type=click.IntRange(min=1), default=4, show_default=True, help="Independent samples."
 )
+@click.option(
+    "--prior",
+    type=click.Choice(["embedded", "elastic"]),
+    default="embedded",
+    show_default=True,
+    help="How the model may move: the packaged network, or an elastic network.",
+)
 @click.option("--recipe", default="densemble", show_default=True, help="Method: a name, or a .toml file.")
 @click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the recipe's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness.")

@@ -24,7 +24,7 @@ from densemble.em.preparation import PreparedMap, boxed, prepare
 from densemble.em.state import ATOM_VOLUME, cloud_term, density_term, refined, stages_of
 from densemble.errors import InputError
 from densemble.grid import DensityMap
-from densemble.guidance.guided import Completion
+from densemble.guidance.guided import AllAtom, Completion
 from densemble.guidance.stage import Term
 from densemble.io.maps import read_map, write_map
 from densemble.io.models import Model, read_model
@@ -54,6 +54,8 @@ from densemble.likelihood.state import StateLikelihood
 from densemble.likelihood.transport import SinkhornDivergence
 from densemble.pipeline import versions
 from densemble.priors.chain_graph import Trust
+from densemble.priors.edm import EDM
+from densemble.priors.elastic import ElasticPrior
 from densemble.priors.protocol import Prior
 from densemble.priors.whole_chain import WholeChainPrior
 from densemble.progress import Clock, Progress
@@ -66,6 +68,8 @@ STANDING = Placement(
     docked=False, rotation=np.eye(3).tolist(), translation=[0.0, 0.0, 0.0], score=None, clear=None
 )
 """The start as it was given."""
+ELASTIC_WIDTHS = 25.0
+"""First noise level of the elastic prior, over the expected motion; as for the embedded one."""
 MASK_REACH = 8.0
 """Å from the density above the contour within which map and model are compared."""
 TOGETHER = 2048
@@ -86,7 +90,7 @@ class StateSettings:
         level: contour level; chosen from the map if None (``densemble.em.preparation``).
         placed: the start stands in the map already; no docking.
         members: independent samples.
-        prior: ``embedded``.
+        prior: ``embedded`` (the packaged network) or ``elastic`` (normal modes of an elastic network).
         recipe: name of one of the package's, or a TOML file.
         steps: of the reverse diffusion; the recipe's if None.
         seed: of all randomness.
@@ -101,7 +105,7 @@ class StateSettings:
     level: float | None = None
     placed: bool = False
     members: int = 4
-    prior: Literal["embedded"] = "embedded"
+    prior: Literal["embedded", "elastic"] = "embedded"
     recipe: str = "densemble"
     steps: int | None = None
     seed: int = 0
@@ -258,14 +262,24 @@ def terms_of(problem: StateProblem, recipe: StateRecipe) -> dict[str, Term]:
     return terms
 
 
-def make_prior(problem: StateProblem, recipe: StateRecipe) -> tuple[Prior, Completion, np.ndarray]:
+def make_prior(
+    settings: StateSettings, problem: StateProblem, recipe: StateRecipe
+) -> tuple[Prior, Completion, np.ndarray]:
     """The diffusion model around the start, what completes its samples, and its atoms among all."""
-    model = problem.model
-    prior = WholeChainPrior(
-        model.topology, model.coords, trust=Trust(**recipe.trust.model_dump()), churn=recipe.sampling.churn
-    )
-    backbone = model.topology.backbone(prior.residues)
-    return prior, CarriedAtoms(model.topology, model.coords, backbone, prior.atoms), prior.atoms
+    topology, coords, trust = problem.model.topology, problem.model.coords, recipe.trust
+    if settings.prior == "elastic":
+        process = EDM(
+            center=torch.from_numpy(coords).float(),
+            sigma_max=ELASTIC_WIDTHS * trust.domains,
+            churn=recipe.sampling.churn,
+        )
+        elastic = ElasticPrior(
+            topology, coords, amplitude=trust.domains, residual=trust.local, process=process
+        )
+        return elastic, AllAtom(), np.arange(len(topology))
+    prior = WholeChainPrior(topology, coords, trust=Trust(**trust.model_dump()), churn=recipe.sampling.churn)
+    backbone = topology.backbone(prior.residues)
+    return prior, CarriedAtoms(topology, coords, backbone, prior.atoms), prior.atoms
 
 
 def batches(members: int, residues: int) -> list[range]:
@@ -284,10 +298,10 @@ def sampled(
 ) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
     """All atoms of all members, refined, and the trace of every objective; each batch is kept when done."""
     recipe, topology = inputs.recipe, problem.model.topology
-    prior, completion, atoms = make_prior(problem, recipe)
+    prior, completion, atoms = make_prior(settings, problem, recipe)
     stages = stages_of(recipe, terms_of(problem, recipe), inputs.resolution)
     steps = settings.steps or recipe.sampling.steps
-    together = batches(settings.members, len(prior.topology.residues))
+    together = batches(settings.members, len(topology.residues))
 
     def finish(members: Tensor) -> Tensor:
         likelihood = fitted_to_best(problem.likelihood, members)

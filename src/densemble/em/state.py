@@ -65,9 +65,10 @@ def refined(
         return coords
     objective = GeometryObjective(build_restraints(topology, coords.double().numpy(), free))
     index = torch.from_numpy(free)
+    weight = finish.data_per_atom * len(free) / likelihood.data
 
     def density(x: Tensor) -> Tensor:
-        return finish.density_weight * likelihood(coords[None].index_copy(1, index, x)).sum()
+        return weight * likelihood(coords[None].index_copy(1, index, x)).sum()
 
     found = regularise(
         coords[None, index], objective, log_likelihood=density, evaluations=finish.evaluations

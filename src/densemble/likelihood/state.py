@@ -96,6 +96,11 @@ class StateLikelihood:
         power = (level.weights * level.target.square()).sum()
         return product / (square * power).clamp_min(torch.finfo(model.dtype).tiny).sqrt()
 
+    @property
+    def data(self) -> float:
+        """Number of data in the map as it is, not blurred."""
+        return _data(self.volume, self.resolution)
+
     def fitted(self, coords: Float[Tensor, "n 3"]) -> StateLikelihood:
         """The same with the width of atoms under which a conformation fits the sharp map best.
 
@@ -134,8 +139,12 @@ class StateLikelihood:
         weights = weights.to(values)
         mean = (weights * values).sum() / weights.sum()
         density = MolmapDensity(grid, self._elements, resolution=finest, dtype=values.dtype)
-        data = max(self.volume * 4 * math.pi / (3 * finest**3), 1.0)
-        return _Level(density, values - mean, weights, data)
+        return _Level(density, values - mean, weights, _data(self.volume, finest))
+
+
+def _data(volume: float, resolution: float) -> float:
+    """Degrees of freedom of a map, one for each reciprocal-lattice point of the volume; at least one."""
+    return max(volume * 4 * math.pi / (3 * resolution**3), 1.0)
 
 
 def _coarser(grid: Grid, spacing: float) -> Grid:

@@ -50,7 +50,7 @@ class SinkhornDivergence:
     level, and then stop, converged or not. At the paper's settings (blur 0.05 Å, scaling 0.5) they are far
     from it: for 1,000 atoms and 250 points the value is 10 % low and the gradient, though it points downhill,
     has a cosine of 0.67 with that of scaling 0.99; it is smoother, as of a blurrier problem. The cosine is
-    0.91 at scaling 0.9 for four times the cost. A blur of the order of the points' spacing is the better-posed
+    0.91 at scaling 0.9 for four times the cost. A blur of the order of the spacing is the better-posed
     problem: with 2 Å, scaling 0.5 and 0.7 reach cosines of 0.95 and 0.99. The gradient is that at fixed
     potentials (envelope theorem), in which GeomLoss 0.3.1 has a factor ``(rho + eps / 2) / (rho + eps)`` too
     much; it is put right here.

@@ -126,7 +126,7 @@ def test_closed_and_iterated_terms_of_a_measure_with_itself_agree():
 
 
 def plain_slope(x, direction, *measures, step=1e-4):
-    """Of the definition, along a direction (of the iterations, it would feel their schedule change)."""
+    """Of the definition, along a direction; the iterations would feel their schedule change."""
     plus, minus = (plain_divergence(x + sign * step * direction, *measures) for sign in (1, -1))
     return (plus - minus) / (2 * step)
 
@@ -153,11 +153,12 @@ def test_gradient_of_members_with_weights():
     leaf, factors = torch.as_tensor(x).requires_grad_(), torch.tensor([1.0, -2.0], dtype=F64)
     (gradient,) = torch.autograd.grad((factors * divergence(leaf)).sum(), leaf)
     assert float(gradient[:, [1, 4]].abs().max()) == 0
-    direction, used = scattered(6, 3, 1.0), weights > 0
+    used = weights > 0
     for member, factor in enumerate(factors.tolist()):
+        direction = gradient[member].numpy()
         slope = plain_slope(x[member, used], direction[used], weights[used] / 7, y, b, 9.0, 100.0)
-        found = float((gradient[member].numpy() * direction).sum())
-        assert found == pytest.approx(factor * slope, rel=5e-3)
+        # the library's factor alone would be 4 % too much
+        assert float((direction**2).sum()) == pytest.approx(factor * slope, rel=1e-2)
 
 
 def test_atoms_without_weight_and_scales_of_weights_do_not_count():

@@ -87,10 +87,14 @@ class StateStage(Part):
 
 
 class Finish(Part):
-    """Refinement of all atoms of each member: optimiser steps, and the weight of the density."""
+    """Refinement of all atoms of each member: optimiser steps, and how much the density counts.
+
+    The log-likelihood of the map is scaled to as many data as ``data_per_atom`` says, whatever its
+    resolution: a sharp map has so many that it would pull bonds apart where a side chain is in another place.
+    """
 
     evaluations: Count
-    density_weight: NonNegative
+    data_per_atom: NonNegative
 
 
 class StateRecipe(Part):
