@@ -6,13 +6,13 @@ import torch
 from globule import chain, density_of
 from scipy.spatial.transform import Rotation
 
-from densemble.align.docking import check_dockable, default_level, dock
+from densemble.align.docking import check_dockable, default_level, dock, occupied
 from densemble.errors import InputError
-from densemble.grid import DensityMap
+from densemble.grid import DensityMap, Grid
 
 COORDS = chain(100)
 ONES = np.ones(len(COORDS))
-QUICK = {"resolution": 5.0, "step": 32.0}
+QUICK = {"resolution": 5.0, "step": 40.0}
 
 
 def started(coords, seed):
@@ -117,3 +117,14 @@ def test_what_does_not_go_together():
         check_dockable(many, np.ones(1000), density, resolution=5.0, level=None)
     assert check_dockable(COORDS, ONES, density, resolution=5.0, level=None) == default_level(density)
     assert 0 < default_level(density) < highest
+
+
+def test_empty_space_is_left_out():
+    grid = Grid((-10.0, 0.0, 5.0), (1.0, 2.0, 1.0), (60, 30, 60))
+    values = torch.zeros(grid.shape)
+    values[20:28, 10:14, 40:48] = 1.0
+    values[3, 3, 3] = 2.0  # noise
+    part = occupied(DensityMap(grid, values), 0.5)
+    assert part.grid == Grid((0.0, 10.0, 35.0), (1.0, 2.0, 1.0), (28, 14, 28))
+    assert float(part.values.sum()) == 8 * 4 * 8
+    assert occupied(DensityMap(grid, values), 3.0).grid == grid
