@@ -240,8 +240,8 @@ def dock(
     rows, groups = _renumbered([[np.arange(len(coords))]] if groups is None else groups)
     offsets = coords[rows] - points.centre
     search = _Search(spectrum, resolution, groups, rotation_grid(step), progress or Progress())
-    coarse, fine = search.run("dock: poses", points, offsets)
-    _, mirror = search.run("dock: mirror images", points.mirrored(), -offsets)
+    coarse, fine = search.run("dock: poses", points, offsets, tried=_TRIED[0])
+    _, mirror = search.run("dock: mirror images", points.mirrored(), -offsets, tried=_TRIED[1])
     detail, mirrored = float(fine.scores[0]), float(mirror.scores[0])
     volume = points.volume()
     count = volume * 4 * math.pi / 3
@@ -286,12 +286,12 @@ class _Search:
         thin = points.thinned(resolution / 3)
         return Overlap(self.spectrum, thin, resolution=resolution, sampling=sampling, even=even)
 
-    def run(self, name: str, points: Points, offsets: np.ndarray) -> tuple[Poses, Poses]:
+    def run(self, name: str, points: Points, offsets: np.ndarray, *, tried: int) -> tuple[Poses, Poses]:
         """Distinct poses at the resolution of the search, and at that of the map; best first."""
         coarse = max(COARSE, self.resolution)
         overlap = self._overlap(points, coarse, sampling=3.0)
         with self.progress.steps(name, len(self.rotations)) as done:
-            found = sweep(overlap, self.rotations, done=done).best(_TRIED[0])
+            found = sweep(overlap, self.rotations, done=done).best(tried)
         found = ascend(overlap, found, step=coarse / 4, tolerance=0.1)
         first = found = self._distinct(found, offsets, _TRIED[1])
         levels = [d for d in FINER if self.resolution < d < coarse] + [self.resolution]
