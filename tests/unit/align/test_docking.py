@@ -68,9 +68,11 @@ def test_exchanged_copies_are_no_rivals():
 
 
 def test_part_of_what_the_map_shows():
+    """And atoms of no weight do not count."""
     rest = chain(100, seed=5) + np.array([35.0, 0, 0])
     density, start = density_of(np.concatenate([COORDS, rest])), started(COORDS, 6)
-    found = dock(start, ONES, density, **QUICK)
+    more, weights = np.concatenate([start, start[:5] + 500]), np.r_[ONES, np.zeros(5)]
+    found = dock(more, weights, density, groups=[[np.arange(100)]], **QUICK)
     assert error(found.poses[0], start) < 0.3
     assert found.clear
     assert found.agrees
@@ -93,15 +95,6 @@ def test_another_conformation_is_placed_by_shape():
     assert any("conformation" in m for m in found.messages)
 
 
-def test_atoms_of_no_weight_do_not_count():
-    density, start = density_of(COORDS), started(COORDS, 9)
-    more = np.concatenate([start, start[:5] + 500])
-    found = dock(more, np.r_[ONES, np.zeros(5)], density, groups=[[np.arange(100)]], **QUICK)
-    assert error(found.poses[0], start) < 0.2
-    with pytest.raises(InputError, match="no atoms"):
-        dock(start, 0 * ONES, density, **QUICK)
-
-
 def test_what_does_not_go_together():
     density = density_of(COORDS)
     highest = float(density.values.max())
@@ -113,6 +106,8 @@ def test_what_does_not_go_together():
         check_dockable(COORDS, ONES, density, resolution=5.0, level=2 * highest)
     with pytest.raises(InputError, match="higher level"):
         check_dockable(COORDS, ONES, density, resolution=5.0, level=-1.0)
+    with pytest.raises(InputError, match="no atoms"):
+        check_dockable(COORDS, 0 * ONES, density, resolution=5.0, level=None)
     with pytest.raises(InputError, match="much larger"):
         check_dockable(many, np.ones(1000), density, resolution=5.0, level=None)
     assert check_dockable(COORDS, ONES, density, resolution=5.0, level=None) == default_level(density)
