@@ -15,7 +15,7 @@ from densemble.align.rotations import rotation_matrices
 
 PEAKS = 4
 """Translations kept of each rotation."""
-_BATCH = 32  # rotations at once
+_BATCH, _VOXELS = 32, 6_000_000  # rotations, and voxels of all their maps, at once
 _GROWTH, _SHRINK = 1.3, 0.4  # of the step, after a success and a failure
 _CHUNK = 400_000  # points interpolated at once; bounds memory
 
@@ -51,12 +51,13 @@ def sweep(overlap: Overlap, rotations: Float[np.ndarray, "r 3 3"], *, done: Call
         done: called with the number of rotations done.
     """
     voxels, values = [], []
-    for start in range(0, len(rotations), _BATCH):
-        batch = torch.from_numpy(rotations[start : start + _BATCH]).float()
+    size = int(np.clip(_VOXELS // overlap.shape.prod(), 1, _BATCH))
+    for start in range(0, len(rotations), size):
+        batch = torch.from_numpy(rotations[start : start + size]).float()
         voxel, value = _peaks(overlap.correlate(batch), PEAKS)
         voxels.append(voxel)
         values.append(value)
-        done(min(start + _BATCH, len(rotations)))
+        done(min(start + size, len(rotations)))
     positions = np.concatenate(voxels).reshape(-1, 3) * overlap.spacing + overlap.origin
     return Poses(np.repeat(rotations, PEAKS, axis=0), positions, np.concatenate(values).reshape(-1))
 

@@ -6,13 +6,13 @@ import torch
 from globule import chain, density_of
 from scipy.spatial.transform import Rotation
 
-from densemble.align.docking import check_dockable, default_level, dock
+from densemble.align.docking import check_dockable, default_level, dock, occupied
 from densemble.errors import InputError
-from densemble.grid import DensityMap
+from densemble.grid import DensityMap, Grid
 
 COORDS = chain(100)
 ONES = np.ones(len(COORDS))
-QUICK = {"resolution": 5.0, "step": 32.0}
+QUICK = {"resolution": 5.0, "step": 40.0}
 
 
 def started(coords, seed):
@@ -68,9 +68,11 @@ def test_exchanged_copies_are_no_rivals():
 
 
 def test_part_of_what_the_map_shows():
+    """And atoms of no weight do not count."""
     rest = chain(100, seed=5) + np.array([35.0, 0, 0])
     density, start = density_of(np.concatenate([COORDS, rest])), started(COORDS, 6)
-    found = dock(start, ONES, density, **QUICK)
+    more, weights = np.concatenate([start, start[:5] + 500]), np.r_[ONES, np.zeros(5)]
+    found = dock(more, weights, density, groups=[[np.arange(100)]], **QUICK)
     assert error(found.poses[0], start) < 0.3
     assert found.clear
     assert found.agrees
@@ -93,15 +95,6 @@ def test_another_conformation_is_placed_by_shape():
     assert any("conformation" in m for m in found.messages)
 
 
-def test_atoms_of_no_weight_do_not_count():
-    density, start = density_of(COORDS), started(COORDS, 9)
-    more = np.concatenate([start, start[:5] + 500])
-    found = dock(more, np.r_[ONES, np.zeros(5)], density, groups=[[np.arange(100)]], **QUICK)
-    assert error(found.poses[0], start) < 0.2
-    with pytest.raises(InputError, match="no atoms"):
-        dock(start, 0 * ONES, density, **QUICK)
-
-
 def test_what_does_not_go_together():
     density = density_of(COORDS)
     highest = float(density.values.max())
@@ -113,7 +106,20 @@ def test_what_does_not_go_together():
         check_dockable(COORDS, ONES, density, resolution=5.0, level=2 * highest)
     with pytest.raises(InputError, match="higher level"):
         check_dockable(COORDS, ONES, density, resolution=5.0, level=-1.0)
+    with pytest.raises(InputError, match="no atoms"):
+        check_dockable(COORDS, 0 * ONES, density, resolution=5.0, level=None)
     with pytest.raises(InputError, match="much larger"):
         check_dockable(many, np.ones(1000), density, resolution=5.0, level=None)
     assert check_dockable(COORDS, ONES, density, resolution=5.0, level=None) == default_level(density)
     assert 0 < default_level(density) < highest
+
+
+def test_empty_space_is_left_out():
+    grid = Grid((-10.0, 0.0, 5.0), (1.0, 2.0, 1.0), (60, 30, 60))
+    values = torch.zeros(grid.shape)
+    values[20:28, 10:14, 40:48] = 1.0
+    values[3, 3, 3] = 2.0  # noise
+    part = occupied(DensityMap(grid, values), 0.5)
+    assert part.grid == Grid((0.0, 10.0, 35.0), (1.0, 2.0, 1.0), (28, 14, 28))
+    assert float(part.values.sum()) == 8 * 4 * 8
+    assert occupied(DensityMap(grid, values), 3.0).grid == grid
