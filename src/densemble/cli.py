@@ -164,6 +164,14 @@ def xray(
 @click.option("--recipe", default="densemble", show_default=True, help="Method: a name, or a .toml file.")
 @click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the recipe's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness.")
+@click.option("--ensemble", is_flag=True, help="The members together explain the map, instead of each alone.")
+@click.option(
+    "--keep",
+    type=click.IntRange(1, 26),
+    default=5,
+    show_default=True,
+    help="Of an ensemble, at most so many.",
+)
 @click.option("--fit-in-b", is_flag=True, help="Write 100 times each residue's RSCC into the B column.")
 @click.option("--reference", type=_PATH, help="Model to compare the result with; evaluation only.")
 @click.option("--out", type=_PATH, required=True, help="Output folder.")

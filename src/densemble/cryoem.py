@@ -21,7 +21,14 @@ from densemble.docking import dock_model
 from densemble.em.evaluation import Judge
 from densemble.em.halfmaps import check_same_grid, estimate_resolution
 from densemble.em.preparation import PreparedMap, boxed, prepare
-from densemble.em.state import ATOM_VOLUME, cloud_term, density_term, refined, stages_of
+from densemble.em.state import (
+    ATOM_VOLUME,
+    cloud_term,
+    density_term,
+    ensemble_term,
+    refined,
+    stages_of,
+)
 from densemble.errors import InputError
 from densemble.grid import DensityMap
 from densemble.guidance.guided import AllAtom, Completion
@@ -43,6 +50,7 @@ from densemble.io.state_results import (
     RESIDUES_FILE,
     START_FILE,
     MapRecord,
+    Mixture,
     Placement,
     StateResult,
     write_models,
@@ -62,6 +70,7 @@ from densemble.progress import Clock, Progress
 from densemble.recipes.state import StateRecipe, load_state_recipe
 from densemble.rounds import Pass
 from densemble.run import Checkpoints, sample_members
+from densemble.selection.pursuit import matching_pursuit
 from densemble.sidechains.carried import CarriedAtoms
 
 STANDING = Placement(
@@ -93,6 +102,8 @@ class StateSettings:
         prior: ``embedded`` (the packaged network) or ``elastic`` (normal modes of an elastic network).
         recipe: name of one of the package's, or a TOML file.
         steps: of the reverse diffusion; the recipe's if None.
+        ensemble: the members together explain the map (paper 1), instead of each alone.
+        keep: of an ensemble, at most so many.
         seed: of all randomness.
         fit_in_b: write each residue's map correlation into the B column, times 100.
     """
@@ -108,6 +119,8 @@ class StateSettings:
     prior: Literal["embedded", "elastic"] = "embedded"
     recipe: str = "densemble"
     steps: int | None = None
+    ensemble: bool = False
+    keep: int = 5
     seed: int = 0
     fit_in_b: bool = False
 
@@ -249,12 +262,13 @@ def placement_of(docking: Docking) -> Placement:
     )
 
 
-def terms_of(problem: StateProblem, recipe: StateRecipe) -> dict[str, Term]:
+def terms_of(settings: StateSettings, problem: StateProblem, recipe: StateRecipe) -> dict[str, Term]:
     """The objectives that the recipe's stages name."""
     wanted = {stage.term for stage in recipe.stages}
     terms: dict[str, Term] = {}
     if "density" in wanted:
-        terms["density"] = density_term(problem.likelihood, recipe.target)
+        make = ensemble_term if settings.ensemble else density_term
+        terms["density"] = make(problem.likelihood, recipe.target)
     if "cloud" in wanted:
         prepared = problem.prepared
         cloud = cloud_of_map(prepared.density, prepared.inside, atoms=len(problem.elements))
@@ -299,13 +313,16 @@ def sampled(
     """All atoms of all members, refined, and the trace of every objective; each batch is kept when done."""
     recipe, topology = inputs.recipe, problem.model.topology
     prior, completion, atoms = make_prior(settings, problem, recipe)
-    stages = stages_of(recipe, terms_of(problem, recipe), inputs.resolution)
+    stages = stages_of(recipe, terms_of(settings, problem, recipe), inputs.resolution)
     steps = settings.steps or recipe.sampling.steps
     together = batches(settings.members, len(topology.residues))
+    if settings.ensemble:
+        together = [range(1, settings.members + 1)]
 
     def finish(members: Tensor) -> Tensor:
         likelihood = fitted_to_best(problem.likelihood, members)
-        return torch.stack([refined(topology, x, likelihood, recipe.finish) for x in members])
+        groups = [members] if settings.ensemble else list(members[:, None])
+        return torch.cat([refined(topology, x, likelihood, recipe.finish) for x in groups])
 
     with tell.steps("samples", steps * len(together)) as on_step:
         for index, batch in enumerate(together):
@@ -346,6 +363,12 @@ def order_of(likelihood: StateLikelihood, members: Float[Tensor, "k n 3"]) -> li
 def fitted_to_best(likelihood: StateLikelihood, members: Float[Tensor, "k n 3"]) -> StateLikelihood:
     """The likelihood with atoms as wide as suits the member that fits the map best."""
     return likelihood.fitted(members[order_of(likelihood, members)[0]])
+
+
+def mixture_of(settings: StateSettings, judge: Judge, members: Float[Tensor, "k n 3"]) -> Mixture:
+    """The members kept and their weights, by matching pursuit on the map that was fitted."""
+    found = matching_pursuit(*judge.voxel_values(members), keep=settings.keep)
+    return judge.mixture(members, found.members, found.weights)
 
 
 def run_key(settings: StateSettings, inputs: StateInputs) -> str:
@@ -456,6 +479,7 @@ def run_cryoem(
         start=judge.fit(torch.from_numpy(problem.model.coords).float()),
         start_reference=judge.distance(problem.model.coords),
         reference_fit=judge.reference_fit(),
+        ensemble=mixture_of(settings, judge, members) if settings.ensemble else None,
         members=records,
     )
     write_results(folder, settings, problem, judge, members[order].double().numpy(), trace, result)

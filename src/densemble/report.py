@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densemble.io.results import Result
-from densemble.io.state_results import Distance, Fit, StateResult
+from densemble.io.state_results import Distance, Fit, Mixture, StateResult
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -63,8 +63,21 @@ def state_summary(result: StateResult, out: Path) -> str:
     )
     if result.start.held_out_rscc is not None:
         lines.append("Held out: RSCC in half map 2, which took no part in the fit.")
+    if result.ensemble is not None:
+        lines.append(_mixture_line(result.ensemble))
     lines.append(f"Written to {out}/: best.cif, models.cif, start.cif, residues.csv, map.ccp4, result.json")
     return "\n".join(lines)
+
+
+def _mixture_line(mixture: Mixture) -> str:
+    kept = ", ".join(f"{i} ({w:.2f})" for i, w in zip(mixture.members, mixture.weights, strict=True))
+    line = (
+        f"Together, members (weights) {kept} correlate with the map by {mixture.correlation:.3f}; the best "
+        f"alone by {mixture.best_alone:.3f}."
+    )
+    if mixture.held_out is not None:
+        line += f" With half map 2: {mixture.held_out:.3f}, alone {mixture.best_alone_held_out:.3f}."
+    return line
 
 
 def _fit_cells(fit: Fit) -> list[str]:

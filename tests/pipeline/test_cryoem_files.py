@@ -17,6 +17,7 @@ from densemble.grid import DensityMap
 from densemble.io.maps import read_map, write_map
 from densemble.io.models import read_model
 from densemble.io.state_results import StateResult
+from densemble.report import state_summary
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,22 @@ def test_members_in_several_batches(state, tmp_path, monkeypatch):
     result = run_cryoem(state.settings(steps=3), tmp_path / "out")
     assert [m.id for m in sorted(result.members, key=lambda m: m.id)] == [1, 2]
     assert "batch" in (tmp_path / "out" / "trace.csv").read_text().splitlines()[0]
+
+
+def test_an_ensemble_explains_the_map_together(state, tmp_path):
+    settings = state.settings(half1=state.half1, half2=state.half2, ensemble=True, members=3, steps=10)
+    result = run_cryoem(settings, tmp_path / "out")
+    mixture = result.ensemble
+    assert mixture.correlation >= mixture.best_alone - 1e-9
+    assert mixture.held_out is not None
+    assert sum(mixture.weights) == pytest.approx(1.0)
+    assert set(mixture.members) <= {1, 2, 3}
+    assert "Together, members" in state_summary(result, tmp_path / "out")
+
+
+def test_elastic_prior_runs(state, tmp_path):
+    result = run_cryoem(state.settings(prior="elastic", steps=6, members=1), tmp_path / "out")
+    assert np.isfinite(result.best.fit.correlation)
 
 
 def test_the_paper_s_recipe_runs(state, tmp_path):

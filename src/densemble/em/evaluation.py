@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from densemble.geometry.restraints import build_restraints
 from densemble.geometry.validation import validate
 from densemble.grid import DensityMap
 from densemble.io.models import Model
-from densemble.io.state_results import Distance, Fit, Geometry, StateMember
+from densemble.io.state_results import Distance, Fit, Geometry, Mixture, StateMember
 from densemble.likelihood.state import StateLikelihood
 from densemble.metrics.chains import best_chain_assignment
 from densemble.metrics.coordinates import superposed_rmsd
@@ -24,6 +25,7 @@ from densemble.metrics.fsc import MAP_MODEL, fourier_shell_correlation, resoluti
 from densemble.metrics.maps import ModelFit, model_fit
 from densemble.metrics.qscore import q_scores
 from densemble.metrics.tmscore import tm_score
+from densemble.selection.pursuit import correlation
 
 NEAR = 2.0
 """Å from the atoms of a model within which voxels count for its RSCC."""
@@ -72,7 +74,7 @@ class Judge:
         """Agreement of a model with the map; coordinates in Å."""
         observed, x = self.likelihood.target, coords.double().numpy()
         with torch.no_grad():
-            correlation = float(self.likelihood.correlation(coords[None])[0])
+            agreement = float(self.likelihood.correlation(coords[None])[0])
             calculated = self._forward.members(coords[None])[0]
         held_out = None
         if self.held_out is not None:
@@ -82,7 +84,7 @@ class Judge:
         )
         ends = resolution_at(curve, MAP_MODEL)
         return Fit(
-            correlation=correlation,
+            correlation=agreement,
             rscc=self._near(observed, calculated, x).overall,
             held_out_rscc=held_out,
             q_score=q_scores(observed, self.topology, x).overall,
@@ -137,6 +139,29 @@ class Judge:
             fit=self.fit(coords),
             geometry=self.geometry(coords),
             reference=self.distance(coords.double().numpy()),
+        )
+
+    def voxel_values(self, members: Float[Tensor, "k n 3"]) -> tuple[np.ndarray, np.ndarray]:
+        """Densities of the members, shape=(K, V), and the map, shape=(V,), where the mask is above a half."""
+        inside = self.likelihood.mask > 0.5
+        with torch.no_grad():
+            densities = torch.cat([self._forward.members(x[None])[:, inside] for x in members])
+        return densities.double().numpy(), self.likelihood.target.values[inside].double().numpy()
+
+    def mixture(self, members: Float[Tensor, "k n 3"], kept: Sequence[int], weights: np.ndarray) -> Mixture:
+        """How well some members together explain the map, and the half map not used."""
+        densities, target = self.voxel_values(members)
+        mixed, alone = weights @ densities[list(kept)], max(densities, key=lambda d: correlation(d, target))
+        other = None
+        if self.held_out is not None:
+            other = self.held_out.values[self.likelihood.mask > 0.5].double().numpy()
+        return Mixture(
+            members=[k + 1 for k in kept],
+            weights=weights.tolist(),
+            correlation=correlation(mixed, target),
+            held_out=None if other is None else correlation(mixed, other),
+            best_alone=correlation(alone, target),
+            best_alone_held_out=None if other is None else correlation(alone, other),
         )
 
     def _near(self, observed: DensityMap, calculated: Tensor, x: np.ndarray) -> ModelFit:

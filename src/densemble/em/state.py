@@ -24,12 +24,21 @@ BLUR_STEP = 0.5  # Å; the target is blurred to multiples of this, so that few c
 
 def density_term(likelihood: StateLikelihood, target: Target) -> Term:
     """Log-likelihood of the map given each member alone; map and model blurred to match the noise."""
+    return lambda atoms, sigma: likelihood(atoms, blur=_blur(target, sigma)).sum()
+
+
+def ensemble_term(likelihood: StateLikelihood, target: Target) -> Term:
+    """Log-likelihood of the map given all members together, equally weighted (paper 1, Eq. 2)."""
 
     def term(atoms: Tensor, sigma: float) -> Tensor:
-        blur = min(target.blur_per_sigma * sigma, target.blur_limit)
-        return likelihood(atoms, blur=round(blur / BLUR_STEP) * BLUR_STEP).sum()
+        weights = atoms.new_full((len(atoms),), 1 / len(atoms))
+        return likelihood.together(atoms, weights, blur=_blur(target, sigma))
 
     return term
+
+
+def _blur(target: Target, sigma: float) -> float:
+    return round(min(target.blur_per_sigma * sigma, target.blur_limit) / BLUR_STEP) * BLUR_STEP
 
 
 def cloud_term(divergence: SinkhornDivergence) -> Term:
@@ -54,23 +63,23 @@ def refinable(topology: Topology) -> np.ndarray:
 
 
 def refined(
-    topology: Topology, coords: Float[Tensor, "n 3"], likelihood: StateLikelihood, finish: Finish
-) -> Float[Tensor, "n 3"]:
-    """One member, all its protein atoms moved to explain the map with sound stereochemistry.
+    topology: Topology, coords: Float[Tensor, "k n 3"], likelihood: StateLikelihood, finish: Finish
+) -> Float[Tensor, "k n 3"]:
+    """Members that together explain the map, all their protein atoms moved, with sound stereochemistry.
 
-    What else there is (ligands, waters, nucleic acids, unusual residues) stays and is avoided.
+    Give one member alone where each is to explain the map. What else there is (ligands, waters, nucleic
+    acids, unusual residues) stays, and the first member's is avoided.
     """
     free = refinable(topology)
     if finish.evaluations == 0 or not len(free):
         return coords
-    objective = GeometryObjective(build_restraints(topology, coords.double().numpy(), free))
+    objective = GeometryObjective(build_restraints(topology, coords[0].double().numpy(), free))
     index = torch.from_numpy(free)
-    weight = finish.data_per_atom * len(free) / likelihood.data
+    weights = coords.new_full((len(coords),), 1 / len(coords))
+    gain = finish.data_per_atom * len(free) / likelihood.data
 
     def density(x: Tensor) -> Tensor:
-        return weight * likelihood(coords[None].index_copy(1, index, x)).sum()
+        return gain * likelihood.together(coords.index_copy(1, index, x), weights)
 
-    found = regularise(
-        coords[None, index], objective, log_likelihood=density, evaluations=finish.evaluations
-    ).coords
-    return coords.index_copy(0, index, found[0])
+    found = regularise(coords[:, index], objective, log_likelihood=density, evaluations=finish.evaluations)
+    return coords.index_copy(1, index, found.coords)

@@ -121,6 +121,26 @@ class StateMember(_Record):
     reference: Distance | None = None
 
 
+class Mixture(_Record):
+    """Members that together explain the map.
+
+    Attributes:
+        members: their ids, in the order in which they were picked.
+        weights: occupancies, summing to one.
+        correlation: of the map that was fitted with their summed density, over the mask.
+        held_out: the same with the half map that was not used.
+        best_alone: correlation of the one member that fits best.
+        best_alone_held_out: the same with the half map that was not used.
+    """
+
+    members: list[int]
+    weights: list[float]
+    correlation: float
+    held_out: float | None = None
+    best_alone: float
+    best_alone_held_out: float | None = None
+
+
 class StateResult(_Record):
     """The contents of ``result.json`` of ``densemble cryoem``; timings in seconds."""
 
@@ -139,6 +159,7 @@ class StateResult(_Record):
     start: Fit
     start_reference: Distance | None = None
     reference_fit: Fit | None = None
+    ensemble: Mixture | None = None
     members: list[StateMember]
 
     @property

@@ -30,6 +30,19 @@ class _Level:
     weights: Tensor
     data: float
 
+    def correlation(self, model: Float[Tensor, "k nx ny nz"]) -> Float[Tensor, " k"]:
+        """Pearson's, weighted, of each density with the target (whose weighted mean is 0)."""
+        mean = (self.weights * model).sum((1, 2, 3)) / self.weights.sum()
+        centred = model - mean[:, None, None, None]
+        product = (self.weights * self.target * centred).sum((1, 2, 3))
+        square = (self.weights * centred.square()).sum((1, 2, 3))
+        power = (self.weights * self.target.square()).sum()
+        return product / (square * power).clamp_min(torch.finfo(model.dtype).tiny).sqrt()
+
+    def log_likelihood(self, r: Tensor) -> Tensor:
+        """``-(n / 2) log(1 - r^2)``, flat below r = 0."""
+        return -0.5 * self.data * torch.log1p(-r.clamp(0.0, _PERFECT).square())
+
 
 class StateLikelihood:
     """How likely a map is, given each member alone.
@@ -76,8 +89,7 @@ class StateLikelihood:
             coords: Å, shape=(k, n, 3).
             blur: Å, see ``correlation``.
         """
-        r = self.correlation(coords, blur=blur).clamp(0.0, _PERFECT)
-        return -0.5 * self._level(blur).data * torch.log1p(-r.square())
+        return self._level(blur).log_likelihood(self.correlation(coords, blur=blur))
 
     def correlation(self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0) -> Float[Tensor, " k"]:
         """Weighted correlation of the map with the density of each member; differentiable.
@@ -88,13 +100,22 @@ class StateLikelihood:
                 values: what belongs to each is kept.
         """
         level = self._level(blur)
-        total = level.weights.sum()
-        model = level.density.members(coords)
-        centred = model - ((level.weights * model).sum((1, 2, 3)) / total)[:, None, None, None]
-        product = (level.weights * level.target * centred).sum((1, 2, 3))
-        square = (level.weights * centred.square()).sum((1, 2, 3))
-        power = (level.weights * level.target.square()).sum()
-        return product / (square * power).clamp_min(torch.finfo(model.dtype).tiny).sqrt()
+        return level.correlation(level.density.members(coords))
+
+    def together(
+        self, coords: Float[Tensor, "k n 3"], weights: Float[Tensor, " k"], *, blur: float = 0.0
+    ) -> Float[Tensor, ""]:
+        """Log-likelihood of the map given the ensemble: the density of all members, summed with weights.
+
+        Paper 1's likelihood (Eq. 2) for a map that averages over conformations. Differentiable.
+
+        Args:
+            coords: Å, shape=(k, n, 3).
+            weights: occupancies, shape=(k,).
+            blur: Å, see ``correlation``.
+        """
+        level = self._level(blur)
+        return level.log_likelihood(level.correlation(level.density(coords, weights)[None]))[0]
 
     @property
     def data(self) -> float:

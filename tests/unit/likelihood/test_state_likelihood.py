@@ -69,6 +69,21 @@ def test_members_do_not_depend_on_each_other(noisy, atoms):
     assert together[0] > together[1]
 
 
+def test_an_ensemble_is_the_sum_of_its_members(noisy, atoms):
+    likelihood = likelihood_of(noisy)
+    torch.testing.assert_close(
+        likelihood.together(atoms[None], torch.ones(1).double()), likelihood(atoms[None])[0]
+    )
+    two, weights = torch.stack([atoms, atoms + 0.5]), torch.tensor([0.7, 0.3], dtype=torch.float64)
+    sharp = MolmapDensity(noisy.grid, ELEMENTS, resolution=RESOLUTION, dtype=torch.float64).members(two)
+    mixed = (weights[:, None, None, None] * sharp).sum(0).flatten()
+    r = float(torch.corrcoef(torch.stack([noisy.values.flatten(), mixed]))[0, 1])
+    expected = -likelihood.data / 2 * math.log(1 - r**2)
+    # Gaussians are cut off relative to the largest amplitude, which the weights change
+    assert float(likelihood.together(two, weights)) == pytest.approx(expected, rel=1e-4)
+    assert gradcheck(likelihood.together, (two.clone().requires_grad_(), weights.requires_grad_()), atol=1e-6)
+
+
 def test_a_model_that_anticorrelates_has_no_likelihood_to_lose(noisy, atoms):
     turned = likelihood_of(DensityMap(noisy.grid, -noisy.values))
     assert float(turned(atoms[None])) == 0.0
