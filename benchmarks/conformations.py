@@ -25,7 +25,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from densemble.atoms import BACKBONE, Ensemble
-from densemble.cryoem import StateSettings, run_cryoem
+from densemble.cryoem import run_cryoem
+from densemble.em.inputs import StateSettings
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import write_map

@@ -9,7 +9,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 import densemble
-from densemble.cryoem import StateSettings
+from densemble.em.inputs import StateSettings
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import write_map

@@ -187,7 +187,8 @@ def cryoem(
     Each member is a sample of its own (one map, one state). The best is written alone, and all of them as
     the models of one file.
     """
-    from densemble.cryoem import StateSettings, run_cryoem
+    from densemble.cryoem import run_cryoem
+    from densemble.em.inputs import StateSettings
     from densemble.progress import Progress, TerminalProgress
     from densemble.report import state_summary
 

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from small_crystal import StopAt, StoppedError, contents
 from small_state import RESOLUTION, SmallState, write_state
 
-import densemble.cryoem
+import densemble.em.sampling
 from densemble.cli import main
 from densemble.cryoem import run_cryoem
+from densemble.errors import InputError
 from densemble.grid import DensityMap
 from densemble.io.maps import read_map, write_map
 from densemble.io.models import read_model
@@ -121,7 +122,7 @@ def test_a_killed_run_goes_on_to_the_same_result(run, state, tmp_path, monkeypat
     with pytest.raises(StoppedError):
         run_cryoem(settings, out, progress=StopAt("samples", 14))
     assert contents(out).keys() == {"checkpoint.pt", "map.ccp4"}
-    with pytest.raises(densemble.errors.InputError, match="other inputs or settings"):
+    with pytest.raises(InputError, match="other inputs or settings"):
         run_cryoem(replace(settings, seed=1), out, resume=True)
     seen = StopAt()
     run_cryoem(settings, out, resume=True, progress=seen)
@@ -131,7 +132,7 @@ def test_a_killed_run_goes_on_to_the_same_result(run, state, tmp_path, monkeypat
 
 
 def test_members_in_several_batches(state, tmp_path, monkeypatch):
-    monkeypatch.setattr(densemble.cryoem, "TOGETHER", 50)
+    monkeypatch.setattr(densemble.em.sampling, "TOGETHER", 50)
     result = run_cryoem(state.settings(steps=3), tmp_path / "out")
     assert [m.id for m in sorted(result.members, key=lambda m: m.id)] == [1, 2]
     assert "batch" in (tmp_path / "out" / "trace.csv").read_text().splitlines()[0]

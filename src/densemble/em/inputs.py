@@ -1,0 +1,125 @@
+"""What a fit to a cryo-EM map starts from: settings, and files read and found consistent."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import JsonValue
+
+from densemble.em.halfmaps import check_same_grid, estimate_resolution
+from densemble.errors import InputError
+from densemble.grid import DensityMap
+from densemble.io.maps import read_map
+from densemble.io.models import Model, read_model
+from densemble.io.results import (
+    InputFile,
+)
+from densemble.recipes.state import StateRecipe, load_state_recipe
+
+
+@dataclass(frozen=True)
+class StateSettings:
+    """Everything that a run depends on, but for the files' contents.
+
+    Attributes:
+        map: the map, CCP4 or MRC.
+        model: the start, mmCIF or PDB, in any pose.
+        resolution: Å; estimated from the half maps if None.
+        half1: half map to fit, instead of ``map``.
+        half2: half map that takes no part in the fit, to judge it by.
+        level: contour level; chosen from the map if None (``densemble.em.preparation``).
+        placed: the start stands in the map already; no docking.
+        members: independent samples.
+        prior: ``embedded`` (the packaged network) or ``elastic`` (normal modes of an elastic network).
+        recipe: name of one of the package's, or a TOML file.
+        steps: of the reverse diffusion; the recipe's if None.
+        ensemble: the members together explain the map (paper 1), instead of each alone.
+        keep: of an ensemble, at most so many.
+        seed: of all randomness.
+        fit_in_b: write each residue's map correlation into the B column, times 100.
+    """
+
+    map: Path
+    model: Path
+    resolution: float | None = None
+    half1: Path | None = None
+    half2: Path | None = None
+    level: float | None = None
+    placed: bool = False
+    members: int = 4
+    prior: Literal["embedded", "elastic"] = "embedded"
+    recipe: str = "densemble"
+    steps: int | None = None
+    ensemble: bool = False
+    keep: int = 5
+    seed: int = 0
+    fit_in_b: bool = False
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is read."""
+        return [f for f in (self.model, self.map, self.half1, self.half2) if f is not None]
+
+    @property
+    def target(self) -> Path:
+        """The map that is fitted."""
+        return self.half1 or self.map
+
+    def record(self) -> dict[str, JsonValue]:
+        """Plain values, files by name, for ``result.json``."""
+        values = asdict(self)
+        return values | {k: v.name for k, v in values.items() if isinstance(v, Path)}
+
+
+@dataclass(frozen=True, eq=False)
+class StateInputs:
+    """The files as read and found consistent.
+
+    Attributes:
+        model: the start as read.
+        density: the map to fit.
+        held_out: the half map to judge by.
+        resolution: Å.
+        resolution_source: where it comes from.
+        recipe: the method.
+        files: all inputs with their hashes.
+    """
+
+    model: Model
+    density: DensityMap
+    held_out: DensityMap | None
+    resolution: float
+    resolution_source: str
+    recipe: StateRecipe
+    files: list[InputFile]
+
+
+def load(settings: StateSettings) -> StateInputs:
+    """Read and check all input; nothing is written.
+
+    Raises:
+        InputError: says which file or option is wrong and what to do.
+    """
+    if (settings.half1 is None) != (settings.half2 is None):
+        raise InputError("--half1 and --half2 go together: one is fitted, the other judges")
+    if settings.resolution is None and settings.half1 is None:
+        raise InputError(f"{settings.map} does not say its resolution; give --resolution in Å, or half maps")
+    if settings.resolution is not None and not 0 < settings.resolution < float("inf"):
+        raise InputError(f"--resolution {settings.resolution:g} Å: must be above zero")
+    recipe = load_state_recipe(settings.recipe)
+    model = read_model(settings.model)
+    density = read_map(settings.target)
+    held_out = None if settings.half2 is None else read_map(settings.half2)
+    resolution, source = settings.resolution, "given"
+    if held_out is not None:
+        sources = (str(settings.half1), str(settings.half2))
+        check_same_grid(density, held_out, sources=sources)
+        if resolution is None:
+            resolution, source = estimate_resolution(density, held_out).resolution, "half maps, FSC 0.143"
+    if resolution is None or not np.isfinite(resolution):
+        raise InputError("the half maps do not agree at any resolution; give --resolution in Å")
+    files = [InputFile.of(path) for path in settings.files]
+    return StateInputs(model, density, held_out, resolution, source, recipe, files)

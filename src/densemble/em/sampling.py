@@ -1,0 +1,145 @@
+"""Samples of a state: the prior around the start, its guidance, batches that can be resumed, the ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from densemble.em.inputs import StateInputs, StateSettings
+from densemble.em.problem import StateProblem
+from densemble.em.state import (
+    cloud_term,
+    density_term,
+    ensemble_term,
+    refined,
+    stages_of,
+)
+from densemble.guidance.guided import AllAtom, Completion
+from densemble.guidance.stage import Term
+from densemble.likelihood.cloud import cloud_of_map
+from densemble.likelihood.state import StateLikelihood
+from densemble.likelihood.transport import SinkhornDivergence
+from densemble.priors.chain_graph import Trust
+from densemble.priors.edm import EDM
+from densemble.priors.elastic import ElasticPrior
+from densemble.priors.protocol import Prior
+from densemble.priors.whole_chain import WholeChainPrior
+from densemble.progress import Progress
+from densemble.recipes.state import StateRecipe
+from densemble.rounds import Pass
+from densemble.run import Checkpoints, sample_members
+from densemble.sidechains.carried import CarriedAtoms
+
+ELASTIC_WIDTHS = 25.0
+"""First noise level of the elastic prior, over the expected motion; as for the embedded one."""
+TOGETHER = 2048
+"""Residues times members that are denoised in one call: bounds memory. Part of a run's identity, since the
+random numbers of a batch belong to it as a whole."""
+
+
+def terms_of(settings: StateSettings, problem: StateProblem, recipe: StateRecipe) -> dict[str, Term]:
+    """The objectives that the recipe's stages name."""
+    wanted = {stage.term for stage in recipe.stages}
+    terms: dict[str, Term] = {}
+    if "density" in wanted:
+        make = ensemble_term if settings.ensemble else density_term
+        terms["density"] = make(problem.likelihood, recipe.target)
+    if "cloud" in wanted:
+        prepared = problem.prepared
+        cloud = cloud_of_map(prepared.density, prepared.inside, atoms=len(problem.elements))
+        terms["cloud"] = cloud_term(SinkhornDivergence(cloud))
+    return terms
+
+
+def make_prior(
+    settings: StateSettings, problem: StateProblem, recipe: StateRecipe
+) -> tuple[Prior, Completion, np.ndarray]:
+    """The diffusion model around the start, what completes its samples, and its atoms among all."""
+    topology, coords, trust = problem.model.topology, problem.model.coords, recipe.trust
+    if settings.prior == "elastic":
+        process = EDM(
+            center=torch.from_numpy(coords).float(),
+            sigma_max=ELASTIC_WIDTHS * trust.domains,
+            churn=recipe.sampling.churn,
+        )
+        elastic = ElasticPrior(
+            topology, coords, amplitude=trust.domains, residual=trust.local, process=process
+        )
+        return elastic, AllAtom(), np.arange(len(topology))
+    prior = WholeChainPrior(topology, coords, trust=Trust(**trust.model_dump()), churn=recipe.sampling.churn)
+    backbone = topology.backbone(prior.residues)
+    return prior, CarriedAtoms(topology, coords, backbone, prior.atoms), prior.atoms
+
+
+def batches(members: int, residues: int) -> list[range]:
+    """Members that are sampled together, counted from 1."""
+    size = max(1, TOGETHER // residues)
+    return [range(first, min(first + size, members + 1)) for first in range(1, members + 1, size)]
+
+
+def sampled(
+    settings: StateSettings,
+    inputs: StateInputs,
+    problem: StateProblem,
+    *,
+    checkpoints: Checkpoints,
+    tell: Progress,
+) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
+    """All atoms of all members, refined, and the trace of every objective; each batch is kept when done."""
+    recipe, topology = inputs.recipe, problem.model.topology
+    prior, completion, atoms = make_prior(settings, problem, recipe)
+    stages = stages_of(recipe, terms_of(settings, problem, recipe), inputs.resolution)
+    steps = settings.steps or recipe.sampling.steps
+    together = batches(settings.members, len(topology.residues))
+    if settings.ensemble:
+        together = [range(1, settings.members + 1)]
+
+    def finish(members: Tensor) -> Tensor:
+        likelihood = fitted_to_best(problem.likelihood, members)
+        groups = [members] if settings.ensemble else list(members[:, None])
+        return torch.cat([refined(topology, x, likelihood, recipe.finish) for x in groups])
+
+    with tell.steps("samples", steps * len(together)) as on_step:
+        for index, batch in enumerate(together):
+            name = f"members {batch[0]}-{batch[-1]}"
+            if name in checkpoints.finished:
+                continue
+            members, trace = sample_members(
+                prior,
+                stages,
+                completion,
+                guide=name,
+                passes=[Pass(steps)],
+                backbone=atoms,
+                finish=finish,
+                score=None,
+                members=len(batch),
+                seed=settings.seed * 10_000 + batch[0],
+                checkpoints=checkpoints,
+                on_step=partial(_after, on_step, steps * index),
+            )
+            checkpoints.finish(name, {"atoms": members, "trace": trace})
+    done = [checkpoints.finished[f"members {b[0]}-{b[-1]}"] for b in together]
+    rows = [row | {"batch": i + 1} for i, d in enumerate(done) for row in d["trace"]]
+    return torch.cat([d["atoms"] for d in done]), rows
+
+
+def _after(on_step: Callable[[int], None], before: int, done: int) -> None:
+    on_step(before + done)
+
+
+def order_of(likelihood: StateLikelihood, members: Float[Tensor, "k n 3"]) -> list[int]:
+    """Members by falling correlation with the map that was fitted."""
+    with torch.no_grad():
+        found = torch.cat([likelihood.correlation(x[None]) for x in members])
+    return found.argsort(descending=True, stable=True).tolist()
+
+
+def fitted_to_best(likelihood: StateLikelihood, members: Float[Tensor, "k n 3"]) -> StateLikelihood:
+    """The likelihood with atoms as wide as suits the member that fits the map best."""
+    return likelihood.fitted(members[order_of(likelihood, members)[0]])
