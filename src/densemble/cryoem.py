@@ -15,7 +15,7 @@ from densemble.em.evaluation import Judge
 from densemble.em.inputs import StateInputs, StateSettings, load
 from densemble.em.preparation import PreparedMap
 from densemble.em.problem import StateProblem, problem_of
-from densemble.em.sampling import fitted_to_best, order_of, sampled
+from densemble.em.sampling import fitted_to_best, guided, order_of, sampled
 from densemble.io.maps import write_map
 from densemble.io.models import read_model
 from densemble.io.results import (
@@ -133,13 +133,14 @@ def run_cryoem(
         problem = problem_of(settings, inputs, tell)
     for message in problem.messages:
         tell.message(message)
+    sampling = guided(settings, inputs, problem)  # what cannot be done is said before anything is written
     folder = prepare_output(out, force=force, resume=resume, own=OWN_STATE_FILES)
     checkpoints = Checkpoints(folder / "checkpoint.pt", run_key(settings, inputs))
     if resume:
         checkpoints.load()
     write_map(folder / MAP_FILE, problem.prepared.density)
     with clock("samples"):
-        members, trace = sampled(settings, inputs, problem, checkpoints=checkpoints, tell=tell)
+        members, trace = sampled(settings, inputs, problem, sampling, checkpoints=checkpoints, tell=tell)
     with clock("evaluate"):
         tell.message("map fit")
         likelihood = fitted_to_best(problem.likelihood, members)

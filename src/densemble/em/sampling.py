@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -20,7 +21,7 @@ from densemble.em.state import (
     stages_of,
 )
 from densemble.guidance.guided import AllAtom, Completion
-from densemble.guidance.stage import Term
+from densemble.guidance.stage import Stage, Term
 from densemble.likelihood.cloud import cloud_of_map
 from densemble.likelihood.state import StateLikelihood
 from densemble.likelihood.transport import SinkhornDivergence
@@ -56,6 +57,34 @@ def terms_of(settings: StateSettings, problem: StateProblem, recipe: StateRecipe
     return terms
 
 
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """A prior around the start, and what guides it.
+
+    Attributes:
+        prior: the diffusion model.
+        completion: from its atoms to all.
+        atoms: indices of its atoms among all.
+        stages: of guidance.
+    """
+
+    prior: Prior
+    completion: Completion
+    atoms: np.ndarray
+    stages: list[Stage]
+
+
+def guided(settings: StateSettings, inputs: StateInputs, problem: StateProblem) -> Guided:
+    """Make everything ready to sample.
+
+    Raises:
+        InputError: the prior cannot model the start, or the map gives too few points for a cloud.
+    """
+    recipe = inputs.recipe
+    terms = terms_of(settings, problem, recipe)
+    return Guided(*make_prior(settings, problem, recipe), stages_of(recipe, terms, inputs.resolution))
+
+
 def make_prior(
     settings: StateSettings, problem: StateProblem, recipe: StateRecipe
 ) -> tuple[Prior, Completion, np.ndarray]:
@@ -86,14 +115,13 @@ def sampled(
     settings: StateSettings,
     inputs: StateInputs,
     problem: StateProblem,
+    sampling: Guided,
     *,
     checkpoints: Checkpoints,
     tell: Progress,
 ) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
     """All atoms of all members, refined, and the trace of every objective; each batch is kept when done."""
     recipe, topology = inputs.recipe, problem.model.topology
-    prior, completion, atoms = make_prior(settings, problem, recipe)
-    stages = stages_of(recipe, terms_of(settings, problem, recipe), inputs.resolution)
     steps = settings.steps or recipe.sampling.steps
     together = batches(settings.members, len(topology.residues))
     if settings.ensemble:
@@ -110,12 +138,12 @@ def sampled(
             if name in checkpoints.finished:
                 continue
             members, trace = sample_members(
-                prior,
-                stages,
-                completion,
+                sampling.prior,
+                sampling.stages,
+                sampling.completion,
                 guide=name,
                 passes=[Pass(steps)],
-                backbone=atoms,
+                backbone=sampling.atoms,
                 finish=finish,
                 score=None,
                 members=len(batch),

@@ -45,8 +45,8 @@ class Sampling(Part):
 class Trusted(Part):
     """How far the start is to be trusted; see ``densemble.priors.chain_graph.Trust``. Å."""
 
-    domains: Positive
-    local: Positive
+    domains: Annotated[float, Field(ge=0.3, le=15.0)]
+    local: Annotated[float, Field(ge=0.1, le=3.0)]
 
 
 class Target(Part):
