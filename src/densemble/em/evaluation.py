@@ -18,7 +18,7 @@ from densemble.geometry.validation import validate
 from densemble.grid import DensityMap
 from densemble.io.models import Model
 from densemble.io.state_results import Distance, Fit, Geometry, Mixture, StateMember
-from densemble.likelihood.state import StateLikelihood
+from densemble.likelihood.state import StateLikelihood, weighted_correlation
 from densemble.metrics.chains import best_chain_assignment
 from densemble.metrics.coordinates import superposed_rmsd
 from densemble.metrics.fsc import MAP_MODEL, fourier_shell_correlation, resolution_at
@@ -65,26 +65,19 @@ class Judge:
         self.topology = topology
         self.likelihood = likelihood
         self.held_out = held_out
-        self._forward = MolmapDensity(
-            likelihood.target.grid, topology.elements, resolution=likelihood.resolution
-        )
         self._reference = None if reference is None else matched(topology, reference)
 
     def fit(self, coords: Float[Tensor, "n 3"]) -> Fit:
-        """Agreement of a model with the map; coordinates in Å."""
-        observed, x = self.likelihood.target, coords.double().numpy()
-        with torch.no_grad():
-            agreement = float(self.likelihood.correlation(coords[None])[0])
-            calculated = self._forward.members(coords[None])[0]
+        """Agreement of a model with the map; coordinates in Å, NaN for atoms that it lacks."""
+        observed, x, mask = self.likelihood.target, coords.double().numpy(), self.likelihood.mask
+        calculated = self._density(coords)
         held_out = None
         if self.held_out is not None:
             held_out = self._near(self.held_out, calculated, x).overall
-        curve = fourier_shell_correlation(
-            observed.values, calculated, observed.grid, mask=self.likelihood.mask
-        )
+        curve = fourier_shell_correlation(observed.values, calculated, observed.grid, mask=mask)
         ends = resolution_at(curve, MAP_MODEL)
         return Fit(
-            correlation=agreement,
+            correlation=float(weighted_correlation(observed.values, calculated[None], mask)[0]),
             rscc=self._near(observed, calculated, x).overall,
             held_out_rscc=held_out,
             q_score=q_scores(observed, self.topology, x).overall,
@@ -92,17 +85,13 @@ class Judge:
         )
 
     def reference_fit(self) -> Fit | None:
-        """The same of the reference, if it has all the atoms (it is evaluation only)."""
-        if self._reference is None or not np.isfinite(self._reference).all():
-            return None
-        return self.fit(torch.from_numpy(self._reference).float())
+        """The same of the reference, of those atoms that the models have too (it is evaluation only)."""
+        return None if self._reference is None else self.fit(torch.from_numpy(self._reference).float())
 
     def residues(self, coords: Float[Tensor, "n 3"]) -> list[dict[str, str | float]]:
         """RSCC and Q-score of each residue of a model, as rows of a table."""
         x = coords.double().numpy()
-        with torch.no_grad():
-            calculated = self._forward.members(coords[None])[0]
-        fit = self._near(self.likelihood.target, calculated, x)
+        fit = self._near(self.likelihood.target, self._density(coords), x)
         scores = q_scores(self.likelihood.target, self.topology, x)
         return [
             {"residue": str(r.id), "name": r.name, "rscc": float(c), "q_score": float(q)}
@@ -144,8 +133,7 @@ class Judge:
     def voxel_values(self, members: Float[Tensor, "k n 3"]) -> tuple[np.ndarray, np.ndarray]:
         """Densities of the members, shape=(K, V), and the map, shape=(V,), where the mask is above a half."""
         inside = self.likelihood.mask > 0.5
-        with torch.no_grad():
-            densities = torch.cat([self._forward.members(x[None])[:, inside] for x in members])
+        densities = torch.stack([self._density(x)[inside] for x in members])
         return densities.double().numpy(), self.likelihood.target.values[inside].double().numpy()
 
     def mixture(self, members: Float[Tensor, "k n 3"], kept: Sequence[int], weights: np.ndarray) -> Mixture:
@@ -163,6 +151,15 @@ class Judge:
             best_alone=correlation(alone, target),
             best_alone_held_out=None if other is None else correlation(alone, other),
         )
+
+    def _density(self, coords: Float[Tensor, "n 3"]) -> Float[Tensor, "nx ny nz"]:
+        """Of the atoms that are known."""
+        known = torch.isfinite(coords).all(-1)
+        elements = [e for e, is_known in zip(self.topology.elements, known.tolist(), strict=True) if is_known]
+        likelihood = self.likelihood
+        forward = MolmapDensity(likelihood.target.grid, elements, resolution=likelihood.resolution)
+        with torch.no_grad():
+            return forward.members(coords[None, known])[0]
 
     def _near(self, observed: DensityMap, calculated: Tensor, x: np.ndarray) -> ModelFit:
         return model_fit(observed.values, calculated, observed.grid, self.topology, x, radius=NEAR)

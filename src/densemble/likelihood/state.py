@@ -31,17 +31,23 @@ class _Level:
     data: float
 
     def correlation(self, model: Float[Tensor, "k nx ny nz"]) -> Float[Tensor, " k"]:
-        """Pearson's, weighted, of each density with the target (whose weighted mean is 0)."""
-        mean = (self.weights * model).sum((1, 2, 3)) / self.weights.sum()
-        centred = model - mean[:, None, None, None]
-        product = (self.weights * self.target * centred).sum((1, 2, 3))
-        square = (self.weights * centred.square()).sum((1, 2, 3))
-        power = (self.weights * self.target.square()).sum()
-        return product / (square * power).clamp_min(torch.finfo(model.dtype).tiny).sqrt()
+        """Of each density with the target."""
+        return weighted_correlation(self.target, model, self.weights)
 
     def log_likelihood(self, r: Tensor) -> Tensor:
         """``-(n / 2) log(1 - r^2)``, flat below r = 0."""
         return -0.5 * self.data * torch.log1p(-r.clamp(0.0, _PERFECT).square())
+
+
+def weighted_correlation(
+    target: Float[Tensor, "nx ny nz"], model: Float[Tensor, "k nx ny nz"], weights: Float[Tensor, "nx ny nz"]
+) -> Float[Tensor, " k"]:
+    """Pearson's coefficient of a map with each of several densities, over weighted voxels; differentiable."""
+    total, voxels = weights.sum(), (-3, -2, -1)
+    y = target - (weights * target).sum() / total
+    x = model - ((weights * model).sum(voxels) / total)[..., None, None, None]
+    power = (weights * x.square()).sum(voxels) * (weights * y.square()).sum()
+    return (weights * y * x).sum(voxels) / power.clamp_min(torch.finfo(model.dtype).tiny).sqrt()
 
 
 class StateLikelihood:
@@ -158,9 +164,8 @@ class StateLikelihood:
                 )
                 grid = coarse
         weights = weights.to(values)
-        mean = (weights * values).sum() / weights.sum()
         density = MolmapDensity(grid, self._elements, resolution=finest, dtype=values.dtype)
-        return _Level(density, values - mean, weights, _data(self.volume, finest))
+        return _Level(density, values, weights, _data(self.volume, finest))
 
 
 def _data(volume: float, resolution: float) -> float:
