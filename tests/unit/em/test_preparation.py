@@ -4,7 +4,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from densemble.em.preparation import prepare
+from densemble.em.preparation import boxed, prepare
 from densemble.errors import InputError
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
@@ -188,3 +188,16 @@ def test_resolution_beyond_the_voxels_is_reported():
 
 def test_level_below_the_solvent_is_reported():
     assert any("solvent" in message for message in run(simulated() + 0.05 * noise(), level=-0.01).messages)
+
+
+def test_another_map_of_the_same_voxels_gets_the_same_box():
+    values = simulated() + 0.01 * noise()
+    prepared = prepare(as_map(values), resolution=4.0, source="the map")
+    again = boxed(as_map(values), prepared.density.grid, background=-5.0)
+    inside = again.values != -5.0
+    torch.testing.assert_close(again.values[inside], prepared.density.values[inside])
+    assert bool(inside[prepared.inside].all())
+    wide = Grid(tuple(np.array(GRID.origin) - 3 * np.array(GRID.spacing)), GRID.spacing, (70, 70, 70))
+    around = boxed(as_map(values), wide, background=-5.0)
+    np.testing.assert_array_equal(around.values[3:59, 3:53, 3:63].numpy(), values.astype(np.float32))
+    assert float(around.values[0, 0, 0]) == -5.0

@@ -1,0 +1,102 @@
+"""What guides toward a state, and the refinement that finishes a member."""
+
+import numpy as np
+import pytest
+import torch
+from small_state import RESOLUTION, write_state
+
+from densemble.atoms import Residue, ResidueId, Topology
+from densemble.em.evaluation import Judge
+from densemble.em.state import cloud_term, density_term, ensemble_term, refinable, refined, stages_of
+from densemble.io.maps import read_map
+from densemble.io.models import read_model
+from densemble.likelihood.cloud import PointCloud
+from densemble.likelihood.state import StateLikelihood
+from densemble.likelihood.transport import SinkhornDivergence
+from densemble.recipes.state import Finish, Target, load_state_recipe
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    state = write_state(tmp_path_factory.mktemp("state"))
+    model, density = read_model(state.truth), read_map(state.map)
+    options = {"resolution": RESOLUTION, "volume": 17.0 * len(model.topology)}
+    likelihood = StateLikelihood(density, torch.ones(density.grid.shape), model.topology.elements, **options)
+    return model, likelihood
+
+
+def test_density_is_blurred_with_the_noise_up_to_a_limit(case):
+    model, likelihood = case
+    x = torch.from_numpy(model.coords).float()[None] + 0.3
+    term = density_term(likelihood, Target(blur_per_sigma=0.25, blur_limit=3.0))
+    for sigma, blur in ((0.1, 0.0), (4.0, 1.0), (9.1, 2.5), (100.0, 3.0)):
+        torch.testing.assert_close(term(x, sigma), likelihood(x, blur=blur).sum())
+
+
+def test_members_alone_or_together(case):
+    model, likelihood = case
+    x = torch.from_numpy(model.coords).float()
+    two = torch.stack([x, x + 2.0])
+    target = Target(blur_per_sigma=0.0, blur_limit=0.0)
+    alone, together = density_term(likelihood, target), ensemble_term(likelihood, target)
+    torch.testing.assert_close(alone(two, 1.0), likelihood(two).sum())
+    torch.testing.assert_close(together(two, 1.0), likelihood.together(two, torch.tensor([0.5, 0.5])))
+    assert float(together(x[None], 1.0)) == pytest.approx(float(alone(x[None], 1.0)))
+
+
+def test_cloud_term_is_to_be_ascended(case):
+    model, _ = case
+    points = torch.from_numpy(model.coords[::4])
+    term = cloud_term(SinkhornDivergence(PointCloud(points, torch.ones(len(points)).double()), blur=2.0))
+    x = torch.from_numpy(model.coords).float()[None]
+    assert float(term(x, 1.0)) > float(term(x + 2.0, 1.0))
+
+
+def test_stages_stand_where_the_recipe_says():
+    recipe = load_state_recipe("cryoboltz-2025")
+    none = dict.fromkeys(("cloud", "density"), lambda x, sigma: x.sum())
+    cloud, density = stages_of(recipe, none, 3.0)
+    assert cloud.low == pytest.approx(density.high, rel=1e-5)
+    assert (cloud.mode, cloud.weight, cloud.weight_end) == ("ratio", 0.25, 0.05)
+    assert cloud.active(10.0)
+    assert not density.active(10.0)
+
+
+def test_refinement_raises_the_fit_and_keeps_the_chemistry(case):
+    model, likelihood = case
+    generator = torch.Generator().manual_seed(0)
+    x = torch.from_numpy(model.coords).float()
+    shaken = x + 0.3 * torch.randn(x.shape, generator=generator)
+    found = refined(model.topology, shaken[None], likelihood, Finish(evaluations=80, data_per_atom=10.0))[0]
+    judge = Judge(model.topology, likelihood, None, None)
+    assert judge.fit(found).correlation > judge.fit(shaken).correlation
+    assert judge.geometry(shaken).bond_rmsz > 10
+    assert judge.geometry(found).bond_rmsz < 1.5
+    assert float((found - x).norm(dim=-1).mean()) < float((shaken - x).norm(dim=-1).mean())
+
+
+def test_no_evaluations_change_nothing(case):
+    model, likelihood = case
+    x = torch.from_numpy(model.coords).float()[None]
+    assert refined(model.topology, x, likelihood, Finish(evaluations=0, data_per_atom=1.0)) is x
+
+
+def test_a_ligand_is_left_where_it_is(case):
+    model, _ = case
+    base = model.topology
+    topology = Topology(
+        names=(*base.names, "C1", "O1"),
+        elements=(*base.elements, "C", "O"),
+        residue_index=np.append(base.residue_index, [len(base.residues)] * 2),
+        residues=(*base.residues, Residue(ResidueId("L", 1), "LIG", "ligand")),
+    )
+    coords = np.vstack([model.coords, model.coords.mean(0) + 40.0, model.coords.mean(0) + 41.3])
+    assert len(refinable(topology)) == len(base)
+    density = case[1].target
+    likelihood = StateLikelihood(
+        density, torch.ones(density.grid.shape), topology.elements, resolution=RESOLUTION, volume=6000.0
+    )
+    x = torch.from_numpy(coords).float()[None]
+    found = refined(topology, x, likelihood, Finish(evaluations=5, data_per_atom=10.0))
+    torch.testing.assert_close(found[:, -2:], x[:, -2:])
+    assert float((found - x).abs().max()) > 0
