@@ -16,6 +16,7 @@ from densemble.em.inputs import StateInputs, StateSettings, load
 from densemble.em.preparation import PreparedMap
 from densemble.em.problem import StateProblem, problem_of
 from densemble.em.sampling import fitted_to_best, guided, order_of, sampled
+from densemble.forward.cryoem import AtomForm
 from densemble.io.maps import write_map
 from densemble.io.models import read_model
 from densemble.io.results import (
@@ -57,10 +58,11 @@ def run_key(settings: StateSettings, inputs: StateInputs) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def map_record(inputs: StateInputs, prepared: PreparedMap, width: float) -> MapRecord:
+def map_record(inputs: StateInputs, prepared: PreparedMap, form: AtomForm) -> MapRecord:
     """The map as it was used, for ``result.json``."""
     return MapRecord(
-        fitted_resolution=width,
+        forward=form.kind,
+        fitted=form.spread,
         resolution=inputs.resolution,
         resolution_source=inputs.resolution_source,
         level=prepared.level,
@@ -143,7 +145,7 @@ def run_cryoem(
         members, trace = sampled(settings, inputs, problem, sampling, checkpoints=checkpoints, tell=tell)
     with clock("evaluate"):
         tell.message("map fit")
-        likelihood = fitted_to_best(problem.likelihood, members)
+        likelihood = fitted_to_best(problem.likelihood, members, settings.forward)
         judge = Judge(problem.model.topology, likelihood, problem.held_out, known)
         order = order_of(likelihood, members)
         records = [judge.member(members[i], number=i + 1, rank=k + 1) for k, i in enumerate(order)]
@@ -155,7 +157,7 @@ def run_cryoem(
         device=f"cpu, {torch.get_num_threads()} threads",
         timings=clock.seconds,
         messages=[*inputs.model.messages, *problem.messages],
-        map=map_record(inputs, problem.prepared, likelihood.resolution),
+        map=map_record(inputs, problem.prepared, likelihood.form),
         placement=problem.placement,
         start=judge.fit(torch.from_numpy(problem.model.coords).float()),
         start_reference=judge.distance(problem.model.coords),

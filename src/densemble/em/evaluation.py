@@ -12,7 +12,6 @@ from torch import Tensor
 
 from densemble.atoms import Topology
 from densemble.em.state import refinable
-from densemble.forward.molmap import MolmapDensity
 from densemble.geometry.restraints import build_restraints
 from densemble.geometry.validation import validate
 from densemble.grid import DensityMap
@@ -156,8 +155,7 @@ class Judge:
         """Of the atoms that are known."""
         known = torch.isfinite(coords).all(-1)
         elements = [e for e, is_known in zip(self.topology.elements, known.tolist(), strict=True) if is_known]
-        likelihood = self.likelihood
-        forward = MolmapDensity(likelihood.target.grid, elements, resolution=likelihood.resolution)
+        forward = self.likelihood.form.density(self.likelihood.target.grid, elements)
         with torch.no_grad():
             return forward.members(coords[None, known])[0]
 

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from densemble.em.halfmaps import check_same_grid, estimate_resolution
 from densemble.errors import InputError
+from densemble.forward.cryoem import FormKind
 from densemble.grid import DensityMap
 from densemble.io.maps import read_map
 from densemble.io.models import Model, read_model
@@ -35,6 +36,7 @@ class StateSettings:
         members: independent samples.
         prior: ``embedded`` (the packaged network) or ``elastic`` (normal modes of an elastic network).
         recipe: name of one of the package's, or a TOML file.
+        forward: how atoms look in the sharp map: ``electron`` or ``molmap``.
         steps: of the reverse diffusion; the recipe's if None.
         ensemble: the members together explain the map (paper 1), instead of each alone.
         keep: of an ensemble, at most so many.
@@ -52,6 +54,7 @@ class StateSettings:
     members: int = 4
     prior: Literal["embedded", "elastic"] = "embedded"
     recipe: str = "densemble"
+    forward: FormKind = "electron"
     steps: int | None = None
     ensemble: bool = False
     keep: int = 5

@@ -20,6 +20,7 @@ from densemble.em.state import (
     refined,
     stages_of,
 )
+from densemble.forward.cryoem import FormKind
 from densemble.guidance.guided import AllAtom, Completion
 from densemble.guidance.stage import Stage, Term
 from densemble.likelihood.cloud import cloud_of_map
@@ -128,7 +129,7 @@ def sampled(
         together = [range(1, settings.members + 1)]
 
     def finish(members: Tensor) -> Tensor:
-        likelihood = fitted_to_best(problem.likelihood, members)
+        likelihood = fitted_to_best(problem.likelihood, members, settings.forward)
         groups = [members] if settings.ensemble else list(members[:, None])
         return torch.cat([refined(topology, x, likelihood, recipe.finish) for x in groups])
 
@@ -168,6 +169,8 @@ def order_of(likelihood: StateLikelihood, members: Float[Tensor, "k n 3"]) -> li
     return found.argsort(descending=True, stable=True).tolist()
 
 
-def fitted_to_best(likelihood: StateLikelihood, members: Float[Tensor, "k n 3"]) -> StateLikelihood:
-    """The likelihood with atoms as wide as suits the member that fits the map best."""
-    return likelihood.fitted(members[order_of(likelihood, members)[0]])
+def fitted_to_best(
+    likelihood: StateLikelihood, members: Float[Tensor, "k n 3"], kind: FormKind
+) -> StateLikelihood:
+    """The likelihood with atoms of the form that suits the member that fits the map best."""
+    return likelihood.fitted(members[order_of(likelihood, members)[0]], kind)

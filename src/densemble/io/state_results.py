@@ -47,12 +47,14 @@ class _Record(BaseModel):
 class MapRecord(_Record):
     """The map as it was used. Lengths in Å, level and noise in the unit of the map.
 
-    ``fitted_resolution`` is that under which ``MolmapDensity`` suits the best model: how wide its atoms are.
+    ``forward`` says how atoms were drawn in the sharp map, and ``fitted`` how wide for the best model: the
+    resolution of ``molmap`` in Å, or the B factor with ``electron`` in Å^2 (``forward.cryoem.AtomForm``).
     """
 
     resolution: float
     resolution_source: str
-    fitted_resolution: float
+    forward: str
+    fitted: float
     level: float
     rule: str
     volume: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,11 @@ from jaxtyping import Float
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
+from densemble.forward.cryoem import AtomForm, FormKind, StateDensity
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.likelihood.blur import gaussian_blur
-from densemble.likelihood.width import fit_resolution
+from densemble.likelihood.width import fit_form
 
 SPACING_PER_WIDTH = 0.8
 """Voxels of a blurred target, over the standard deviation of an atom in it: aliasing below one per cent."""
@@ -25,7 +27,7 @@ _PERFECT = 0.9999  # correlation beyond which the likelihood does not grow
 class _Level:
     """The target blurred, on voxels no finer than it needs."""
 
-    density: MolmapDensity
+    density: StateDensity
     target: Tensor
     weights: Tensor
     data: float
@@ -60,10 +62,13 @@ class StateLikelihood:
     A map blurred with a Gaussian holds fewer data, and needs fewer voxels: the comparison is made on a grid
     as coarse as the blur allows.
 
+    Blurred comparisons draw atoms as ``molmap`` does; the sharp one as ``form`` says.
+
     Attributes:
         target: the map.
         mask: voxel weights, shape=(nx, ny, nz).
-        resolution: Å, which sets the width of an atom (``MolmapDensity``).
+        resolution: Å, of the map.
+        form: how atoms look in it.
         volume: Å^3 that hold the density; ``4 pi volume / (3 d^3)`` data at resolution d.
     """
 
@@ -71,10 +76,11 @@ class StateLikelihood:
         self,
         target: DensityMap,
         mask: Float[Tensor, "nx ny nz"],
-        elements: tuple[str, ...],
+        elements: Sequence[str],
         *,
         resolution: float,
         volume: float,
+        form: AtomForm | None = None,
     ) -> None:
         """Keep the map; levels of blur are prepared when they are first asked for.
 
@@ -85,7 +91,8 @@ class StateLikelihood:
             raise ValueError(f"StateLikelihood: mask {tuple(mask.shape)} and map {target.grid.shape}: no fit")
         self.target, self.mask = target, mask
         self.resolution, self.volume = resolution, volume
-        self._elements = elements
+        self.form = form or AtomForm.of("molmap", resolution)
+        self._elements = tuple(elements)
         self._levels: dict[float, _Level] = {}
 
     def __call__(self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0) -> Float[Tensor, " k"]:
@@ -128,23 +135,19 @@ class StateLikelihood:
         """Number of data in the map as it is, not blurred."""
         return _data(self.volume, self.resolution)
 
-    def fitted(self, coords: Float[Tensor, "n 3"]) -> StateLikelihood:
-        """The same with the width of atoms under which a conformation fits the sharp map best.
-
-        How wide atoms are in a map depends on its sharpening as well as on its resolution.
+    def fitted(self, coords: Float[Tensor, "n 3"], kind: FormKind) -> StateLikelihood:
+        """The same with the form of atoms under which a conformation fits the sharp map best.
 
         Args:
             coords: Å, shape=(n, 3).
+            kind: of form.
         """
-        found = fit_resolution(
-            self.target,
-            self.mask,
-            self._elements,
-            coords[None],
-            coords.new_ones(1),
-            bounds=(0.5 * self.resolution, 2 * self.resolution),
+        first = AtomForm.of(kind, self.resolution)
+        one = coords.new_ones(1)
+        form = fit_form(first, self.target, self.mask, self._elements, coords[None], one)
+        return StateLikelihood(
+            self.target, self.mask, self._elements, resolution=self.resolution, volume=self.volume, form=form
         )
-        return StateLikelihood(self.target, self.mask, self._elements, resolution=found, volume=self.volume)
 
     def _level(self, blur: float) -> _Level:
         if blur not in self._levels:
@@ -152,20 +155,18 @@ class StateLikelihood:
         return self._levels[blur]
 
     def _make(self, blur: float) -> _Level:
+        values, weights, grid = self.target.values, self.mask.to(self.target.values), self.target.grid
+        if blur == 0:
+            density = self.form.density(grid, self._elements, dtype=values.dtype)
+            return _Level(density, values, weights, self.data)
         width = math.hypot(self.resolution / (math.pi * math.sqrt(2)), blur)
         finest = width * math.pi * math.sqrt(2)
-        values, weights, grid = self.target.values, self.mask, self.target.grid
-        if blur > 0:
-            values = gaussian_blur(values, grid, blur)
-            coarse = _coarser(grid, SPACING_PER_WIDTH * width)
-            if coarse != grid:
-                values, weights = (
-                    _resample(v, grid, coarse, order) for v, order in ((values, 3), (weights, 1))
-                )
-                grid = coarse
-        weights = weights.to(values)
-        density = MolmapDensity(grid, self._elements, resolution=finest, dtype=values.dtype)
-        return _Level(density, values, weights, _data(self.volume, finest))
+        values = gaussian_blur(values, grid, blur)
+        coarse = _coarser(grid, SPACING_PER_WIDTH * width)
+        if coarse != grid:
+            values, weights = _resample(values, grid, coarse, 3), _resample(weights, grid, coarse, 1)
+        drawn = MolmapDensity(coarse, self._elements, resolution=finest, dtype=values.dtype)
+        return _Level(drawn, values, weights, _data(self.volume, finest))
 
 
 def _data(volume: float, resolution: float) -> float:

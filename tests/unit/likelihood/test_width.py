@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from densemble.forward.cryoem import AtomForm
 from densemble.forward.electron import ElectronDensity
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.likelihood.bfactor import fit_b
 from densemble.likelihood.blur import gaussian_blur
 from densemble.likelihood.density import DensityLikelihood
-from densemble.likelihood.width import fit_resolution
+from densemble.likelihood.width import fit_form
 
 GRID = Grid(origin=(-12.0, -12.0, -12.0), spacing=(1.0, 0.9, 1.1), shape=(25, 27, 22))
 ATOMS = torch.as_tensor(np.random.default_rng(2).uniform(-6, 6, size=(2, 40, 3)))
@@ -19,18 +20,22 @@ WEIGHTS = torch.tensor([0.7, 0.3], dtype=torch.float64)
 MASK = torch.ones(GRID.shape)
 
 
-@pytest.mark.parametrize("resolution", [2.7, 4.0, 9.0])
+def fit_resolution(target, mask, *, d_min=4.0):
+    return fit_form(AtomForm("molmap", d_min, d_min), target, mask, ELEMENTS, ATOMS, WEIGHTS).spread
+
+
+@pytest.mark.parametrize("resolution", [2.7, 4.0, 6.3])
 def test_resolution_of_a_simulated_map_is_found(resolution):
     density = MolmapDensity(GRID, ELEMENTS, resolution=resolution, dtype=torch.float64)
     target = DensityMap(GRID, 0.03 * density(ATOMS, WEIGHTS) - 0.4)
-    assert fit_resolution(target, MASK, ELEMENTS, ATOMS, WEIGHTS) == pytest.approx(resolution, rel=0.01)
+    assert fit_resolution(target, MASK) == pytest.approx(resolution, rel=0.01)
 
 
 def test_resolution_of_a_blurred_map_is_lower():
     density = MolmapDensity(GRID, ELEMENTS, resolution=4.0, dtype=torch.float64)
     target = DensityMap(GRID, gaussian_blur(density(ATOMS, WEIGHTS), GRID, 0.8))
     expected = math.pi * math.sqrt(2) * math.hypot(density.sigma, 0.8)
-    assert fit_resolution(target, MASK, ELEMENTS, ATOMS, WEIGHTS) == pytest.approx(expected, rel=0.02)
+    assert fit_resolution(target, MASK) == pytest.approx(expected, rel=0.02)
 
 
 def test_what_the_mask_leaves_out_does_not_matter():
@@ -41,14 +46,14 @@ def test_what_the_mask_leaves_out_does_not_matter():
     mask = MASK.clone()
     values[:12], mask[:12] = coarse[:12], 0.0
     target = DensityMap(GRID, values)
-    assert fit_resolution(target, mask, ELEMENTS, ATOMS, WEIGHTS) == pytest.approx(4.0, rel=0.01)
-    assert fit_resolution(target, MASK, ELEMENTS, ATOMS, WEIGHTS) != pytest.approx(4.0, rel=0.1)
+    assert fit_resolution(target, mask) == pytest.approx(4.0, rel=0.01)
+    assert fit_resolution(target, MASK) != pytest.approx(4.0, rel=0.1)
 
 
 def test_bounds_hold():
     density = MolmapDensity(GRID, ELEMENTS, resolution=9.0, dtype=torch.float64)
     target = DensityMap(GRID, density(ATOMS, WEIGHTS))
-    found = fit_resolution(target, MASK, ELEMENTS, ATOMS, WEIGHTS, bounds=(3.0, 6.0))
+    found = fit_resolution(target, MASK, d_min=3.0)
     assert found == pytest.approx(6.0, rel=0.02)
     assert found <= 6.0
 
@@ -56,8 +61,16 @@ def test_bounds_hold():
 def test_a_map_without_contents_is_refused():
     flat = DensityMap(GRID, torch.zeros(GRID.shape))
     for target, mask in ((flat, MASK), (flat, 0 * MASK)):
-        with pytest.raises(ValueError, match="fit_resolution"):
-            fit_resolution(target, mask, ELEMENTS, ATOMS, WEIGHTS)
+        with pytest.raises(ValueError, match="fit_form"):
+            fit_resolution(target, mask)
+
+
+@pytest.mark.parametrize("b_iso", [25.0, 70.0])
+def test_b_factor_of_an_electron_map_is_found(b_iso):
+    density = ElectronDensity(GRID, ELEMENTS, d_min=3.0, dtype=torch.float64)
+    target = DensityMap(GRID, 0.2 * density(ATOMS, WEIGHTS, torch.tensor(b_iso).double()) + 3.0)
+    form = fit_form(AtomForm.of("electron", 3.0), target, MASK, ELEMENTS, ATOMS, WEIGHTS)
+    assert form.spread == pytest.approx(b_iso, rel=0.02)
 
 
 def test_b_factors_with_electron_form_factors_are_found():
