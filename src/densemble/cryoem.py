@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from densemble.em.evaluation import Judge
+from densemble.em.evaluation import Judge, check_reference
 from densemble.em.inputs import StateInputs, StateSettings, load
-from densemble.em.preparation import PreparedMap
 from densemble.em.problem import StateProblem, problem_of
-from densemble.em.sampling import fitted_to_best, guided, order_of, sampled
+from densemble.em.sampling import guided, sampled
 from densemble.forward.cryoem import AtomForm
 from densemble.io.maps import write_map
 from densemble.io.models import read_model
@@ -33,8 +33,9 @@ from densemble.io.state_results import (
     OWN_STATE_FILES,
     RESIDUES_FILE,
     START_FILE,
+    Fit,
     MapRecord,
-    Mixture,
+    StateMember,
     StateResult,
     write_models,
     write_residues,
@@ -43,13 +44,35 @@ from densemble.io.state_results import (
 from densemble.pipeline import versions
 from densemble.progress import Clock, Progress
 from densemble.run import Checkpoints
-from densemble.selection.pursuit import matching_pursuit
 
 
-def mixture_of(settings: StateSettings, judge: Judge, members: Float[Tensor, "k n 3"]) -> Mixture:
-    """The members kept and their weights, by matching pursuit on the map that was fitted."""
-    found = matching_pursuit(*judge.voxel_values(members), keep=settings.keep)
-    return judge.mixture(members, found.members, found.weights)
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """All that is known of the members when they are done.
+
+    Attributes:
+        members: Å, best first, shape=(K, N, 3).
+        records: of each.
+        start: fit of the start where it was docked.
+        messages: what the user should know.
+    """
+
+    members: Float[Tensor, "k n 3"]
+    records: list[StateMember]
+    start: Fit
+    messages: tuple[str, ...]
+
+
+def judged(judge: Judge, members: Float[Tensor, "k n 3"]) -> Judged:
+    """Members ranked by their correlation with the map that was fitted."""
+    records = [judge.member(x, sample=i + 1) for i, x in enumerate(members)]
+    order = sorted(range(len(members)), key=lambda i: -records[i].fit.correlation)
+    ranked = [records[i].model_copy(update={"model": k + 1}) for k, i in enumerate(order)]
+    start = judge.fit(torch.from_numpy(judge.start.coords).float())
+    messages: tuple[str, ...] = ()
+    if ranked[0].fit.correlation < start.correlation:
+        messages = ("no sample fits the map as well as the start does; do not use them",)
+    return Judged(members[order], ranked, start, messages)
 
 
 def run_key(settings: StateSettings, inputs: StateInputs) -> str:
@@ -58,9 +81,11 @@ def run_key(settings: StateSettings, inputs: StateInputs) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def map_record(inputs: StateInputs, prepared: PreparedMap, form: AtomForm) -> MapRecord:
+def map_record(inputs: StateInputs, problem: StateProblem, form: AtomForm) -> MapRecord:
     """The map as it was used, for ``result.json``."""
+    prepared = problem.prepared
     return MapRecord(
+        mask=problem.voxels,
         forward=form.kind,
         fitted=form.spread,
         resolution=inputs.resolution,
@@ -79,22 +104,22 @@ def write_results(
     settings: StateSettings,
     problem: StateProblem,
     judge: Judge,
-    members: Float[np.ndarray, "k n 3"],
+    members: Float[Tensor, "k n 3"],
     trace: list[dict[str, float]],
     result: StateResult,
 ) -> None:
     """The start as placed, all models by rank, the best one, its residues, the trace and ``result.json``."""
     model = problem.model
-    residues = [judge.residues(torch.from_numpy(x).float()) for x in members]
+    tables = [judge.residues(x) for x in (members if settings.fit_in_b else members[:1])]
     columns = None
     if settings.fit_in_b:
-        columns = [
-            np.array([100 * row["rscc"] for row in rows])[model.topology.residue_index] for rows in residues
-        ]
+        of_residues = (np.nan_to_num([100 * row["rscc"] for row in rows]) for rows in tables)
+        columns = [values[model.topology.residue_index] for values in of_residues]
+    coords = list(members.double().numpy())
     write_models(folder / START_FILE, model, [model.coords])
-    write_models(folder / MODELS_FILE, model, list(members), b_iso=columns)
-    write_models(folder / BEST_FILE, model, [members[0]], b_iso=None if columns is None else columns[:1])
-    write_residues(folder / RESIDUES_FILE, residues[0])
+    write_models(folder / MODELS_FILE, model, coords, b_iso=columns)
+    write_models(folder / BEST_FILE, model, coords[:1], b_iso=None if columns is None else columns[:1])
+    write_residues(folder / RESIDUES_FILE, tables[0])
     write_trace(folder / TRACE_FILE, trace)
     write_state_result(folder, result)
 
@@ -129,11 +154,11 @@ def run_cryoem(
     with clock("read"):
         inputs = load(settings)
         known = None if reference is None else read_model(reference)
-    for message in inputs.model.messages:
-        tell.message(message)
     with clock("map and docking"):
         problem = problem_of(settings, inputs, tell)
-    for message in problem.messages:
+        if known is not None:
+            check_reference(problem.model, known)
+    for message in (*inputs.messages, *problem.messages):
         tell.message(message)
     sampling = guided(settings, inputs, problem)  # what cannot be done is said before anything is written
     folder = prepare_output(out, force=force, resume=resume, own=OWN_STATE_FILES)
@@ -142,13 +167,19 @@ def run_cryoem(
         checkpoints.load()
     write_map(folder / MAP_FILE, problem.prepared.density)
     with clock("samples"):
-        members, trace = sampled(settings, inputs, problem, sampling, checkpoints=checkpoints, tell=tell)
+        samples, trace = sampled(settings, inputs, problem, sampling, checkpoints=checkpoints, tell=tell)
     with clock("evaluate"):
         tell.message("map fit")
-        likelihood = fitted_to_best(problem.likelihood, members, settings.forward)
-        judge = Judge(problem.model.topology, likelihood, problem.held_out, known)
-        order = order_of(likelihood, members)
-        records = [judge.member(members[i], number=i + 1, rank=k + 1) for k, i in enumerate(order)]
+        judge = Judge(
+            problem.model,
+            problem.likelihood,
+            kind=settings.forward,
+            held_out=problem.held_out,
+            reference=known,
+        )
+        found = judged(judge, samples)
+    for message in found.messages:
+        tell.message(message)
     result = StateResult(
         inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
         settings=settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")},
@@ -156,15 +187,15 @@ def run_cryoem(
         versions=versions(),
         device=f"cpu, {torch.get_num_threads()} threads",
         timings=clock.seconds,
-        messages=[*inputs.model.messages, *problem.messages],
-        map=map_record(inputs, problem.prepared, likelihood.form),
+        messages=[*inputs.messages, *problem.messages, *found.messages],
+        map=map_record(inputs, problem, judge.form(found.members[0])),
         placement=problem.placement,
-        start=judge.fit(torch.from_numpy(problem.model.coords).float()),
+        start=found.start,
         start_reference=judge.distance(problem.model.coords),
         reference_fit=judge.reference_fit(),
-        ensemble=mixture_of(settings, judge, members) if settings.ensemble else None,
-        members=records,
+        ensemble=judge.mixture(found.members, keep=settings.keep) if settings.ensemble else None,
+        members=found.records,
     )
-    write_results(folder, settings, problem, judge, members[order].double().numpy(), trace, result)
+    write_results(folder, settings, problem, judge, found.members, trace, result)
     checkpoints.path.unlink(missing_ok=True)
     return result

@@ -17,7 +17,7 @@ from densemble.errors import InputError
 from densemble.grid import DensityMap
 from densemble.io.maps import read_map
 from densemble.io.models import Model, read_model
-from densemble.io.results import InputFile, write_structure, write_text
+from densemble.io.results import InputFile, forget_frame, write_structure, write_text
 from densemble.progress import Progress
 from densemble.report import table
 
@@ -99,17 +99,7 @@ def placed_structure(path: Path, pose: Pose) -> gemmi.Structure:
     move.mat.fromlist(pose.rotation.tolist())
     move.vec.fromlist(pose.translation.tolist())
     structure[0].transform_pos_and_adp(move)
-    structure.cell = gemmi.UnitCell()
-    structure.spacegroup_hm = ""
-    structure.has_origx = False
-    structure.ncs.clear()
-    structure.assemblies.clear()
-    structure.meta.refinement = []
-    structure.raw_remarks = []
-    structure.clear_conect()
-    structure.connections = gemmi.ConnectionList(
-        [link for link in structure.connections if link.asu != gemmi.Asu.Different]
-    )
+    forget_frame(structure)
     structure.setup_entities()
     structure.assign_label_seq_id(structure.input_format == gemmi.CoorFormat.Pdb)
     return structure

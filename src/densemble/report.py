@@ -45,24 +45,24 @@ def summary(result: Result, out: Path) -> str:
 
 def state_summary(result: StateResult, out: Path) -> str:
     """What a fit to a cryo-EM map found: start and members by rank, and where the best one is."""
-    members = sorted(result.members, key=lambda member: member.rank)
     rows = [["start", *_fit_cells(result.start), "", "", *_distance_cells(result.start_reference)]]
-    for m in members:
-        shape = [f"{m.geometry.bond_rmsz:.2f}", f"{m.geometry.angle_rmsz:.2f}"]
-        rows.append([f"member {m.id}", *_fit_cells(m.fit), *shape, *_distance_cells(m.reference)])
+    for m in result.members:
+        shape = ["-" if v is None else f"{v:.2f}" for v in (m.geometry.bond_rmsz, m.geometry.angle_rmsz)]
+        rows.append([f"model {m.model}", *_fit_cells(m.fit), *shape, *_distance_cells(m.reference)])
     if result.reference_fit is not None:
-        rows.append(["reference", *_fit_cells(result.reference_fit), "", "", "", "", ""])
+        rows.append(["reference", *_fit_cells(result.reference_fit), "", "", "", "", "", ""])
     header = ["", "CC mask", "RSCC", "held out", "Q", "FSC 0.5, Å", "bonds Z", "angles Z"]
-    header += ["CA RMSD, Å", "all atoms, Å", "TM-score"]
+    header += ["CA RMSD, Å", "in place, Å", "all atoms, Å", "TM-score"]
     used = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
     lines = table([header[i] for i in used], [[row[i] for i in used] for row in rows])
     target = "the map" if result.start.held_out_rscc is None else "half map 1"
     lines.append(
-        f"Ranked by the correlation with {target} over a mask made of the map (CC mask); RSCC within 2 Å of "
-        "the atoms."
+        f"Ranked by the correlation with {target} {result.map.mask} (CC mask); RSCC within 2 Å of the atoms."
     )
     if result.start.held_out_rscc is not None:
-        lines.append("Held out: RSCC in half map 2, which took no part in the fit.")
+        lines.append(
+            "Held out: RSCC in half map 2, used for nothing but the resolution, where that was not given."
+        )
     if result.ensemble is not None:
         lines.append(_mixture_line(result.ensemble))
     lines.append(f"Written to {out}/: best.cif, models.cif, start.cif, residues.csv, map.ccp4, result.json")
@@ -72,7 +72,7 @@ def state_summary(result: StateResult, out: Path) -> str:
 def _mixture_line(mixture: Mixture) -> str:
     kept = ", ".join(f"{i} ({w:.2f})" for i, w in zip(mixture.members, mixture.weights, strict=True))
     line = (
-        f"Together, members (weights) {kept} correlate with the map by {mixture.correlation:.3f}; the best "
+        f"Together, models (weights) {kept} correlate with the map by {mixture.correlation:.3f}; the best "
         f"alone by {mixture.best_alone:.3f}."
     )
     if mixture.held_out is not None:
@@ -88,5 +88,6 @@ def _fit_cells(fit: Fit) -> list[str]:
 
 def _distance_cells(distance: Distance | None) -> list[str]:
     if distance is None:
-        return ["", "", ""]
-    return [f"{distance.ca_rmsd:.2f}", f"{distance.all_atom_rmsd:.2f}", f"{distance.tm_score:.3f}"]
+        return ["", "", "", ""]
+    lengths = (distance.ca_rmsd, distance.ca_rmsd_in_place, distance.all_atom_rmsd)
+    return [*(f"{length:.2f}" for length in lengths), f"{distance.tm_score:.3f}"]

@@ -49,9 +49,9 @@ def test_result_is_nearer_to_the_truth_and_to_the_map_than_the_start(run):
 
 def test_members_are_ranked_by_the_map_alone(run):
     _, result = run
-    ranked = sorted(result.members, key=lambda m: m.rank)
-    assert [m.rank for m in ranked] == [1, 2]
-    fits = [m.fit.correlation for m in ranked]
+    assert [m.model for m in result.members] == [1, 2]
+    assert sorted(m.sample for m in result.members) == [1, 2]
+    fits = [m.fit.correlation for m in result.members]
     assert fits == sorted(fits, reverse=True)
 
 
@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_to_the_same_result(run, state, tmp_path, monkeypat
 def test_members_in_several_batches(state, tmp_path, monkeypatch):
     monkeypatch.setattr(densemble.em.sampling, "TOGETHER", 50)
     result = run_cryoem(state.settings(steps=3), tmp_path / "out")
-    assert [m.id for m in sorted(result.members, key=lambda m: m.id)] == [1, 2]
+    assert sorted(m.sample for m in result.members) == [1, 2]
     assert "batch" in (tmp_path / "out" / "trace.csv").read_text().splitlines()[0]
 
 
@@ -146,7 +146,7 @@ def test_an_ensemble_explains_the_map_together(state, tmp_path):
     assert mixture.held_out is not None
     assert sum(mixture.weights) == pytest.approx(1.0)
     assert set(mixture.members) <= {1, 2, 3}
-    assert "Together, members" in state_summary(result, tmp_path / "out")
+    assert "Together, models" in state_summary(result, tmp_path / "out")
 
 
 def test_elastic_prior_runs(state, tmp_path):

@@ -3,9 +3,11 @@
 from importlib import resources
 
 import pytest
+import torch
 from small_crystal import toml
 
 from densemble.errors import InputError
+from densemble.priors.edm import EDM
 from densemble.recipes.state import StateRecipe, load_state_recipe
 
 SHIPPED = sorted(
@@ -88,3 +90,15 @@ def test_steps_need_a_schedule_that_has_them(tmp_path):
 def test_unknown_name_says_which_there_are():
     with pytest.raises(InputError, match=r"choose cryoboltz-2025, densemble"):
         load_state_recipe("embedded")
+
+
+def test_a_prior_takes_the_levels_of_the_schedule_that_it_knows():
+    recipe = load_state_recipe("cryoboltz-2025")
+    process, steps = recipe.schedule.below(EDM(center=torch.zeros(2, 3), sigma_max=150.0))
+    whole = EDM(center=torch.zeros(2, 3), sigma_max=2560.0, sigma_min=0.0064, rho=8.0).times(200)
+    assert process.times(steps) == pytest.approx(whole[200 - steps :])
+    assert whole[200 - steps] <= 150.0 < whole[199 - steps]
+    for stage in recipe.stages:
+        high, low = recipe.interval(stage, 3.0)
+        seen = [t * 1.605 if t > 1.107 else t for t in process.times(steps)]
+        assert sum(low < t <= high for t in seen) == 25

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from densemble.atoms import Topology
 from densemble.em.state import refinable
+from densemble.errors import InputError
+from densemble.forward.cryoem import AtomForm, FormKind
 from densemble.geometry.restraints import build_restraints
 from densemble.geometry.validation import validate
 from densemble.grid import DensityMap
@@ -19,12 +20,12 @@ from densemble.io.models import Model
 from densemble.io.state_results import Distance, Fit, Geometry, Mixture, StateMember
 from densemble.likelihood.state import StateLikelihood, weighted_correlation
 from densemble.metrics.chains import best_chain_assignment
-from densemble.metrics.coordinates import superposed_rmsd
-from densemble.metrics.fsc import MAP_MODEL, fourier_shell_correlation, resolution_at
+from densemble.metrics.coordinates import rmsd, superposed_rmsd
+from densemble.metrics.fsc import map_model_resolution
 from densemble.metrics.maps import ModelFit, model_fit
 from densemble.metrics.qscore import q_scores
 from densemble.metrics.tmscore import tm_score
-from densemble.selection.pursuit import correlation
+from densemble.selection.pursuit import correlation, matching_pursuit
 
 NEAR = 2.0
 """Å from the atoms of a model within which voxels count for its RSCC."""
@@ -44,37 +45,63 @@ def matched(topology: Topology, other: Model) -> Float[np.ndarray, "n 3"]:
     return np.where(np.array(index)[:, None] >= 0, other.coords[index], np.nan)
 
 
+def check_reference(start: Model, reference: Model) -> None:
+    """See that distances from a reference can be stated.
+
+    Raises:
+        InputError: fewer than three CA atoms have the same chain, number and name in both.
+    """
+    alpha = np.array(start.topology.names) == "CA"
+    shared = np.isfinite(matched(start.topology, reference)[alpha]).all(axis=1).sum()
+    if shared < 3:
+        raise InputError(
+            f"reference {reference.path} has {shared} CA atoms of the chains and numbers of {start.path}, "
+            "too few to compare; name chains and residues alike"
+        )
+
+
 class Judge:
     """Judges models of the same atoms by the same map; the reference is for evaluation only.
 
     Args:
-        topology: the atoms.
-        likelihood: the map that was fitted, its mask, and how wide atoms are in it.
+        start: the start, which has the same atoms and says which residues are bonded.
+        likelihood: the map that was fitted, and its mask.
+        kind: how atoms look in the sharp map; how wide they are is fitted for each model.
         held_out: the half map that took no part, on the grid of ``likelihood.target``.
         reference: a model in the frame of the map, from which distances are stated.
     """
 
     def __init__(
         self,
-        topology: Topology,
+        start: Model,
         likelihood: StateLikelihood,
-        held_out: DensityMap | None,
-        reference: Model | None,
+        *,
+        kind: FormKind = "electron",
+        held_out: DensityMap | None = None,
+        reference: Model | None = None,
     ) -> None:
-        self.topology = topology
+        self.start = start
+        self.topology = start.topology
         self.likelihood = likelihood
+        self.kind: FormKind = kind
         self.held_out = held_out
-        self._reference = None if reference is None else matched(topology, reference)
+        self._reference = None if reference is None else matched(start.topology, reference)
+        names = () if reference is None else reference.topology.names
+        self._reference_length = sum(name == "CA" for name in names)
+
+    def form(self, coords: Float[Tensor, "n 3"]) -> AtomForm:
+        """The width of atoms that suits a model."""
+        known = self._known(coords)
+        return known.fitted(coords[torch.isfinite(coords).all(-1)], self.kind).form
 
     def fit(self, coords: Float[Tensor, "n 3"]) -> Fit:
         """Agreement of a model with the map; coordinates in Å, NaN for atoms that it lacks."""
         observed, x, mask = self.likelihood.target, coords.double().numpy(), self.likelihood.mask
-        calculated = self._density(coords)
+        calculated = self._density(coords, self.form(coords))
         held_out = None
         if self.held_out is not None:
             held_out = self._near(self.held_out, calculated, x).overall
-        curve = fourier_shell_correlation(observed.values, calculated, observed.grid, mask=mask)
-        ends = resolution_at(curve, MAP_MODEL)
+        ends = map_model_resolution(observed.values, calculated, observed.grid, mask=mask)
         return Fit(
             correlation=float(weighted_correlation(observed.values, calculated[None], mask)[0]),
             rscc=self._near(observed, calculated, x).overall,
@@ -90,7 +117,7 @@ class Judge:
     def residues(self, coords: Float[Tensor, "n 3"]) -> list[dict[str, str | float]]:
         """RSCC and Q-score of each residue of a model, as rows of a table."""
         x = coords.double().numpy()
-        fit = self._near(self.likelihood.target, self._density(coords), x)
+        fit = self._near(self.likelihood.target, self._density(coords, self.form(coords)), x)
         scores = q_scores(self.likelihood.target, self.topology, x)
         return [
             {"residue": str(r.id), "name": r.name, "rscc": float(c), "q_score": float(q)}
@@ -101,63 +128,85 @@ class Judge:
         """From the reference, chains of the same sequence exchanged where that is nearer."""
         if self._reference is None:
             return None
-        arranged = best_chain_assignment(self.topology, coords, self._reference)
-        found = superposed_rmsd(self.topology, arranged.coords, self._reference, symmetric=True)
+        arranged = best_chain_assignment(self.topology, coords, self._reference).coords
+        found = superposed_rmsd(self.topology, arranged, self._reference, symmetric=True)
         protein = [i for i, r in enumerate(self.topology.residues) if r.kind == "protein"]
         index = self.topology.atom_index
         alpha = [index[r, "CA"] for r in protein if (r, "CA") in index]
-        x, reference = arranged.coords[alpha], self._reference[alpha]
+        x, reference = arranged[alpha], self._reference[alpha]
         known = np.isfinite(x).all(axis=1) & np.isfinite(reference).all(axis=1)
         return Distance(
-            ca_rmsd=found.alpha, all_atom_rmsd=found.all_atoms, tm_score=tm_score(x[known], reference[known])
+            ca_rmsd=found.alpha,
+            ca_rmsd_in_place=float(rmsd(x[known], reference[known])),
+            all_atom_rmsd=found.all_atoms,
+            tm_score=tm_score(x[known], reference[known], length=self._reference_length),
         )
 
     def geometry(self, coords: Float[Tensor, "n 3"]) -> Geometry:
-        """Stereochemistry of the protein atoms."""
+        """Stereochemistry of the protein atoms, bonded as in the start."""
         free = refinable(self.topology)
-        restraints = build_restraints(self.topology, coords.double().numpy(), free)
+        restraints = build_restraints(
+            self.topology, coords.double().numpy(), free, bonded_as=self.start.coords
+        )
         report = validate(restraints, coords[None, torch.from_numpy(free)]).rows()[0]
-        return Geometry.model_validate(report)
+        return Geometry.model_validate({k: None if math.isnan(v) else v for k, v in report.items()})
 
-    def member(self, coords: Float[Tensor, "n 3"], *, number: int, rank: int) -> StateMember:
-        """Everything about one sample."""
+    def member(self, coords: Float[Tensor, "n 3"], *, sample: int) -> StateMember:
+        """Everything about one sample; its rank is still to be known."""
         return StateMember(
-            id=number,
-            rank=rank,
+            model=1,
+            sample=sample,
             fit=self.fit(coords),
             geometry=self.geometry(coords),
             reference=self.distance(coords.double().numpy()),
         )
 
-    def voxel_values(self, members: Float[Tensor, "k n 3"]) -> tuple[np.ndarray, np.ndarray]:
+    def voxel_values(self, members: Float[Tensor, "k n 3"], form: AtomForm) -> tuple[np.ndarray, np.ndarray]:
         """Densities of the members, shape=(K, V), and the map, shape=(V,), where the mask is above a half."""
         inside = self.likelihood.mask > 0.5
-        densities = torch.stack([self._density(x)[inside] for x in members])
+        densities = torch.stack([self._density(x, form)[inside] for x in members])
         return densities.double().numpy(), self.likelihood.target.values[inside].double().numpy()
 
-    def mixture(self, members: Float[Tensor, "k n 3"], kept: Sequence[int], weights: np.ndarray) -> Mixture:
-        """How well some members together explain the map, and the half map not used."""
-        densities, target = self.voxel_values(members)
-        mixed, alone = weights @ densities[list(kept)], max(densities, key=lambda d: correlation(d, target))
+    def mixture(self, members: Float[Tensor, "k n 3"], *, keep: int) -> Mixture:
+        """The few members that together explain the map best, by matching pursuit, and how well they do.
+
+        The half map that was not used has no part in the choice.
+        """
+        densities, target = self.voxel_values(members, self.form(members[0]))
+        found = matching_pursuit(densities, target, keep=keep)
+        mixed = found.weights @ densities[list(found.members)]
+        alone = max(densities, key=lambda density: correlation(density, target))
         other = None
         if self.held_out is not None:
             other = self.held_out.values[self.likelihood.mask > 0.5].double().numpy()
         return Mixture(
-            members=[k + 1 for k in kept],
-            weights=weights.tolist(),
+            members=[k + 1 for k in found.members],
+            weights=found.weights.tolist(),
             correlation=correlation(mixed, target),
             held_out=None if other is None else correlation(mixed, other),
             best_alone=correlation(alone, target),
             best_alone_held_out=None if other is None else correlation(alone, other),
         )
 
-    def _density(self, coords: Float[Tensor, "n 3"]) -> Float[Tensor, "nx ny nz"]:
-        """Of the atoms that are known."""
+    def _known(self, coords: Float[Tensor, "n 3"]) -> StateLikelihood:
+        """The likelihood of those atoms that have coordinates."""
         known = torch.isfinite(coords).all(-1)
-        elements = [e for e, is_known in zip(self.topology.elements, known.tolist(), strict=True) if is_known]
-        forward = self.likelihood.form.density(self.likelihood.target.grid, elements)
+        whole = self.likelihood
+        return StateLikelihood(
+            whole.target,
+            whole.mask,
+            [e for e, here in zip(self.topology.elements, known.tolist(), strict=True) if here],
+            resolution=whole.resolution,
+            volume=whole.volume,
+            occupancy=None if whole.occupancy is None else whole.occupancy[known],
+        )
+
+    def _density(self, coords: Float[Tensor, "n 3"], form: AtomForm) -> Float[Tensor, "nx ny nz"]:
+        """Of the atoms that are known."""
+        known = self._known(coords)
+        density = form.density(known.target.grid, known.elements, occupancy=known.occupancy)
         with torch.no_grad():
-            return forward.members(coords[None, known])[0]
+            return density.members(coords[None, torch.isfinite(coords).all(-1)])[0]
 
     def _near(self, observed: DensityMap, calculated: Tensor, x: np.ndarray) -> ModelFit:
         return model_fit(observed.values, calculated, observed.grid, self.topology, x, radius=NEAR)

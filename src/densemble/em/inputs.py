@@ -89,6 +89,7 @@ class StateInputs:
         resolution_source: where it comes from.
         recipe: the method.
         files: all inputs with their hashes.
+        messages: what the user should know.
     """
 
     model: Model
@@ -98,6 +99,7 @@ class StateInputs:
     resolution_source: str
     recipe: StateRecipe
     files: list[InputFile]
+    messages: tuple[str, ...]
 
 
 def load(settings: StateSettings) -> StateInputs:
@@ -112,6 +114,8 @@ def load(settings: StateSettings) -> StateInputs:
         raise InputError(f"{settings.map} does not say its resolution; give --resolution in Å, or half maps")
     if settings.resolution is not None and not 0 < settings.resolution < float("inf"):
         raise InputError(f"--resolution {settings.resolution:g} Å: must be above zero")
+    if not settings.map.is_file():
+        raise InputError(f"{settings.map} does not exist; give a CCP4 or MRC map")
     recipe = load_state_recipe(settings.recipe)
     model = read_model(settings.model)
     density = read_map(settings.target)
@@ -125,4 +129,9 @@ def load(settings: StateSettings) -> StateInputs:
     if resolution is None or not np.isfinite(resolution):
         raise InputError("the half maps do not agree at any resolution; give --resolution in Å")
     files = [InputFile.of(path) for path in settings.files]
-    return StateInputs(model, density, held_out, resolution, source, recipe, files)
+    messages = model.messages
+    if settings.half1 is not None:
+        messages += (
+            f"{settings.half1.name} is fitted, and a level is one of it; {settings.map.name} is not used",
+        )
+    return StateInputs(model, density, held_out, resolution, source, recipe, files, messages)

@@ -39,6 +39,8 @@ from densemble.sidechains.carried import CarriedAtoms
 
 ELASTIC_WIDTHS = 25.0
 """First noise level of the elastic prior, over the expected motion; as for the embedded one."""
+VOXELS_TOGETHER = 2**25
+"""Voxels times members whose densities are held at once; some 20 bytes each."""
 TOGETHER = 2048
 """Residues times members that are denoised in one call: bounds memory. Part of a run's identity, since the
 random numbers of a batch belong to it as a whole."""
@@ -53,7 +55,7 @@ def terms_of(settings: StateSettings, problem: StateProblem, recipe: StateRecipe
         terms["density"] = make(problem.likelihood, recipe.target)
     if "cloud" in wanted:
         prepared = problem.prepared
-        cloud = cloud_of_map(prepared.density, prepared.inside, atoms=len(problem.elements))
+        cloud = cloud_of_map(prepared.density, prepared.inside, atoms=len(problem.model.topology))
         terms["cloud"] = cloud_term(SinkhornDivergence(cloud))
     return terms
 
@@ -67,12 +69,14 @@ class Guided:
         completion: from its atoms to all.
         atoms: indices of its atoms among all.
         stages: of guidance.
+        steps: of the reverse diffusion.
     """
 
     prior: Prior
     completion: Completion
     atoms: np.ndarray
     stages: list[Stage]
+    steps: int
 
 
 def guided(settings: StateSettings, inputs: StateInputs, problem: StateProblem) -> Guided:
@@ -82,33 +86,33 @@ def guided(settings: StateSettings, inputs: StateInputs, problem: StateProblem) 
         InputError: the prior cannot model the start, or the map gives too few points for a cloud.
     """
     recipe = inputs.recipe
-    terms = terms_of(settings, problem, recipe)
-    return Guided(*make_prior(settings, problem, recipe), stages_of(recipe, terms, inputs.resolution))
-
-
-def make_prior(
-    settings: StateSettings, problem: StateProblem, recipe: StateRecipe
-) -> tuple[Prior, Completion, np.ndarray]:
-    """The diffusion model around the start, what completes its samples, and its atoms among all."""
+    stages = stages_of(recipe, terms_of(settings, problem, recipe), inputs.resolution)
     topology, coords, trust = problem.model.topology, problem.model.coords, recipe.trust
+    churn = recipe.sampling.churn
     if settings.prior == "elastic":
-        process = EDM(
-            center=torch.from_numpy(coords).float(),
-            sigma_max=ELASTIC_WIDTHS * trust.domains,
-            churn=recipe.sampling.churn,
-        )
+        center, highest = torch.from_numpy(coords).float(), ELASTIC_WIDTHS * trust.domains
+        process, steps = levels(recipe, EDM(center=center, sigma_max=highest, churn=churn))
         elastic = ElasticPrior(
             topology, coords, amplitude=trust.domains, residual=trust.local, process=process
         )
-        return elastic, AllAtom(), np.arange(len(topology))
-    prior = WholeChainPrior(topology, coords, trust=Trust(**trust.model_dump()), churn=recipe.sampling.churn)
+        return Guided(elastic, AllAtom(), np.arange(len(topology)), stages, steps)
+    prior = WholeChainPrior(topology, coords, trust=Trust(**trust.model_dump()), churn=churn)
+    prior.process, steps = levels(recipe, prior.process)
     backbone = topology.backbone(prior.residues)
-    return prior, CarriedAtoms(topology, coords, backbone, prior.atoms), prior.atoms
+    completion = CarriedAtoms(topology, coords, backbone, prior.atoms)
+    return Guided(prior, completion, prior.atoms, stages, steps)
 
 
-def batches(members: int, residues: int) -> list[range]:
-    """Members that are sampled together, counted from 1."""
-    size = max(1, TOGETHER // residues)
+def levels(recipe: StateRecipe, process: EDM) -> tuple[EDM, int]:
+    """The noise levels of a run and how many: the prior's own, or those of the recipe's schedule."""
+    if recipe.schedule is None:
+        return process, recipe.sampling.steps
+    return recipe.schedule.below(process)
+
+
+def batches(members: int, residues: int, voxels: int) -> list[range]:
+    """Members that are sampled together, counted from 1: as many as memory allows."""
+    size = max(1, min(TOGETHER // residues, VOXELS_TOGETHER // voxels))
     return [range(first, min(first + size, members + 1)) for first in range(1, members + 1, size)]
 
 
@@ -122,16 +126,16 @@ def sampled(
     tell: Progress,
 ) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
     """All atoms of all members, refined, and the trace of every objective; each batch is kept when done."""
-    recipe, topology = inputs.recipe, problem.model.topology
-    steps = settings.steps or recipe.sampling.steps
-    together = batches(settings.members, len(topology.residues))
+    recipe, voxels = inputs.recipe, problem.likelihood.mask.numel()
+    steps = settings.steps or sampling.steps
+    together = batches(settings.members, len(problem.model.topology.residues), voxels)
     if settings.ensemble:
         together = [range(1, settings.members + 1)]
 
     def finish(members: Tensor) -> Tensor:
         likelihood = fitted_to_best(problem.likelihood, members, settings.forward)
         groups = [members] if settings.ensemble else list(members[:, None])
-        return torch.cat([refined(topology, x, likelihood, recipe.finish) for x in groups])
+        return torch.cat([refined(problem.model, x, likelihood, recipe.finish) for x in groups])
 
     with tell.steps("samples", steps * len(together)) as on_step:
         for index, batch in enumerate(together):

@@ -12,6 +12,7 @@ from densemble.geometry.objective import GeometryObjective
 from densemble.geometry.regularise import regularise
 from densemble.geometry.restraints import build_restraints
 from densemble.guidance.stage import Stage, Term
+from densemble.io.models import Model
 from densemble.likelihood.state import StateLikelihood
 from densemble.likelihood.transport import SinkhornDivergence
 from densemble.recipes.state import Finish, StateRecipe, Target
@@ -63,17 +64,19 @@ def refinable(topology: Topology) -> np.ndarray:
 
 
 def refined(
-    topology: Topology, coords: Float[Tensor, "k n 3"], likelihood: StateLikelihood, finish: Finish
+    start: Model, coords: Float[Tensor, "k n 3"], likelihood: StateLikelihood, finish: Finish
 ) -> Float[Tensor, "k n 3"]:
     """Members that together explain the map, all their protein atoms moved, with sound stereochemistry.
 
-    Give one member alone where each is to explain the map. What else there is (ligands, waters, nucleic
-    acids, unusual residues) stays, and the first member's is avoided.
+    Which residues are bonded is taken from the start. Give one member alone where each is to explain the map.
+    What else there is (ligands, waters, nucleic acids, unusual residues) stays, and the first member's is
+    avoided.
     """
-    free = refinable(topology)
+    free = refinable(start.topology)
     if finish.evaluations == 0 or not len(free):
         return coords
-    objective = GeometryObjective(build_restraints(topology, coords[0].double().numpy(), free))
+    restraints = build_restraints(start.topology, coords[0].double().numpy(), free, bonded_as=start.coords)
+    objective = GeometryObjective(restraints)
     index = torch.from_numpy(free)
     weights = coords.new_full((len(coords),), 1 / len(coords))
     gain = finish.data_per_atom * len(free) / likelihood.data

@@ -59,14 +59,20 @@ class AtomForm:
         return (0.5 * self.d_min, 2 * self.d_min) if self.kind == "molmap" else (B_LEAST, 300.0)
 
     def density(
-        self, grid: Grid, elements: Sequence[str], *, dtype: torch.dtype = torch.float32
+        self,
+        grid: Grid,
+        elements: Sequence[str],
+        *,
+        occupancy: Float[Tensor, " n"] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> StateDensity:
-        """Of these elements on a box."""
+        """Of these elements on a box; the occupancy is that of each atom, 1 if None."""
         if self.kind == "molmap":
-            return MolmapDensity(grid, elements, resolution=self.spread, dtype=dtype)
-        return _WithB(
-            ElectronDensity(grid, elements, d_min=self.d_min, b_min=B_LEAST, dtype=dtype), self.spread
+            return MolmapDensity(grid, elements, resolution=self.spread, occupancy=occupancy, dtype=dtype)
+        forward = ElectronDensity(
+            grid, elements, occupancy=occupancy, d_min=self.d_min, b_min=B_LEAST, dtype=dtype
         )
+        return _WithB(forward, self.spread)
 
 
 B_LEAST = 10.0

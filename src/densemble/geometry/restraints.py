@@ -81,20 +81,23 @@ def build_restraints(
     absent: Sequence[int] | np.ndarray = (),
     copies: np.ndarray | None = None,
     copy_elements: Sequence[str] = (),
+    bonded_as: np.ndarray | None = None,
     reach: float = 12.0,
 ) -> Restraints:
     """Restraints on the atoms ``free`` of a model whose other atoms stay where they are.
 
     Args:
         topology: the whole model.
-        coords: Å, shape=(n, 3); also decides which residues are linked, which peptides before
-            proline are cis, and what is near. Free atoms that are not placed yet may be NaN; others that
-            are NaN are absent.
+        coords: Å, shape=(n, 3): where fixed atoms are, and which of them are near. Free atoms that are not
+            placed yet may be NaN; others that are NaN are absent.
         free: increasing indices of the free atoms, shape=(N,).
         absent: indices of atoms that are neither free nor there, such as the side chains of a region
             of which only the backbone is modelled, or waters that may be displaced.
         copies: Å, further fixed atoms (symmetry copies), shape=(c, 3).
         copy_elements: their elements, length c.
+        bonded_as: Å, the conformation that decides which residues are linked, which cysteines are, and
+            which peptides before proline are cis; ``coords`` if None. Give the start where ``coords`` are a
+            sample, or a bond that the sample tore would count as none.
         reach: Å, fixed atoms further than this from every free atom make no contact.
 
     Raises:
@@ -108,7 +111,9 @@ def build_restraints(
         )
     if np.isin(free, absent).any():
         raise ValueError("build_restraints: an atom is both free and absent")
-    found = _Collector(topology, coords, free, np.asarray(absent, dtype=np.int64))
+    chemistry = coords if bonded_as is None else bonded_as
+    found = _Collector(topology, chemistry, free, np.asarray(absent, dtype=np.int64))
+    found.coords = coords
     return _assemble(found, copies, copy_elements, reach)
 
 

@@ -106,6 +106,23 @@ def build_structure(model: Model, ensemble: Ensemble, region_atoms: np.ndarray) 
     return structure
 
 
+def forget_frame(structure: gemmi.Structure) -> None:
+    """Remove what only held where a model was: cell, symmetry, assemblies, refinement records; in place.
+
+    Links to symmetry copies go too. For models moved into the frame of a map.
+    """
+    structure.cell, structure.spacegroup_hm = gemmi.UnitCell(), ""
+    structure.has_origx = False
+    structure.ncs.clear()
+    structure.assemblies.clear()
+    structure.meta.refinement = []
+    structure.raw_remarks = []
+    structure.clear_conect()
+    structure.connections = gemmi.ConnectionList(
+        [link for link in structure.connections if link.asu != gemmi.Asu.Different]
+    )
+
+
 def write_structure(path: str | Path, structure: gemmi.Structure) -> Path:
     """Write a structure as mmCIF, or as PDB if the file's name ends in ``.pdb``.
 

@@ -17,6 +17,7 @@ from densemble.io.results import (
     RESULT_FILE,
     TRACE_FILE,
     InputFile,
+    forget_frame,
     write_structure,
     write_text,
 )
@@ -49,12 +50,14 @@ class MapRecord(_Record):
 
     ``forward`` says how atoms were drawn in the sharp map, and ``fitted`` how wide for the best model: the
     resolution of ``molmap`` in Å, or the B factor with ``electron`` in Å^2 (``forward.cryoem.AtomForm``).
+    ``mask`` says which voxels were compared.
     """
 
     resolution: float
     resolution_source: str
     forward: str
     fitted: float
+    mask: str
     level: float
     rule: str
     volume: float
@@ -74,10 +77,10 @@ class Placement(_Record):
 
 
 class Fit(_Record):
-    """How well a model agrees with the map.
+    """How well a model agrees with the map, with atoms as wide as suits that model best.
 
     Attributes:
-        correlation: over the mask made of the map; by it members are ranked.
+        correlation: over the mask; by it members are ranked.
         rscc: over the voxels within 2 Å of the model's atoms.
         held_out_rscc: the same in the half map that was not used.
         q_score: mean over atoms.
@@ -92,10 +95,13 @@ class Fit(_Record):
 
 
 class Geometry(_Record):
-    """Stereochemistry of the protein; see ``densemble.geometry.validation.GeometryReport``."""
+    """Stereochemistry of the protein; see ``densemble.geometry.validation.GeometryReport``.
 
-    bond_rmsz: float
-    angle_rmsz: float
+    Which residues are bonded is taken from the start. None where there is nothing to judge.
+    """
+
+    bond_rmsz: float | None
+    angle_rmsz: float | None
     favoured: int
     allowed: int
     outliers: int
@@ -106,18 +112,24 @@ class Geometry(_Record):
 
 
 class Distance(_Record):
-    """From the reference; Å after superposition of the CA atoms; for evaluation only."""
+    """From the reference, in Å, for evaluation only.
+
+    Chains of the same sequence are exchanged where that is nearer. After superposition of the CA atoms, but
+    for ``ca_rmsd_in_place``, which pose and conformation make up together. The TM-score is normalised by
+    the CA atoms of the whole reference.
+    """
 
     ca_rmsd: float
+    ca_rmsd_in_place: float
     all_atom_rmsd: float
     tm_score: float
 
 
 class StateMember(_Record):
-    """One sampled model."""
+    """One sampled model: its number in ``models.cif``, best first, and the order in which it was sampled."""
 
-    id: Annotated[int, Field(ge=1)]
-    rank: Annotated[int, Field(ge=1)]
+    model: Annotated[int, Field(ge=1)]
+    sample: Annotated[int, Field(ge=1)]
     fit: Fit
     geometry: Geometry
     reference: Distance | None = None
@@ -127,7 +139,7 @@ class Mixture(_Record):
     """Members that together explain the map.
 
     Attributes:
-        members: their ids, in the order in which they were picked.
+        members: their numbers in ``models.cif``, in the order in which they were picked.
         weights: occupancies, summing to one.
         correlation: of the map that was fitted with their summed density, over the mask.
         held_out: the same with the half map that was not used.
@@ -166,8 +178,8 @@ class StateResult(_Record):
 
     @property
     def best(self) -> StateMember:
-        """The member of rank 1."""
-        return min(self.members, key=lambda member: member.rank)
+        """The first model."""
+        return self.members[0]
 
 
 def write_state_result(folder: Path, result: StateResult) -> Path:
@@ -192,11 +204,7 @@ def models_structure(
         b_iso: Å^2 or whatever the B column is to hold, for each member; as in the start if None.
     """
     structure = model.structure.clone()
-    structure.cell, structure.spacegroup_hm = gemmi.UnitCell(), ""
-    structure.has_origx = False
-    structure.ncs.clear()
-    structure.meta.refinement, structure.raw_remarks = [], []
-    structure.clear_conect()
+    forget_frame(structure)
     first = structure[0].clone()
     del structure[0]
     for k, coords in enumerate(members):

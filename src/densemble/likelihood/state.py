@@ -70,6 +70,8 @@ class StateLikelihood:
         resolution: Å, of the map.
         form: how atoms look in it.
         volume: Å^3 that hold the density; ``4 pi volume / (3 d^3)`` data at resolution d.
+        elements: of the atoms.
+        occupancy: of each atom, shape=(n,); 1 if None.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class StateLikelihood:
         resolution: float,
         volume: float,
         form: AtomForm | None = None,
+        occupancy: Float[Tensor, " n"] | None = None,
     ) -> None:
         """Keep the map; levels of blur are prepared when they are first asked for.
 
@@ -92,7 +95,7 @@ class StateLikelihood:
         self.target, self.mask = target, mask
         self.resolution, self.volume = resolution, volume
         self.form = form or AtomForm.of("molmap", resolution)
-        self._elements = tuple(elements)
+        self.elements, self.occupancy = tuple(elements), occupancy
         self._levels: dict[float, _Level] = {}
 
     def __call__(self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0) -> Float[Tensor, " k"]:
@@ -144,9 +147,17 @@ class StateLikelihood:
         """
         first = AtomForm.of(kind, self.resolution)
         one = coords.new_ones(1)
-        form = fit_form(first, self.target, self.mask, self._elements, coords[None], one)
+        form = fit_form(
+            first, self.target, self.mask, self.elements, coords[None], one, occupancy=self.occupancy
+        )
         return StateLikelihood(
-            self.target, self.mask, self._elements, resolution=self.resolution, volume=self.volume, form=form
+            self.target,
+            self.mask,
+            self.elements,
+            resolution=self.resolution,
+            volume=self.volume,
+            form=form,
+            occupancy=self.occupancy,
         )
 
     def _level(self, blur: float) -> _Level:
@@ -157,7 +168,7 @@ class StateLikelihood:
     def _make(self, blur: float) -> _Level:
         values, weights, grid = self.target.values, self.mask.to(self.target.values), self.target.grid
         if blur == 0:
-            density = self.form.density(grid, self._elements, dtype=values.dtype)
+            density = self.form.density(grid, self.elements, occupancy=self.occupancy, dtype=values.dtype)
             return _Level(density, values, weights, self.data)
         width = math.hypot(self.resolution / (math.pi * math.sqrt(2)), blur)
         finest = width * math.pi * math.sqrt(2)
@@ -165,7 +176,9 @@ class StateLikelihood:
         coarse = _coarser(grid, SPACING_PER_WIDTH * width)
         if coarse != grid:
             values, weights = _resample(values, grid, coarse, 3), _resample(weights, grid, coarse, 1)
-        drawn = MolmapDensity(coarse, self._elements, resolution=finest, dtype=values.dtype)
+        drawn = MolmapDensity(
+            coarse, self.elements, resolution=finest, occupancy=self.occupancy, dtype=values.dtype
+        )
         return _Level(drawn, values, weights, _data(self.volume, finest))
 
 

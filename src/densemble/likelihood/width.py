@@ -26,6 +26,7 @@ def fit_form(
     coords: Float[Tensor, "k n 3"],
     weights: Float[Tensor, " k"],
     *,
+    occupancy: Float[Tensor, " n"] | None = None,
     tolerance: float = 0.01,
 ) -> AtomForm:
     """The form of that kind under which the density correlates best with a map.
@@ -42,6 +43,7 @@ def fit_form(
         elements: element symbols, length n.
         coords: Å, shape=(k, n, 3).
         weights: occupancies of the members, shape=(k,).
+        occupancy: of each atom within its member, shape=(n,); 1 if None.
         tolerance: of the logarithm of the spread.
 
     Raises:
@@ -55,7 +57,8 @@ def fit_form(
         raise ValueError("fit_form: the mask is empty, or the map is constant within it")
 
     def loss(logarithm: float) -> float:
-        density = replace(form, spread=math.exp(logarithm)).density(target.grid, elements, dtype=coords.dtype)
+        trial = replace(form, spread=math.exp(logarithm))
+        density = trial.density(target.grid, elements, occupancy=occupancy, dtype=coords.dtype)
         with torch.no_grad():
             x = density(coords, weights).double()
         x = x - (w * x).sum()

@@ -26,7 +26,7 @@ def case(tmp_path_factory):
 
 def judge_of(case, held_out=None, reference=None) -> Judge:
     model, _, likelihood = case
-    return Judge(model.topology, likelihood, held_out, reference)
+    return Judge(model, likelihood, kind="molmap", held_out=held_out, reference=reference)
 
 
 def test_atoms_are_matched_by_name_whatever_their_order(case):
@@ -99,12 +99,20 @@ def test_mixture_is_the_weighted_sum(case):
     model, density, _ = case
     x = torch.from_numpy(model.coords).float()
     members = torch.stack([x, x + 1.0])
-    weights = np.array([0.6, 0.4])
-    judge = judge_of(case, held_out=density)
-    found = judge.mixture(members, [1, 0], weights)
-    values, target = judge.voxel_values(members)
-    expected = np.corrcoef(0.6 * values[1] + 0.4 * values[0], target)[0, 1]
-    assert found.members == [2, 1]
+    judge = judge_of(case)
+    values, _ = judge.voxel_values(members, judge.form(x))
+    mixed = density.values.clone()
+    mixed[judge.likelihood.mask > 0.5] = torch.from_numpy(0.6 * values[0] + 0.4 * values[1]).float()
+    other = StateLikelihood(
+        DensityMap(density.grid, mixed), judge.likelihood.mask, judge.likelihood.elements,
+        resolution=RESOLUTION, volume=5000.0,
+    )  # fmt: skip
+    judge = Judge(model, other, kind="molmap", held_out=DensityMap(density.grid, mixed))
+    found = judge.mixture(members, keep=3)
+    values, target = judge.voxel_values(members, judge.form(members[0]))
+    expected = np.corrcoef(np.array(found.weights) @ values[[k - 1 for k in found.members]], target)[0, 1]
+    assert found.members == [1, 2]
+    assert found.weights == pytest.approx([0.6, 0.4], abs=0.03)
     assert found.correlation == pytest.approx(expected)
     assert found.held_out == pytest.approx(expected)
     assert found.best_alone == pytest.approx(np.corrcoef(values[0], target)[0, 1])

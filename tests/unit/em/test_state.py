@@ -1,5 +1,7 @@
 """What guides toward a state, and the refinement that finishes a member."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,8 +69,8 @@ def test_refinement_raises_the_fit_and_keeps_the_chemistry(case):
     generator = torch.Generator().manual_seed(0)
     x = torch.from_numpy(model.coords).float()
     shaken = x + 0.3 * torch.randn(x.shape, generator=generator)
-    found = refined(model.topology, shaken[None], likelihood, Finish(evaluations=80, data_per_atom=10.0))[0]
-    judge = Judge(model.topology, likelihood, None, None)
+    found = refined(model, shaken[None], likelihood, Finish(evaluations=80, data_per_atom=10.0))[0]
+    judge = Judge(model, likelihood, kind="molmap")
     assert judge.fit(found).correlation > judge.fit(shaken).correlation
     assert judge.geometry(shaken).bond_rmsz > 10
     assert judge.geometry(found).bond_rmsz < 1.5
@@ -78,7 +80,7 @@ def test_refinement_raises_the_fit_and_keeps_the_chemistry(case):
 def test_no_evaluations_change_nothing(case):
     model, likelihood = case
     x = torch.from_numpy(model.coords).float()[None]
-    assert refined(model.topology, x, likelihood, Finish(evaluations=0, data_per_atom=1.0)) is x
+    assert refined(model, x, likelihood, Finish(evaluations=0, data_per_atom=1.0)) is x
 
 
 def test_a_ligand_is_left_where_it_is(case):
@@ -96,7 +98,21 @@ def test_a_ligand_is_left_where_it_is(case):
     likelihood = StateLikelihood(
         density, torch.ones(density.grid.shape), topology.elements, resolution=RESOLUTION, volume=6000.0
     )
+    start = replace(
+        model, topology=topology, coords=coords, b_iso=np.ones(len(coords)), occupancy=np.ones(len(coords))
+    )
     x = torch.from_numpy(coords).float()[None]
-    found = refined(topology, x, likelihood, Finish(evaluations=5, data_per_atom=10.0))
+    found = refined(start, x, likelihood, Finish(evaluations=5, data_per_atom=10.0))
     torch.testing.assert_close(found[:, -2:], x[:, -2:])
     assert float((found - x).abs().max()) > 0
+
+
+def test_a_torn_bond_is_mended_and_counted(case):
+    """Which residues are bonded is known from the start, however far a sample moved them apart."""
+    model, likelihood = case
+    number = np.array([model.topology.residues[r].id.number for r in model.topology.residue_index])
+    torn = torch.from_numpy(model.coords + np.where(number > 80, 2.5, 0.0)[:, None]).float()
+    judge = Judge(model, likelihood, kind="molmap")
+    assert judge.geometry(torn).bond_rmsz > 4
+    found = refined(model, torn[None], likelihood, Finish(evaluations=80, data_per_atom=1.0))[0]
+    assert judge.geometry(found).bond_rmsz < 1.5

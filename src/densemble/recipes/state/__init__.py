@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from typing import Annotated, Literal
 
@@ -15,8 +16,8 @@ from densemble.recipes import Count, NonNegative, Part, Positive, load
 class Schedule(Part):
     """Noise levels by which a recipe counts the steps of its stages; see ``densemble.priors.edm.EDM``.
 
-    They are those of the sampler for which the recipe was published. A prior with other levels runs each
-    stage over the same interval of noise.
+    They are those of the sampler for which the recipe was published, in Å. A prior takes those that are not
+    above its own first level.
     """
 
     steps: Annotated[int, Field(ge=1)]
@@ -28,15 +29,29 @@ class Schedule(Part):
 
     def level(self, step: int) -> float:
         """Å, the noise that the denoiser sees at a step, counted from 0."""
-        process = EDM(
-            center=torch.zeros(1, 3), sigma_max=self.sigma_max, sigma_min=self.sigma_min, rho=self.rho
-        )
-        sigma = process.times(self.steps)[step]
+        sigma = self._process().times(self.steps)[step]
         return sigma * (1 + self.churn) if sigma > self.churn_min else sigma
+
+    def below(self, process: EDM) -> tuple[EDM, int]:
+        """A prior's process on the levels of the schedule that it knows, and how many they are."""
+        levels = self._process().times(self.steps)[:-1]
+        first = next(i for i, level in enumerate(levels) if level <= process.sigma_max)
+        own = replace(
+            process,
+            sigma_max=levels[first],
+            sigma_min=self.sigma_min,
+            rho=self.rho,
+            churn=self.churn,
+            churn_min=self.churn_min,
+        )
+        return own, self.steps - first
+
+    def _process(self) -> EDM:
+        return EDM(center=torch.zeros(1, 3), sigma_max=self.sigma_max, sigma_min=self.sigma_min, rho=self.rho)
 
 
 class Sampling(Part):
-    """The reverse process: steps, and churn (``densemble.priors.edm.EDM``)."""
+    """The reverse process where there is no schedule: steps, and churn (``densemble.priors.edm.EDM``)."""
 
     steps: Annotated[int, Field(ge=1)]
     churn: NonNegative
@@ -122,8 +137,9 @@ class StateRecipe(Part):
         """Å, the highest noise level of a stage and the one at which it is over."""
         if stage.steps is None or self.schedule is None:
             return resolution * (stage.high or 0.0), resolution * stage.low
-        # a hair above, so that the first step's own level is within
-        return self.schedule.level(stage.steps[0]) * (1 + 1e-6), self.schedule.level(stage.steps[1])
+        # a hair above, so that the first step's own level is within, and the last one's is not
+        first, end = (self.schedule.level(step) * (1 + 1e-6) for step in stage.steps)
+        return first, end
 
 
 def load_state_recipe(name: str) -> StateRecipe:
