@@ -164,6 +164,13 @@ def xray(
 @click.option("--recipe", default="densemble", show_default=True, help="Method: a name, or a .toml file.")
 @click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the recipe's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness.")
+@click.option(
+    "--forward",
+    type=click.Choice(["electron", "molmap"]),
+    default="electron",
+    show_default=True,
+    help="How atoms look in the map: electron form factors and B, or Gaussians as ChimeraX draws.",
+)
 @click.option("--ensemble", is_flag=True, help="The members together explain the map, instead of each alone.")
 @click.option(
     "--keep",
