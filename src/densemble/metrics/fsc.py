@@ -125,11 +125,11 @@ def mask_corrected_correlation(
     """
     start = 1 / resolution_at(fourier_shell_correlation(a, b, grid), RANDOMISED)
     masked = fourier_shell_correlation(a, b, grid, mask=mask)
-    random = (phase_randomised(v, grid, beyond=start, generator=generator) for v in (a, b))
-    noise = fourier_shell_correlation(*random, grid, mask=mask).fsc
+    first, second = (phase_randomised(v, grid, beyond=start, generator=generator) for v in (a, b))
+    noise = fourier_shell_correlation(first, second, grid, mask=mask).fsc
     corrected = (masked.fsc - noise) / np.maximum(1 - noise, 1e-6)
-    first = int(np.searchsorted(masked.s, start)) + 2 if start > 0 else 0
-    fsc = np.where(np.arange(len(noise)) < first, masked.fsc, np.clip(corrected, -1, 1))
+    kept = int(np.searchsorted(masked.s, start)) + 2 if start > 0 else 0
+    fsc = np.where(np.arange(len(noise)) < kept, masked.fsc, np.clip(corrected, -1, 1))
     return ShellCorrelation(masked.s, fsc, masked.count)
 
 
