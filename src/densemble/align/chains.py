@@ -10,47 +10,31 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from densemble.atoms import Topology
+from densemble.metrics.chains import interchangeable_chains
 from densemble.metrics.coordinates import rmsd, superpose
 
 Groups = Sequence[Sequence[Int[np.ndarray, " _"]]]
 """For each kind of chain, the same atoms in each of its copies, as indices."""
 
-_DIFFER = 0.05
-"""Chains in which more than this share of the residues in common have other names are different."""
-
 
 def chain_groups(topology: Topology) -> list[list[Int[np.ndarray, " n"]]]:
     """Cα atoms by kind of chain, in each copy those of the residues that all copies have.
 
-    Two chains are of one kind when most of the residues of the shorter one occur in both under the same
-    number, and their names agree but for a share of ``_DIFFER`` (point mutations, modified residues).
+    Chains of one kind are those that ``interchangeable_chains`` puts together. A kind of which no residue is
+    in all copies is left out.
     """
-    chains: dict[str, dict[tuple[int, str], tuple[str, int]]] = {}
+    alphas: dict[str, dict[tuple[int, str], int]] = {}
     for r, residue in enumerate(topology.residues):
         atom = topology.atom_index.get((r, "CA"))
         if residue.kind == "protein" and atom is not None:
-            key = (residue.id.number, residue.id.icode)
-            chains.setdefault(residue.id.chain, {})[key] = (residue.name, atom)
-    kinds: list[list[str]] = []
-    for name, chain in chains.items():
-        for kind in kinds:
-            if _alike(chains[kind[0]], chain):
-                kind.append(name)
-                break
-        else:
-            kinds.append([name])
+            alphas.setdefault(residue.id.chain, {})[residue.id.number, residue.id.icode] = atom
     groups = []
-    for kind in kinds:
-        shared = sorted(set.intersection(*(set(chains[name]) for name in kind)))
-        groups.append([np.array([chains[name][key][1] for key in shared]) for name in kind])
+    for kind in interchangeable_chains(topology):
+        copies = [alphas.get(chain, {}) for chain in kind]
+        shared = sorted(set.intersection(*map(set, copies)))
+        if shared:
+            groups.append([np.array([copy[place] for place in shared], dtype=np.int64) for copy in copies])
     return groups
-
-
-def _alike(first: dict, second: dict) -> bool:
-    shared = first.keys() & second.keys()
-    if 2 * len(shared) < min(len(first), len(second)):
-        return False
-    return sum(first[k][0] != second[k][0] for k in shared) <= _DIFFER * len(shared)
 
 
 def chain_permutation(

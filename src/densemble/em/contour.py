@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,7 @@ def first_solvent(values: np.ndarray) -> Solvent:
     The mean is the fill value, or else the mode; the noise is that of the values below the mean, which no
     density has raised. Sharpening leaves ripples among them, so the noise is an upper limit.
     """
-    sample = _sampled(values)
+    sample = _sampled(values, values.shape)
     fill = _fill(sample)
     if fill is not None:
         sample = sample[sample != fill]
@@ -59,7 +60,7 @@ def solvent_beside(values: np.ndarray, density: np.ndarray, before: Solvent) -> 
     outside = values[~density]
     varied = outside if before.fill is None else outside[outside != before.fill]
     if len(varied) >= _ENOUGH:
-        varied = _sampled(varied)
+        varied = _sampled(varied, values.shape)
         mean = float(np.median(varied))
         noise = 1.4826 * float(np.median(np.abs(varied - mean)))
         mean = mean if before.fill is None else before.fill
@@ -149,9 +150,16 @@ def _noise(noise: float, values: np.ndarray, mean: float) -> float:
     return noise if noise > _FLAT * (float(values.max()) - mean) else 0.0
 
 
-def _sampled(values: np.ndarray) -> np.ndarray:
-    """About a million voxels, evenly spaced in the file."""
-    return values.ravel()[:: max(values.size // _SAMPLE, 1)].astype(np.float64)
+def _sampled(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """About a million of the values of a map of that shape, or of those of its voxels that were selected.
+
+    Evenly spaced in the file, by a step that has no factor in common with an axis: one of 128 voxels along
+    an axis of 512 would meet four of its planes only.
+    """
+    step = max(values.size // _SAMPLE, 1)
+    while math.gcd(step, math.prod(shape)) > 1:
+        step += 1
+    return values.ravel()[::step].astype(np.float64)
 
 
 def _fill(sample: np.ndarray) -> float | None:

@@ -38,11 +38,15 @@ class PreparedMap:
         rule: where the level comes from: ``given``, or the automatic rule in words.
         inside: the voxels at or above the level, without dust; shape=(nx, ny, nz).
         mask: weights from 0 to 1 for a likelihood: 1 within ``dilation`` of a voxel inside, falling to 0 on
-            a cosine over ``softness`` further out; shape=(nx, ny, nz), single precision.
+            a cosine over ``softness`` further out, and 0 where the map given has no voxels; shape=(nx, ny,
+            nz), single precision.
         noise: robust standard deviation (1.4826 times the median absolute deviation) of the solvent, of
             voxels beyond the mask's reach from the density, in the unit of the map. Voxels at the constant
             value that masked and simulated maps have outside do not count; 0 if nothing else is there.
             Neighbouring voxels of a map are correlated.
+        solvent: the value of the map where there is no density, in its unit: the one value it has outside a
+            mask, or else the median of the voxels that ``noise`` is of. A density of atoms alone is to be
+            compared with the map less this.
         volume: Å^3 inside.
         messages: what a user should know, one sentence each.
     """
@@ -53,6 +57,7 @@ class PreparedMap:
     inside: Bool[Tensor, "nx ny nz"]
     mask: Float[Tensor, "nx ny nz"]
     noise: float
+    solvent: float
     volume: float
     messages: tuple[str, ...]
 
@@ -117,31 +122,36 @@ def prepare(
     margin = np.ceil(max(padding, reach) / np.array(grid.spacing)).astype(int)
     cut = _cut(grid, low - margin, high + margin)
     inside_cut = _copied(inside, low - margin, cut.shape, 0.0)
-    background = solvent.mean if solvent.fill is None else solvent.fill
+    measured = _copied(np.ones(values.shape, dtype=bool), low - margin, cut.shape, 0.0)
     distance = ndimage.distance_transform_edt(~inside_cut, sampling=grid.spacing)
     return PreparedMap(
-        density=DensityMap(cut, torch.from_numpy(_copied(values, low - margin, cut.shape, background))),
+        density=DensityMap(cut, torch.from_numpy(_copied(values, low - margin, cut.shape, solvent.mean))),
         level=level,
         rule=rule,
         inside=torch.from_numpy(inside_cut),
-        mask=torch.from_numpy(soft_edge(reach - distance, softness).astype(np.float32)),
+        mask=torch.from_numpy((measured * soft_edge(reach - distance, softness)).astype(np.float32)),
         noise=solvent.noise,
+        solvent=solvent.mean,
         volume=float(inside.sum()) * grid.voxel_volume,
         messages=_messages(grid, resolution, level, solvent, inside),
     )
 
 
-def boxed(density: DensityMap, grid: Grid, *, background: float = 0.0) -> DensityMap:
+def boxed(density: DensityMap, grid: Grid, *, background: float | None = None) -> DensityMap:
     """Another map of the same voxels, cut or continued to the box of a prepared one.
 
     Args:
         density: the map; its voxels fall on those of ``grid``.
         grid: the box.
-        background: value where the map has none.
+        background: value where the map has none; its own solvent, from outside the box if the map goes on
+            there, if left out.
     """
     low = np.rint((np.array(grid.origin) - density.grid.origin) / grid.spacing).astype(int)
-    values = _copied(density.values.detach().cpu().numpy(), low, grid.shape, background)
-    return DensityMap(grid, torch.from_numpy(values))
+    values = density.values.detach().cpu().numpy()
+    if background is None:
+        box = _copied(np.ones(grid.shape, dtype=bool), -low, values.shape, 0.0)
+        background = solvent_beside(values, box, first_solvent(values)).mean
+    return DensityMap(grid, torch.from_numpy(_copied(values, low, grid.shape, background)))
 
 
 def _contoured(

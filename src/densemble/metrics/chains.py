@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from densemble.atoms import Topology
+from densemble.atoms import BACKBONE, Residue, Topology
 
+DIFFER = 0.05
+"""Chains in which more than this share of the residues in common have other names are different."""
 _EXACT = math.factorial(8)  # arrangements up to which all are tried
+_FOLLOWED = 100  # superpositions that are followed beyond
+_FAR = 1e9  # Å^2, for chains that share no atom
 _ROUNDS = 20
 
 
@@ -38,14 +42,14 @@ def best_chain_assignment(
 ) -> ChainAssignment:
     """Try the arrangements of interchangeable chains and keep the one of least RMSD.
 
-    Chains are interchangeable when the names of their residues agree wherever both have a residue of a
-    number, and they share at least half of the numbers of the longer one. For each arrangement the alpha
-    carbons known in both are superposed anew. Up to 40,320 arrangements (eight equal chains, or six of one
-    and four of another) all are tried. Beyond, the search starts from the superposition of each pair of
-    interchangeable chains and alternates assignment (Hungarian method, mean square deviations of chains) and
-    superposition until nothing changes: not proved best.
+    Which are, see ``interchangeable_chains``. For each arrangement the alpha carbons known in both are
+    superposed anew. Up to 40,320 arrangements (eight equal chains, or six of one and four of another) all are
+    tried. Beyond, each pair of interchangeable chains is superposed. From the 100 of these superpositions in
+    which the chains are nearest to some other, assignment (Hungarian method, mean square deviations of
+    chains) and superposition alternate until nothing changes: not proved best.
 
-    Ligands go with the chain they are named after, matched by number and name; waters stay.
+    Atoms are matched by number and name; of residues named differently the backbone only. Ligands go with the
+    chain they are named after; waters stay.
 
     Args:
         topology: of both.
@@ -57,21 +61,22 @@ def best_chain_assignment(
     """
     groups = interchangeable_chains(topology)
     chains = [chain for group in groups for chain in group]
-    rows = {(a, b): _matched(topology, a, b) for group in groups for a in group for b in group}
-    moments = _Moments.of(topology, x, reference, chains, rows)
+    atoms = _labelled(topology)
+    moments = _Moments.of(topology, x, reference, groups, atoms)
     sizes = [len(group) for group in groups]
     if math.prod(math.factorial(size) for size in sizes) <= _EXACT:
         tried = np.array(list(_arrangements(sizes)), dtype=np.int64)
     else:
-        tried = np.array(list(_alternated(moments, sizes)), dtype=np.int64)
+        tried = _alternated(moments, sizes)
     msd = moments.msd(tried)
     if not np.isfinite(msd).any():
         raise ValueError("best_chain_assignment: fewer than three alpha carbons are known in both")
     best = tried[int(np.nanargmin(msd))]
     coords = x.copy()
     for a, b in zip(chains, (chains[i] for i in best), strict=True):
-        coords[_atoms(topology, a)] = np.nan
-        here, there = rows[a, b]
+        coords[list(atoms[a].values())] = np.nan
+        pairs = [(i, atoms[b][label]) for label, i in atoms[a].items() if label in atoms[b]]
+        here, there = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
         coords[here] = x[there]
     return ChainAssignment(
         chains={a: chains[i] for a, i in zip(chains, best, strict=True)},
@@ -81,7 +86,12 @@ def best_chain_assignment(
 
 
 def interchangeable_chains(topology: Topology) -> list[list[str]]:
-    """The protein chains, those that are interchangeable together, in the order of the file."""
+    """The protein chains, those that are interchangeable together, in the order of the file.
+
+    Two chains are alike when they share, by number and insertion code, at least half of the residues of the
+    longer one, and at most a share of ``DIFFER`` of these is named differently (point mutations, modified
+    residues). A chain joins the first group in which it is like every chain.
+    """
     sequences: dict[str, dict[tuple[int, str], str]] = {}
     for residue in topology.residues:
         if residue.kind == "protein":
@@ -90,11 +100,7 @@ def interchangeable_chains(topology: Topology) -> list[list[str]]:
     groups: list[list[str]] = []
     for chain, sequence in sequences.items():
         for group in groups:
-            first = sequences[group[0]]
-            shared = first.keys() & sequence.keys()
-            if 2 * len(shared) >= max(len(first), len(sequence)) and all(
-                first[place] == sequence[place] for place in shared
-            ):
+            if all(_alike(sequences[other], sequence) for other in group):
                 group.append(chain)
                 break
         else:
@@ -102,26 +108,30 @@ def interchangeable_chains(topology: Topology) -> list[list[str]]:
     return groups
 
 
-def _atoms(topology: Topology, chain: str) -> Int[np.ndarray, " a"]:
-    """Atoms named after a chain, without waters."""
-    own = np.array([r.id.chain == chain and r.kind != "water" for r in topology.residues], dtype=bool)
-    return np.flatnonzero(own[topology.residue_index])
+def _alike(first: dict[tuple[int, str], str], second: dict[tuple[int, str], str]) -> bool:
+    if first == second:
+        return True
+    shared = first.keys() & second.keys()
+    differ = sum(first[place] != second[place] for place in shared)
+    return 2 * len(shared) >= max(len(first), len(second)) and differ <= DIFFER * len(shared)
 
 
-def _matched(topology: Topology, a: str, b: str) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " a"]]:
-    """Atoms of chain a that chain b has too, and which these are in b."""
+_Label = tuple[int, str, str, str]
 
-    def labelled(chain: str) -> dict[tuple[int, str, str, str], int]:
-        labels = {}
-        for i in _atoms(topology, chain).tolist():
-            residue = topology.residues[topology.residue_index[i]]
-            labels[residue.id.number, residue.id.icode, residue.name, topology.names[i]] = i
-        return labels
 
-    there = labelled(b)
-    pairs = [(i, there[label]) for label, i in labelled(a).items() if label in there]
-    array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return array[:, 0], array[:, 1]
+def _labelled(topology: Topology) -> dict[str, dict[_Label, int]]:
+    """The atoms named after each chain, without waters, by what they are matched by."""
+    atoms: dict[str, dict[_Label, int]] = {}
+    for i, (r, name) in enumerate(zip(topology.residue_index, topology.names, strict=True)):
+        residue = topology.residues[r]
+        if residue.kind != "water":
+            atoms.setdefault(residue.id.chain, {})[_label(residue, name)] = i
+    return atoms
+
+
+def _label(residue: Residue, name: str) -> _Label:
+    whatever = residue.kind == "protein" and name in BACKBONE
+    return residue.id.number, residue.id.icode, "" if whatever else residue.name, name
 
 
 def _arrangements(sizes: list[int]) -> Iterator[list[int]]:
@@ -149,23 +159,25 @@ class _Moments:
     def of(
         cls,
         topology: Topology,
-        x: np.ndarray,
-        reference: np.ndarray,
-        chains: list[str],
-        rows: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]],
+        x: Float[np.ndarray, "n 3"],
+        reference: Float[np.ndarray, "n 3"],
+        groups: Sequence[Sequence[str]],
+        atoms: dict[str, dict[_Label, int]],
     ) -> _Moments:
-        n = len(chains)
+        n = sum(len(group) for group in groups)
         sums = cls(*(np.zeros((n, n, *shape)) for shape in ((), (3,), (3,), (), (3, 3))))
-        protein = np.array([r.kind == "protein" for r in topology.residues], dtype=bool)
-        alpha = protein[topology.residue_index] & (np.array(topology.names) == "CA")
-        # about the middle, so that the sums of squares do not cancel
-        x, reference = (c - _middle(c) for c in (x, reference))
-        place = {chain: i for i, chain in enumerate(chains)}
-        for (a, b), (here, there) in rows.items():
-            known = alpha[here] & np.isfinite(reference[here]).all(1) & np.isfinite(x[there]).all(1)
-            r, y, at = reference[here[known]], x[there[known]], (place[a], place[b])
-            sums.number[at], sums.x[at], sums.reference[at] = len(y), y.sum(0), r.sum(0)
-            sums.square[at], sums.product[at] = (y**2).sum() + (r**2).sum(), y.T @ r
+        # about the middle, so that the sums of squares do not cancel; and a row for atoms that are lacking
+        x, reference = (np.append(c - _middle(c), [[np.nan] * 3], axis=0) for c in (x, reference))
+        start = 0
+        for group in groups:
+            rows = _alpha_rows(topology, [atoms[chain] for chain in group])
+            own = slice(start, start := start + len(group))
+            (y, y_known), (r, r_known) = (_filled(c[rows]) for c in (x, reference))
+            sums.number[own, own] = r_known @ y_known.T
+            sums.x[own, own] = np.einsum("am,bmi->abi", r_known, y, optimize=True)
+            sums.reference[own, own] = np.einsum("ami,bm->abi", r, y_known, optimize=True)
+            sums.square[own, own] = r_known @ (y**2).sum(-1).T + (r**2).sum(-1) @ y_known.T
+            sums.product[own, own] = np.einsum("bmi,amj->abij", y, r, optimize=True)
         return sums
 
     def total(self, arrangements: Int[np.ndarray, "p c"]) -> tuple[np.ndarray, ...]:
@@ -187,26 +199,51 @@ class _Moments:
         msd = (square - 2 * singular.sum(-1)) / np.maximum(number, 1)
         return np.where(enough, np.maximum(msd, 0), np.nan)
 
-    def superposed(self, arrangement: Int[np.ndarray, " c"]) -> Float[np.ndarray, "c c"]:
-        """Mean square deviation of each pair of chains in the superposition of one arrangement.
+    def superposed(self, arrangements: Int[np.ndarray, "p c"]) -> Float[np.ndarray, "p c c"]:
+        """Mean square deviation of each pair of chains in the superposition of each arrangement.
 
         Pairs of -1 take no part in it. Infinite for chains that share no atom.
         """
-        used = arrangement >= 0
-        at = np.flatnonzero(used), arrangement[used]
-        number = self.number[at].sum()
-        centre, target = self.x[at].sum(0) / number, self.reference[at].sum(0) / number
-        u, _, vt = np.linalg.svd(self.product[at].sum(0) - number * np.outer(centre, target))
-        rotation = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt  # rows times it
-        shift = target - centre @ rotation
-        moved = self.x @ rotation
+        used = arrangements >= 0
+        at = np.arange(arrangements.shape[1]), arrangements
+        number = (self.number[at] * used).sum(1)[:, None]
+        centre, target = (np.einsum("pc,pci->pi", used, v[at]) / number for v in (self.x, self.reference))
+        product = np.einsum("pc,pcij->pij", used, self.product[at])
+        u, _, vt = np.linalg.svd(product - number[:, :, None] * centre[:, :, None] * target[:, None, :])
+        u[:, :, 2] *= np.sign(np.linalg.det(u @ vt))[:, None]
+        rotation = u @ vt  # rows times it
+        shift = target - (centre[:, None] @ rotation)[:, 0]
+        # |x R + t - r|^2 summed: linear in R, t, R t and |t|^2
+        n = len(self.number)
         square = (
-            self.square
-            - 2 * np.einsum("abij,ij->ab", self.product, rotation)
-            + 2 * ((moved - self.reference) @ shift)
-            + self.number * (shift @ shift)
-        )
+            -2 * rotation.reshape(-1, 9) @ self.product.reshape(-1, 9).T
+            + 2 * (rotation @ shift[:, :, None])[:, :, 0] @ self.x.reshape(-1, 3).T
+            - 2 * shift @ self.reference.reshape(-1, 3).T
+            + (shift**2).sum(1)[:, None] * self.number.ravel()
+        ).reshape(-1, n, n) + self.square
         return np.divide(square, self.number, out=np.full(square.shape, np.inf), where=self.number > 0)
+
+
+def _alpha_rows(topology: Topology, chains: Sequence[dict[_Label, int]]) -> Int[np.ndarray, "c m"]:
+    """The alpha carbons of chains, each residue in a column; -1 where a chain lacks it."""
+    columns: dict[_Label, int] = {}
+    found = []
+    for c, atoms in enumerate(chains):
+        for label, i in atoms.items():
+            if label[3] == "CA" and topology.residues[topology.residue_index[i]].kind == "protein":
+                found.append((c, columns.setdefault(label, len(columns)), i))
+    rows = np.full((len(chains), len(columns)), -1)
+    chain, column, atom = np.array(found, dtype=np.int64).reshape(-1, 3).T
+    rows[chain, column] = atom
+    return rows
+
+
+def _filled(
+    coords: Float[np.ndarray, "c m 3"],
+) -> tuple[Float[np.ndarray, "c m 3"], Float[np.ndarray, "c m"]]:
+    """Coordinates with 0 where they are not known, and 1 where they are."""
+    known = np.isfinite(coords).all(axis=-1)
+    return np.where(known[..., None], coords, 0.0), known.astype(float)
 
 
 def _middle(coords: np.ndarray) -> np.ndarray:
@@ -215,22 +252,34 @@ def _middle(coords: np.ndarray) -> np.ndarray:
     return np.asarray(coords[known].sum(axis=0) / max(int(known.sum()), 1))
 
 
-def _alternated(moments: _Moments, sizes: list[int]) -> Iterator[list[int]]:
-    """Arrangements that assignment and superposition in turn lead to, from each pair of chains."""
+def _alternated(moments: _Moments, sizes: list[int]) -> Int[np.ndarray, "p c"]:
+    """Arrangements that assignment and superposition in turn lead to, from pairs of chains."""
     ends = np.cumsum([0, *sizes]).tolist()
     groups = [slice(start, end) for start, end in itertools.pairwise(ends)]
-    yield list(range(ends[-1]))
-    for group in groups:
-        for a, b in itertools.product(range(group.start, group.stop), repeat=2):
-            if moments.number[a, b] < 3:
-                continue
-            arrangement = np.full(ends[-1], -1)
-            arrangement[a] = b
-            for _ in range(_ROUNDS):
-                cost, before = moments.superposed(arrangement), arrangement
-                arrangement = np.concatenate(
-                    [linear_sum_assignment(np.minimum(cost[g, g], 1e9))[1] + g.start for g in groups]
-                )
-                if np.array_equal(arrangement, before):
-                    break
-            yield arrangement.tolist()
+    starts, nearest = [], []
+    for a in range(ends[-1]):
+        others = np.flatnonzero(moments.number[a] >= 3)
+        pairs = np.full((len(others), ends[-1]), -1)
+        pairs[:, a] = others
+        starts.append(pairs)
+        nearest.append(np.minimum(moments.superposed(pairs).min(axis=-1), _FAR).sum(axis=-1))
+    order = np.argsort(np.concatenate(nearest), kind="stable")[:_FOLLOWED]
+    now = np.concatenate(starts)[order]
+    met = [np.arange(ends[-1])[None]]
+    for _ in range(_ROUNDS):
+        following = np.unique(_assigned(moments, now, groups), axis=0)
+        if np.array_equal(following, now):
+            break
+        met.append(now := following)
+    return np.concatenate(met)
+
+
+def _assigned(
+    moments: _Moments, arrangements: Int[np.ndarray, "p c"], groups: list[slice]
+) -> Int[np.ndarray, "p c"]:
+    """Which chains are nearest to which in the superposition of each arrangement, one to one."""
+    found = np.empty_like(arrangements)
+    for own, costs in zip(found, moments.superposed(arrangements), strict=True):
+        for g in groups:
+            own[g] = linear_sum_assignment(np.minimum(costs[g, g], _FAR))[1] + g.start
+    return found

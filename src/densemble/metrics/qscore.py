@@ -97,9 +97,10 @@ def _block_q(
     points = coords[block, None, None] + RADII[:, None, None] * _directions()[order]
     place = (points - density.grid.origin) / density.grid.spacing
     values = map_coordinates(
-        density.values.detach().cpu().double().numpy(),
+        density.values.detach().cpu().numpy(),
         place.reshape(-1, 3).T,
         order=1,
+        output=np.float64,
         mode="constant",
         cval=np.nan,
     ).reshape(used.shape)

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from densemble.em.halfmaps import check_same_grid, estimate_resolution, noise_of_average
+from densemble.em.halfmaps import (
+    check_same_grid,
+    estimate_resolution,
+    noise_of_average,
+    resolution_of_half_maps,
+)
 from densemble.errors import InputError
 from densemble.grid import DensityMap, Grid
 
@@ -39,6 +44,50 @@ def test_mask_takes_part():
     np.testing.assert_allclose(
         masked.curve.fsc, estimate_resolution(first, second, mask=corner).curve.fsc, atol=1e-9
     )
+
+
+WIDE = Grid(origin=(4.0, -3.0, 0.0), spacing=(1.0, 1.2, 0.9), shape=(80, 70, 96))
+
+
+def molecules(seed, radius=22.0):
+    """The same SNR in each half, 1/10 more in the mean, within a soft ball, and noise everywhere."""
+    axes = [np.fft.fftfreq(n, h) for n, h in zip(WIDE.shape, WIDE.spacing, strict=True)]
+    s = np.linalg.norm(np.stack(np.meshgrid(*axes, indexing="ij")), axis=0)
+    signal, first, second = np.random.default_rng(seed).normal(size=(3, *WIDE.shape))
+    signal = np.fft.ifftn(np.fft.fftn(signal) * math.sqrt(10) * np.exp(-((s / 0.12) ** 2) / 2)).real
+    centre = np.array(WIDE.origin) + np.array(WIDE.shape) * WIDE.spacing / 2
+    depth = radius - np.linalg.norm(WIDE.points() - centre, axis=-1).reshape(WIDE.shape)
+    signal = (signal + 1) / (1 + np.exp(-depth))
+    return tuple(DensityMap(WIDE, torch.from_numpy(signal + noise)) for noise in (first, second))
+
+
+def corrected(halves, seed=0):
+    return resolution_of_half_maps(*halves, generator=torch.Generator().manual_seed(seed), sources=("a", "b"))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_resolution_within_the_molecule_is_told_from_that_of_the_box(seed):
+    halves = molecules(seed)
+    inside = 1 / (0.12 * math.sqrt(math.log(10 / (0.143 / 0.857))))
+    box = 4 / 3 * math.pi * 22**3 / np.prod(np.multiply(WIDE.shape, WIDE.spacing))
+    whole = 1 / (0.12 * math.sqrt(math.log(10 * box / (0.143 / 0.857))))
+    assert (inside, whole) == (pytest.approx(4.12, abs=0.01), pytest.approx(6.74, abs=0.01))
+    found, without = corrected(halves).resolution, estimate_resolution(*halves).resolution
+    assert without > 0.95 * whole
+    assert 0.95 * inside < found < inside + 0.5 * (whole - inside)
+    other = [DensityMap(WIDE, 0.02 * half.values - 7) for half in halves]
+    assert corrected(other).resolution == pytest.approx(found, rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_has_no_resolution(seed):
+    noise = np.random.default_rng(seed).normal(size=(2, *GRID.shape)) + 3
+    halves = [DensityMap(GRID, torch.from_numpy(values)) for values in noise]
+    if math.isinf(estimate_resolution(*halves).resolution):
+        assert math.isinf(corrected(halves).resolution)
+    else:  # the few coefficients of the first shell agree by chance
+        with pytest.raises(InputError, match="the average of a and b: no density stands out"):
+            corrected(halves)
 
 
 def test_noise_of_the_average():

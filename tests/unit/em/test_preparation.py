@@ -201,3 +201,38 @@ def test_another_map_of_the_same_voxels_gets_the_same_box():
     around = boxed(as_map(values), wide, background=-5.0)
     np.testing.assert_array_equal(around.values[3:59, 3:53, 3:63].numpy(), values.astype(np.float32))
     assert float(around.values[0, 0, 0]) == -5.0
+
+
+def cut_off(values: np.ndarray) -> np.ndarray:
+    """Without the planes up to the middle of the density along x."""
+    return values[GRID.shape[0] // 2 :]
+
+
+def test_mask_is_zero_where_nothing_was_measured():
+    values = cut_off(simulated() + 0.01 * noise())
+    grid = Grid(GRID.origin, GRID.spacing, values.shape)
+    prepared = prepare(as_map(values, grid), resolution=4.0, source="the.mrc")
+    outside = round((grid.origin[0] - prepared.density.grid.origin[0]) / grid.spacing[0])
+    assert outside >= 6
+    assert float(prepared.mask[:outside].max()) == 0
+    assert bool((prepared.mask[outside:][prepared.inside[outside:]] == 1).all())
+    assert float(prepared.mask[outside].max()) == 1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_solvent_is_told_in_the_unit_of_the_map(masked):
+    values = simulated() + 0.01 * noise()
+    values = np.where(distance_to_atoms(GRID).reshape(GRID.shape) < 14, values, 0.0) if masked else values
+    prepared = run(0.02 * values - 1.5)
+    assert prepared.solvent == pytest.approx(-1.5, abs=0.02 * 0.001)
+
+
+@pytest.mark.parametrize("away", [True, False])  # whether voxels of the map are outside the box
+def test_another_map_goes_on_with_its_own_solvent(away):
+    values = 3 * (simulated() + 0.01 * noise()) + 40.0
+    shift = np.array([20, 0, 0]) if away else np.array([-5, -5, -5])
+    shape = (60, 50, 60) if away else (70, 70, 70)
+    grid = Grid(tuple(np.array(GRID.origin) + shift * GRID.spacing), GRID.spacing, shape)
+    around = boxed(as_map(values), grid)
+    assert float(around.values[-1, -1, -1]) == pytest.approx(40.0, abs=0.03)
+    assert bool((around.values > 39).all())

@@ -9,6 +9,8 @@ from densemble.metrics.fsc import (
     ShellCorrelation,
     fourier_shell_correlation,
     map_model_resolution,
+    mask_corrected_correlation,
+    phase_randomised,
     resolution_at,
 )
 
@@ -120,3 +122,61 @@ def test_map_and_model_agree_up_to_where_noise_is_thrice_the_signal():
     noisy = signal + 20 * noise * (1 - silent)
     assert map_model_resolution(noisy, signal, grid, mask=silent) < 3.0
     assert map_model_resolution(noisy, signal, grid) > 5.0
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_random_phases_keep_amplitudes_and_what_is_coarser():
+    values = filtered(0, 1.0) + 5
+    found = phase_randomised(values, GRID, beyond=0.2, generator=seeded())
+    before, after = np.fft.fftn(values.numpy()), np.fft.fftn(found.numpy())
+    np.testing.assert_allclose(abs(after), abs(before), rtol=1e-9)
+    coarse = np.linalg.norm(frequency(), axis=0) <= 0.2
+    np.testing.assert_allclose(after[coarse], before[coarse], rtol=1e-9, atol=1e-9)
+    turned = (after / before)[~coarse]
+    for power in (1, 2):  # uniform angles, also where the coefficient is its own mate's
+        assert abs((turned**power).mean()) < 4 / math.sqrt(len(turned) / 2)
+    same, other = (phase_randomised(values, GRID, beyond=0.2, generator=seeded(k)) for k in (0, 1))
+    assert torch.equal(found, same)
+    assert (found - other).std() > 0.5
+
+
+def tight_mask(grid=GRID):
+    """Sharp: a ball of 8 Å."""
+    centre = np.array(grid.origin) + np.array(grid.shape) * grid.spacing / 2
+    inside = np.linalg.norm(grid.points() - centre, axis=-1) < 8
+    return torch.from_numpy(inside.reshape(grid.shape).astype(float))
+
+
+def test_what_a_tight_mask_adds_to_noise_is_taken_off():
+    """Two noises of mean 1 have nothing in common but the mask that cuts them."""
+    mask, total, left = tight_mask(), [], []
+    for seed in range(6):
+        a, b = (filtered(10 * seed + k, 1.0) + 1 for k in (1, 2))
+        masked = fourier_shell_correlation(a, b, GRID, mask=mask)
+        corrected = mask_corrected_correlation(a, b, GRID, mask=mask, generator=seeded(seed))
+        assert resolution_at(masked, 0.143) < 8
+        assert resolution_at(corrected, 0.143) > 10  # of a box of 29 Å
+        total.append(masked.fsc[3:])
+        left.append(corrected.fsc[3:])
+    assert np.mean(total) > 0.3
+    assert abs(np.mean(left)) < 0.1
+
+
+def test_correction_is_the_published_one():
+    s = np.linalg.norm(frequency(), axis=0)
+    signal = 5 * filtered(0, np.exp(-((s / 0.15) ** 2))) + 3
+    a, b, mask = signal + filtered(1, 1.0), signal + filtered(2, 1.0), tight_mask()
+    start = 1 / resolution_at(fourier_shell_correlation(a, b, GRID), 0.8)
+    assert 0.1 < start < 0.2
+    generator = seeded(5)
+    random = [phase_randomised(v, GRID, beyond=start, generator=generator) for v in (a, b)]
+    total, noise = (fourier_shell_correlation(*v, GRID, mask=mask) for v in ((a, b), random))
+    corrected = mask_corrected_correlation(a, b, GRID, mask=mask, generator=seeded(5))
+    first = int((total.s < start).sum()) + 2
+    np.testing.assert_allclose(corrected.fsc[:first], total.fsc[:first], atol=1e-12)
+    expected = (total.fsc - noise.fsc) / (1 - noise.fsc)
+    np.testing.assert_allclose(corrected.fsc[first:], expected[first:], atol=1e-12)
+    assert (total.fsc - corrected.fsc)[first:].mean() > 0.1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.interpolate import RegularGridInterpolator
+from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 
 from densemble.atoms import Residue, ResidueId, Topology
@@ -143,6 +144,24 @@ def test_blocks_of_atoms_do_not_show(fragment, monkeypatch):
     whole = q_scores(density, topology, coords).atoms
     monkeypatch.setattr(qscore, "_BLOCK", 13)
     np.testing.assert_allclose(q_scores(density, topology, coords).atoms, whole, atol=1e-12)
+
+
+def test_the_map_is_not_copied_for_any_block(fragment, monkeypatch):
+    topology, coords, density = fragment
+    single = DensityMap(density.grid, density.values.float())
+    read = []
+
+    def recorded(values, *args, **options):
+        read.append(values)
+        return map_coordinates(values, *args, **options)
+
+    monkeypatch.setattr(qscore, "map_coordinates", recorded)
+    monkeypatch.setattr(qscore, "_BLOCK", 40)
+    found = q_scores(single, topology, coords).atoms
+    assert len(read) > 2
+    assert all(np.shares_memory(values, single.values.numpy()) for values in read)
+    double = DensityMap(density.grid, single.values.double())
+    np.testing.assert_array_equal(found, q_scores(double, topology, coords).atoms)
 
 
 def test_what_is_undefined_is_nan():

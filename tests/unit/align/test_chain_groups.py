@@ -14,9 +14,26 @@ GROUPS = [[np.arange(0, 3), np.arange(3, 6), np.arange(6, 9)], [np.arange(9, 12)
 def test_groups_are_chains_of_one_sequence():
     chains = [("A", range(1, 21), "ALA"), ("B", range(1, 21), "GLY"), ("C", range(3, 25), "ALA")]
     found = chain_groups(topology(*chains, ("D", [1, 2], "GLY")))
-    assert [len(kind) for kind in found] == [2, 2]
+    assert [len(kind) for kind in found] == [2, 1, 1]
     np.testing.assert_array_equal(found[0], [np.arange(2, 20), np.arange(40, 58)])
-    np.testing.assert_array_equal(found[1], [[20, 21], [62, 63]])
+    np.testing.assert_array_equal(found[1], [np.arange(20, 40)])
+    np.testing.assert_array_equal(found[2], [[62, 63]])
+
+
+def test_fragments_that_share_nothing_are_not_of_one_kind():
+    whole = topology(("A", range(1, 101), "ALA"), ("B", range(1, 51), "ALA"), ("C", range(51, 101), "ALA"))
+    found = chain_groups(whole)
+    np.testing.assert_array_equal(found[0], [np.arange(50), np.arange(100, 150)])
+    np.testing.assert_array_equal(found[1], [np.arange(150, 200)])
+
+
+def test_a_kind_without_residues_in_all_copies_is_left_out():
+    """Each two share a half, but the three nothing."""
+    numbers = {"A": [1, 2], "B": [2, 3], "C": [1, 3], "D": range(5, 9)}
+    found = chain_groups(topology(*((name, own, "ALA") for name, own in numbers.items())))
+    assert [len(kind) for kind in found] == [1]
+    np.testing.assert_array_equal(found[0], [[6, 7, 8, 9]])
+    assert found[0][0].dtype == np.int64
 
 
 def test_rmsd_is_the_least_of_all_permutations():
