@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from densemble.align.chains import chain_groups, matched_rmsd
 from densemble.atoms import Topology
 from densemble.em.state import refinable
 from densemble.errors import InputError
@@ -20,7 +21,7 @@ from densemble.io.models import Model
 from densemble.io.state_results import Distance, Fit, Geometry, Mixture, StateMember
 from densemble.likelihood.state import StateLikelihood, weighted_correlation
 from densemble.metrics.chains import best_chain_assignment
-from densemble.metrics.coordinates import rmsd, superposed_rmsd
+from densemble.metrics.coordinates import superposed_rmsd
 from densemble.metrics.fsc import map_model_resolution
 from densemble.metrics.maps import ModelFit, model_fit
 from densemble.metrics.qscore import q_scores
@@ -137,10 +138,21 @@ class Judge:
         known = np.isfinite(x).all(axis=1) & np.isfinite(reference).all(axis=1)
         return Distance(
             ca_rmsd=found.alpha,
-            ca_rmsd_in_place=float(rmsd(x[known], reference[known])),
+            ca_rmsd_in_place=self._in_place(coords),
             all_atom_rmsd=found.all_atoms,
             tm_score=tm_score(x[known], reference[known], length=self._reference_length),
         )
+
+    def _in_place(self, coords: Float[np.ndarray, "n 3"]) -> float:
+        """RMSD of CA atoms without superposition, whichever of equal chains stand where."""
+        assert self._reference is not None
+        known = np.isfinite(self._reference).all(axis=1)
+        groups = []
+        for group in chain_groups(self.topology):
+            shared = np.all([known[atoms] for atoms in group], axis=0)
+            if shared.any():
+                groups.append([atoms[shared] for atoms in group])
+        return float(matched_rmsd(coords[None], self._reference, groups)[0])
 
     def geometry(self, coords: Float[Tensor, "n 3"]) -> Geometry:
         """Stereochemistry of the protein atoms, bonded as in the start."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from pydantic import JsonValue
 
-from densemble.em.halfmaps import check_same_grid, estimate_resolution
+from densemble.em.halfmaps import check_same_grid, resolution_of_half_maps
 from densemble.errors import InputError
 from densemble.forward.cryoem import FormKind
 from densemble.grid import DensityMap
@@ -125,7 +126,9 @@ def load(settings: StateSettings) -> StateInputs:
         sources = (str(settings.half1), str(settings.half2))
         check_same_grid(density, held_out, sources=sources)
         if resolution is None:
-            resolution, source = estimate_resolution(density, held_out).resolution, "half maps, FSC 0.143"
+            generator = torch.Generator().manual_seed(settings.seed)
+            found = resolution_of_half_maps(density, held_out, generator=generator, sources=sources)
+            resolution, source = found.resolution, "FSC 0.143 of both half maps, masked and corrected"
     if resolution is None or not np.isfinite(resolution):
         raise InputError("the half maps do not agree at any resolution; give --resolution in Å")
     files = [InputFile.of(path) for path in settings.files]

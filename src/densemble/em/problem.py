@@ -86,7 +86,7 @@ def problem_of(settings: StateSettings, inputs: StateInputs, tell: Progress) -> 
         check_inside(model, prepared.density.grid, settings)
     mask, voxels, more = compared(prepared, model, inputs.resolution)
     likelihood = StateLikelihood(
-        prepared.density,
+        less(prepared.density, prepared.solvent),
         mask,
         model.topology.elements,
         resolution=inputs.resolution,
@@ -95,6 +95,11 @@ def problem_of(settings: StateSettings, inputs: StateInputs, tell: Progress) -> 
     )
     held_out = None if inputs.held_out is None else boxed(inputs.held_out, prepared.density.grid)
     return StateProblem(model, placement, prepared, likelihood, voxels, held_out, messages + more)
+
+
+def less(density: DensityMap, solvent: float) -> DensityMap:
+    """A map in which the solvent is zero, as a cloud of its points and an FSC under a mask need it."""
+    return DensityMap(density.grid, density.values - solvent)
 
 
 def shown(model: Model) -> Float[Tensor, " n"]:

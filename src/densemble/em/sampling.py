@@ -55,7 +55,7 @@ def terms_of(settings: StateSettings, problem: StateProblem, recipe: StateRecipe
         terms["density"] = make(problem.likelihood, recipe.target)
     if "cloud" in wanted:
         prepared = problem.prepared
-        cloud = cloud_of_map(prepared.density, prepared.inside, atoms=len(problem.model.topology))
+        cloud = cloud_of_map(problem.likelihood.target, prepared.inside, atoms=len(problem.model.topology))
         terms["cloud"] = cloud_term(SinkhornDivergence(cloud))
     return terms
 

@@ -70,6 +70,8 @@ def test_distance_is_after_superposition(case):
     assert found.ca_rmsd == pytest.approx(0, abs=1e-6)
     assert found.all_atom_rmsd == pytest.approx(0, abs=1e-6)
     assert found.tm_score == pytest.approx(1.0)
+    assert found.ca_rmsd_in_place > 5
+    assert judge.distance(model.coords + np.array([0.0, 3.0, 4.0])).ca_rmsd_in_place == pytest.approx(5.0)
     assert judge_of(case).distance(model.coords) is None
     assert judge_of(case).reference_fit() is None
 
