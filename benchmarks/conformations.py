@@ -141,6 +141,7 @@ def measure(folder: Path, args: argparse.Namespace, work: Path) -> StateResult:
         resolution=args.resolution,
         members=args.members,
         recipe=recipe_of(args.recipe, args.stages, work),
+        forward="molmap",  # as the map was made
         seed=args.seed,
     )
     return run_cryoem(settings, work / "run", reference=work / "second.cif", force=True)
