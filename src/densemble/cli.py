@@ -181,13 +181,21 @@ def xray(
 )
 @click.option("--fit-in-b", is_flag=True, help="Write 100 times each residue's RSCC into the B column.")
 @click.option("--reference", type=_PATH, help="Model to compare the result with; evaluation only.")
+@click.option("--selection", help="Residues over which that is stated too, for example H:100-112.")
 @click.option("--out", type=_PATH, required=True, help="Output folder.")
 @click.option("--force", is_flag=True, help="Replace an earlier result in the output folder.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @_plain_errors
 def cryoem(
-    *, out: Path, reference: Path | None, force: bool, resume: bool, quiet: bool, **settings: Any
+    *,
+    out: Path,
+    reference: Path | None,
+    selection: str | None,
+    force: bool,
+    resume: bool,
+    quiet: bool,
+    **settings: Any,
 ) -> None:
     """Bring a model to the state that a cryo-EM MAP shows: dock it, sample, refine, and rank by map fit.
 
@@ -201,7 +209,15 @@ def cryoem(
 
     chosen = StateSettings(**settings)
     progress = Progress() if quiet else TerminalProgress()
-    result = run_cryoem(chosen, out, reference=reference, force=force, resume=resume, progress=progress)
+    result = run_cryoem(
+        chosen,
+        out,
+        reference=reference,
+        selection=selection,
+        force=force,
+        resume=resume,
+        progress=progress,
+    )
     click.echo(state_summary(result, out))
 
 

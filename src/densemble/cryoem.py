@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from densemble.atoms import Region
 from densemble.em.evaluation import Judge, check_reference
 from densemble.em.inputs import StateInputs, StateSettings, load
 from densemble.em.problem import StateProblem, problem_of
@@ -129,6 +130,7 @@ def run_cryoem(
     out: Path,
     *,
     reference: Path | None = None,
+    selection: str | None = None,
     force: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -139,6 +141,7 @@ def run_cryoem(
         settings: what to do.
         out: output folder.
         reference: a model in the map that the result is compared with; evaluation only.
+        selection: residues over which the distance from it is stated too, for example ``H:100-112``.
         force: replace an earlier result in ``out``.
         resume: go on with an interrupted run in ``out``.
         progress: told of every part and step.
@@ -158,6 +161,7 @@ def run_cryoem(
         problem = problem_of(settings, inputs, tell)
         if known is not None:
             check_reference(problem.model, known)
+        chosen = [] if selection is None else Region.parse(selection).resolve(problem.model.topology)
     for message in (*inputs.messages, *problem.messages):
         tell.message(message)
     sampling = guided(settings, inputs, problem)  # what cannot be done is said before anything is written
@@ -176,6 +180,7 @@ def run_cryoem(
             kind=settings.forward,
             held_out=problem.held_out,
             reference=known,
+            selection=[residue for stretch in chosen for residue in stretch],
         )
         found = judged(judge, samples)
     for message in found.messages:

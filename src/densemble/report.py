@@ -50,9 +50,9 @@ def state_summary(result: StateResult, out: Path) -> str:
         shape = ["-" if v is None else f"{v:.2f}" for v in (m.geometry.bond_rmsz, m.geometry.angle_rmsz)]
         rows.append([f"model {m.model}", *_fit_cells(m.fit), *shape, *_distance_cells(m.reference)])
     if result.reference_fit is not None:
-        rows.append(["reference", *_fit_cells(result.reference_fit), "", "", "", "", "", ""])
+        rows.append(["reference", *_fit_cells(result.reference_fit), "", "", *_distance_cells(None)])
     header = ["", "CC mask", "RSCC", "held out", "Q", "FSC 0.5, Å", "bonds Z", "angles Z"]
-    header += ["CA RMSD, Å", "in place, Å", "all atoms, Å", "TM-score"]
+    header += ["CA RMSD, Å", "in place, Å", "all atoms, Å", "TM-score", "selection, Å"]
     used = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
     lines = table([header[i] for i in used], [[row[i] for i in used] for row in rows])
     target = "the map" if result.start.held_out_rscc is None else "half map 1"
@@ -88,6 +88,7 @@ def _fit_cells(fit: Fit) -> list[str]:
 
 def _distance_cells(distance: Distance | None) -> list[str]:
     if distance is None:
-        return ["", "", "", ""]
+        return [""] * 5
     lengths = (distance.ca_rmsd, distance.ca_rmsd_in_place, distance.all_atom_rmsd)
-    return [*(f"{length:.2f}" for length in lengths), f"{distance.tm_score:.3f}"]
+    local = "" if distance.local_rmsd is None else f"{distance.local_rmsd:.2f}"
+    return [*(f"{length:.2f}" for length in lengths), f"{distance.tm_score:.3f}", local]

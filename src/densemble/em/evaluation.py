@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.align.chains import chain_groups, matched_rmsd
-from densemble.atoms import Topology
+from densemble.atoms import BACKBONE, Topology
 from densemble.em.state import refinable
 from densemble.errors import InputError
 from densemble.forward.cryoem import AtomForm, FormKind
@@ -21,7 +22,7 @@ from densemble.io.models import Model
 from densemble.io.state_results import Distance, Fit, Geometry, Mixture, StateMember
 from densemble.likelihood.state import StateLikelihood, weighted_correlation
 from densemble.metrics.chains import best_chain_assignment
-from densemble.metrics.coordinates import superposed_rmsd
+from densemble.metrics.coordinates import local_rmsd, superposed_rmsd
 from densemble.metrics.fsc import map_model_resolution
 from densemble.metrics.maps import ModelFit, model_fit
 from densemble.metrics.qscore import q_scores
@@ -70,6 +71,7 @@ class Judge:
         kind: how atoms look in the sharp map; how wide they are is fitted for each model.
         held_out: the half map that took no part, on the grid of ``likelihood.target``.
         reference: a model in the frame of the map, from which distances are stated.
+        selection: residues over which a local distance is stated too.
     """
 
     def __init__(
@@ -80,12 +82,14 @@ class Judge:
         kind: FormKind = "electron",
         held_out: DensityMap | None = None,
         reference: Model | None = None,
+        selection: Sequence[int] = (),
     ) -> None:
         self.start = start
         self.topology = start.topology
         self.likelihood = likelihood
         self.kind: FormKind = kind
         self.held_out = held_out
+        self.selection = tuple(selection)
         self._reference = None if reference is None else matched(start.topology, reference)
         names = () if reference is None else reference.topology.names
         self._reference_length = sum(name == "CA" for name in names)
@@ -141,7 +145,18 @@ class Judge:
             ca_rmsd_in_place=self._in_place(coords),
             all_atom_rmsd=found.all_atoms,
             tm_score=tm_score(x[known], reference[known], length=self._reference_length),
+            local_rmsd=self._local(arranged),
         )
+
+    def _local(self, arranged: Float[np.ndarray, "n 3"]) -> float | None:
+        """Backbone RMSD over the selection, superposed on the CA atoms outside it."""
+        if not self.selection or self._reference is None:
+            return None
+        names = np.array(self.topology.names)
+        chosen = np.isin(self.topology.residue_index, self.selection)
+        over = np.flatnonzero(chosen & np.isin(names, BACKBONE))
+        fit = np.flatnonzero(~chosen & (names == "CA"))
+        return local_rmsd(arranged, self._reference, over=over, fit=fit)
 
     def _in_place(self, coords: Float[np.ndarray, "n 3"]) -> float:
         """RMSD of CA atoms without superposition, whichever of equal chains stand where."""

@@ -162,37 +162,5 @@ def _mask(
     return boxed(mask, grid, background=0.0).values, prepared.solvent
 
 
-def noise_of_average(
-    half1: DensityMap,
-    half2: DensityMap,
-    *,
-    mask: Float[Tensor, "nx ny nz"] | None = None,
-    sources: tuple[str, str] = ("half map 1", "half map 2"),
-) -> float:
-    """Standard deviation of the noise of the average of two half maps: that of half their difference.
-
-    Unlike the solvent's it is measured where the density is. It is the noise of maps sharpened and filtered
-    as these are; each half alone has ``sqrt(2)`` times as much.
-
-    Args:
-        half1: a map from one half of the data.
-        half2: that from the other, on the same scale.
-        mask: weights, shape=(nx, ny, nz); 1 everywhere if left out.
-        sources: what errors call them: their file names.
-
-    Raises:
-        InputError: they are not on the same grid.
-        ValueError: the mask is empty.
-    """
-    check_same_grid(half1, half2, sources=sources)
-    difference = (half1.values.double() - half2.values.double()) / 2
-    weight = torch.ones_like(difference) if mask is None else mask.double()
-    total = weight.sum()
-    if not float(total) > 0:
-        raise ValueError("noise_of_average: the mask is empty")
-    mean = (weight * difference).sum() / total
-    return float(((weight * (difference - mean).square()).sum() / total).sqrt())
-
-
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(round(value, 4) for value in values)

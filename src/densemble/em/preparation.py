@@ -233,7 +233,7 @@ def _messages(
     elif solvent.fill is not None and solvent.beside:
         messages.append(
             f"The map is masked: {solvent.fill:g} wherever there is nothing. The soft edge of such a mask "
-            "damps the noise beside the density, so the noise stated is a lower limit; half maps tell it."
+            "damps the noise beside the density, so the noise stated is a lower limit."
         )
     if any(inside.take(end, axis=axis).any() for axis in range(3) for end in (0, -1)):
         messages.append("Density reaches a face of the map's box and may be cut off there.")

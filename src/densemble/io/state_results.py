@@ -116,13 +116,15 @@ class Distance(_Record):
 
     Chains of the same sequence are exchanged where that is nearer. After superposition of the CA atoms, but
     for ``ca_rmsd_in_place``, which pose and conformation make up together. The TM-score is normalised by
-    the CA atoms of the whole reference.
+    the CA atoms of the whole reference. ``local_rmsd`` is that of the backbone of a selection, after
+    superposition on all other CA atoms.
     """
 
     ca_rmsd: float
     ca_rmsd_in_place: float
     all_atom_rmsd: float
     tm_score: float
+    local_rmsd: float | None = None
 
 
 class StateMember(_Record):

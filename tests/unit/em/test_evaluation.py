@@ -76,6 +76,16 @@ def test_distance_is_after_superposition(case):
     assert judge_of(case).reference_fit() is None
 
 
+def test_local_distance_is_of_the_selection_superposed_on_the_rest(case):
+    model, _, likelihood = case
+    moved = model.coords + np.where(
+        np.isin(model.topology.residue_index, [20, 21])[:, None], [0.0, 2.0, 0.0], 0
+    )
+    judge = Judge(model, likelihood, kind="molmap", reference=model, selection=[20, 21])
+    assert judge.distance(moved).local_rmsd == pytest.approx(2.0, abs=1e-6)
+    assert judge.distance(model.coords).local_rmsd == pytest.approx(0.0, abs=1e-6)
+
+
 def test_the_truth_fits_its_own_map_and_a_shifted_one_does_not(case):
     model, _, _ = case
     judge = judge_of(case)

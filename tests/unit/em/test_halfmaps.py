@@ -8,7 +8,6 @@ import torch
 from densemble.em.halfmaps import (
     check_same_grid,
     estimate_resolution,
-    noise_of_average,
     resolution_of_half_maps,
 )
 from densemble.errors import InputError
@@ -88,19 +87,6 @@ def test_noise_has_no_resolution(seed):
     else:  # the few coefficients of the first shell agree by chance
         with pytest.raises(InputError, match="the average of a and b: no density stands out"):
             corrected(halves)
-
-
-def test_noise_of_the_average():
-    """Noise of s.d. 1 in each half is 1 / sqrt(2) in the average; stronger where the mask is 0."""
-    first, second = half_maps()
-    assert noise_of_average(first, second) == pytest.approx(math.sqrt(0.5), rel=0.01)
-    mask = torch.ones(GRID.shape)
-    mask[:20] = 0
-    louder = DensityMap(GRID, torch.cat([5 * second.values[:20], second.values[20:] + 3]))
-    assert noise_of_average(first, louder, mask=mask) == pytest.approx(math.sqrt(0.5), rel=0.01)
-    assert noise_of_average(first, louder) > 1
-    with pytest.raises(ValueError, match="mask is empty"):
-        noise_of_average(first, second, mask=0 * mask)
 
 
 @pytest.mark.parametrize(
