@@ -46,6 +46,9 @@ from densemble.pipeline import versions
 from densemble.progress import Clock, Progress
 from densemble.run import Checkpoints
 
+WORSE = 0.01
+"""By how much the correlation of the best sample may be below the start's before that is said."""
+
 
 @dataclass(frozen=True, eq=False)
 class Judged:
@@ -71,8 +74,8 @@ def judged(judge: Judge, members: Float[Tensor, "k n 3"]) -> Judged:
     ranked = [records[i].model_copy(update={"model": k + 1}) for k, i in enumerate(order)]
     start = judge.fit(torch.from_numpy(judge.start.coords).float())
     messages: tuple[str, ...] = ()
-    if ranked[0].fit.correlation < start.correlation:
-        messages = ("no sample fits the map as well as the start does; do not use them",)
+    if ranked[0].fit.correlation < start.correlation - WORSE:
+        messages = ("no sample fits the map as well as the docked start does; do not use them",)
     return Judged(members[order], ranked, start, messages)
 
 
