@@ -9,7 +9,7 @@ from typing import Literal
 import gemmi
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from densemble.align.chains import chain_groups
 from densemble.align.docking import COARSE, SHAPE, STEP, Docking, Pose, check_dockable, dock
@@ -17,18 +17,21 @@ from densemble.errors import InputError
 from densemble.grid import DensityMap
 from densemble.io.maps import read_map
 from densemble.io.models import Model, read_model
-from densemble.io.results import InputFile, forget_frame, write_structure, write_text
+from densemble.io.results import (
+    InputFile,
+    Record,
+    check_output_file,
+    forget_frame,
+    write_structure,
+    write_text,
+)
 from densemble.progress import Progress
 from densemble.report import table
 
 SCHEMA: Literal["densemble.docking/1"] = "densemble.docking/1"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class PoseRecord(_Record):
+class PoseRecord(Record):
     """One pose; ``matrix`` has three rows (rotation, translation in Å): ``x -> matrix (x, 1)``."""
 
     matrix: list[list[float]]
@@ -37,7 +40,7 @@ class PoseRecord(_Record):
     inside: float
 
 
-class DockingRecord(_Record):
+class DockingRecord(Record):
     """The contents of the JSON file beside the placed model."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -135,7 +138,7 @@ def dock_files(
         raise InputError(f"--resolution {resolution:g} Å: must be above zero")
     if out is not None:
         for path in (out, out.with_suffix(".json")):
-            _check_output(path, force=force)
+            check_output_file(path, force=force)
         if out.suffix.lower() not in (".cif", ".pdb"):
             raise InputError(f"{out}: give a name that ends in .cif or .pdb")
     model, density = read_model(model_path), read_map(map_path)
@@ -196,12 +199,3 @@ def _record(docking: Docking, inputs: list[Path], **given: JsonValue) -> Docking
             for pose in docking.poses
         ],
     )
-
-
-def _check_output(out: Path, *, force: bool) -> None:
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; give the name of a file")
-    if out.exists() and not force:
-        raise InputError(f"{out} exists; choose another name, or --force to replace it")
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}; make it first")

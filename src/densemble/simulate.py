@@ -15,6 +15,7 @@ from densemble.forward.xray import XrayDensity
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import write_map
 from densemble.io.models import require_cell
+from densemble.io.results import check_output_file
 from densemble.io.sites import Sites
 
 Kind = Literal["xray", "molmap"]
@@ -83,7 +84,7 @@ def simulate(
             or its folder does not; the model cannot be read.
     """
     _check_sampling(resolution, spacing)
-    _check_output(out, force=force)
+    check_output_file(out, force=force)
     sites = Sites.read(model)
     extent = np.ptp(sites.coords, axis=0) + 2 * (MARGIN + resolution)
     if np.prod(extent / spacing + 2) > MAX_VOXELS:
@@ -108,12 +109,3 @@ def _check_sampling(resolution: float, spacing: float) -> None:
             f"--spacing {spacing:g} Å: must be above zero and at most half the resolution, "
             f"{resolution / 2:g} Å, or the map loses detail"
         )
-
-
-def _check_output(out: Path, *, force: bool) -> None:
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; give the name of a map file")
-    if out.exists() and not force:
-        raise InputError(f"{out} exists; choose another name, or --force to replace it")
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}; make it first")

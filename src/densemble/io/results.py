@@ -192,6 +192,20 @@ def check_output(directory: str | Path, *, force: bool = False, resume: bool = F
         )
 
 
+def check_output_file(path: Path, *, force: bool) -> None:
+    """See that a file may be written.
+
+    Raises:
+        InputError: it is a folder, or exists and ``force`` is not given; or its folder does not exist.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists; choose another name, or --force to replace it")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+
+
 def prepare_output(
     directory: str | Path,
     *,
@@ -222,11 +236,13 @@ def prepare_output(
     return directory
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A part of a record of a run: nothing unknown in it, and nothing that is not a number."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class InputFile(_Record):
+class InputFile(Record):
     """An input: its name without folders, and the SHA-256 of its bytes in hexadecimal."""
 
     name: str
@@ -242,7 +258,7 @@ Subject = Literal["start", "ensemble", "none", "each"]
 """What a metric is of: the start, the resulting ensemble, or runs with ``guide`` none or each."""
 
 
-class Metrics(_Record):
+class Metrics(Record):
     """Agreement with the map: RSCC and cosine of each subject, over the voxels described."""
 
     voxels: str
@@ -256,14 +272,14 @@ class Metrics(_Record):
         return self
 
 
-class RFactor(_Record):
+class RFactor(Record):
     """R-work and R-free, as fractions."""
 
     r_work: float
     r_free: float
 
 
-class RFactors(_Record):
+class RFactors(Record):
     """R factors of the start, the resulting ensemble and other guides' ensembles, on the same reflections."""
 
     start: RFactor
@@ -272,7 +288,7 @@ class RFactors(_Record):
     each: RFactor | None = None
 
 
-class Member(_Record):
+class Member(Record):
     """One sampled member; RMSD in Å and bimodality are there when reference states were given."""
 
     id: Annotated[int, Field(ge=0)]
@@ -283,7 +299,7 @@ class Member(_Record):
     rmsd: dict[str, float] | None = None
 
 
-class Result(_Record):
+class Result(Record):
     """The contents of ``result.json``; timings in seconds."""
 
     model_config = ConfigDict(populate_by_name=True)

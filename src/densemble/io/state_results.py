@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import gemmi
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from densemble.io.models import Model
 from densemble.io.results import (
@@ -17,6 +17,7 @@ from densemble.io.results import (
     RESULT_FILE,
     TRACE_FILE,
     InputFile,
+    Record,
     forget_frame,
     write_structure,
     write_text,
@@ -41,11 +42,7 @@ OWN_STATE_FILES = (
 """What ``densemble cryoem`` writes into an output folder, and may replace there."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class MapRecord(_Record):
+class MapRecord(Record):
     """The map as it was used. Lengths in Å, level and noise in the unit of the map.
 
     ``forward`` says how atoms were drawn in the sharp map, and ``fitted`` how wide for the best model: the
@@ -66,7 +63,7 @@ class MapRecord(_Record):
     spacing: list[float]
 
 
-class Placement(_Record):
+class Placement(Record):
     """How the start came into the map: ``x -> rotation x + translation``, and the docking score."""
 
     docked: bool
@@ -76,7 +73,7 @@ class Placement(_Record):
     clear: bool | None = None
 
 
-class Fit(_Record):
+class Fit(Record):
     """How well a model agrees with the map, with atoms as wide as suits that model best.
 
     Attributes:
@@ -94,7 +91,7 @@ class Fit(_Record):
     fsc_05: float | None = None
 
 
-class Geometry(_Record):
+class Geometry(Record):
     """Stereochemistry of the protein; see ``densemble.geometry.validation.GeometryReport``.
 
     Which residues are bonded is taken from the start. None where there is nothing to judge.
@@ -111,7 +108,7 @@ class Geometry(_Record):
     clashes: int
 
 
-class Distance(_Record):
+class Distance(Record):
     """From the reference, in Å, for evaluation only.
 
     Chains of the same sequence are exchanged where that is nearer. After superposition of the CA atoms, but
@@ -127,7 +124,7 @@ class Distance(_Record):
     local_rmsd: float | None = None
 
 
-class StateMember(_Record):
+class StateMember(Record):
     """One sampled model: its number in ``models.cif``, best first, and the order in which it was sampled."""
 
     model: Annotated[int, Field(ge=1)]
@@ -137,7 +134,7 @@ class StateMember(_Record):
     reference: Distance | None = None
 
 
-class Mixture(_Record):
+class Mixture(Record):
     """Members that together explain the map.
 
     Attributes:
@@ -157,7 +154,7 @@ class Mixture(_Record):
     best_alone_held_out: float | None = None
 
 
-class StateResult(_Record):
+class StateResult(Record):
     """The contents of ``result.json`` of ``densemble cryoem``; timings in seconds."""
 
     model_config = ConfigDict(populate_by_name=True)
