@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from densemble.atoms import Topology
 from densemble.geometry.objective import GeometryObjective
 from densemble.geometry.regularise import regularise
-from densemble.geometry.restraints import build_restraints
+from densemble.geometry.restraints import Terms, build_restraints
 from densemble.guidance.stage import Stage, Term
 from densemble.io.models import Model
 from densemble.likelihood.state import StateLikelihood
@@ -20,6 +23,8 @@ from densemble.sidechains.residues import is_buildable
 
 ATOM_VOLUME = 17.0
 """Å^3 of protein for each heavy atom: 1.21 Å^3 for a Da (Harpaz et al. 1994), 14 Da an atom."""
+NETWORK, ATTACHED, NETWORK_SD = 4.5, 2.6, 0.05
+"""Å: what has no restraints of its own keeps its distances in the start; see ``as_in_start``."""
 BLUR_STEP = 0.5  # Å; the target is blurred to multiples of this, so that few copies of it are made
 
 
@@ -63,20 +68,49 @@ def refinable(topology: Topology) -> np.ndarray:
     return topology.atoms_of(known)
 
 
+def movable(topology: Topology) -> np.ndarray:
+    """Indices of all atoms but those of waters."""
+    return topology.atoms_of([i for i, r in enumerate(topology.residues) if r.kind != "water"])
+
+
+def as_in_start(start: Model, free: np.ndarray) -> Terms:
+    """Distances that hold together what has no restraints of its own, as harmonic terms among the free atoms.
+
+    Atoms of ligands, ions, nucleic acids and unusual residues keep their distances in the start: to each
+    other within ``NETWORK`` Å, and to the protein within ``ATTACHED`` Å (covalent links, coordinated metals).
+    """
+    other = ~np.isin(free, refinable(start.topology))
+    x = start.coords[free]
+    pairs = cKDTree(x).query_pairs(NETWORK, output_type="ndarray").reshape(-1, 2)
+    length = np.linalg.norm(x[pairs[:, 0]] - x[pairs[:, 1]], axis=1)
+    count = other[pairs].sum(axis=1)
+    kept = (count == 2) | ((count == 1) & (length < ATTACHED))
+    return Terms(
+        atoms=torch.from_numpy(pairs[kept].astype(np.int64)),
+        mean=torch.from_numpy(length[kept]),
+        sd=torch.full((int(kept.sum()),), NETWORK_SD, dtype=torch.float64),
+    )
+
+
+def joined(first: Terms, second: Terms) -> Terms:
+    """Terms of two sources."""
+    return Terms(*(torch.cat([getattr(first, f.name), getattr(second, f.name)]) for f in fields(Terms)))
+
+
 def refined(
     start: Model, coords: Float[Tensor, "k n 3"], likelihood: StateLikelihood, finish: Finish
 ) -> Float[Tensor, "k n 3"]:
-    """Members that together explain the map, all their protein atoms moved, with sound stereochemistry.
+    """Members that together explain the map, moved to do so better, with sound stereochemistry.
 
     Which residues are bonded is taken from the start. Give one member alone where each is to explain the map.
-    What else there is (ligands, waters, nucleic acids, unusual residues) stays, and the first member's is
-    avoided.
+    Waters stay, and those of the first member are avoided.
     """
-    free = refinable(start.topology)
+    free = movable(start.topology)
     if finish.evaluations == 0 or not len(free):
         return coords
     restraints = build_restraints(start.topology, coords[0].double().numpy(), free, bonded_as=start.coords)
-    objective = GeometryObjective(restraints)
+    whole = replace(restraints, bonds=joined(restraints.bonds, as_in_start(start, free)))
+    objective = GeometryObjective(whole)
     index = torch.from_numpy(free)
     weights = coords.new_full((len(coords),), 1 / len(coords))
     gain = finish.data_per_atom * len(free) / likelihood.data

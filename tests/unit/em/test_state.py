@@ -9,7 +9,17 @@ from small_state import RESOLUTION, write_state
 
 from densemble.atoms import Residue, ResidueId, Topology
 from densemble.em.evaluation import Judge
-from densemble.em.state import cloud_term, density_term, ensemble_term, refinable, refined, stages_of
+from densemble.em.state import (
+    as_in_start,
+    cloud_term,
+    density_term,
+    ensemble_term,
+    movable,
+    refined,
+    stages_of,
+)
+from densemble.forward.molmap import MolmapDensity
+from densemble.grid import DensityMap, Grid
 from densemble.io.maps import read_map
 from densemble.io.models import read_model
 from densemble.likelihood.cloud import PointCloud
@@ -83,28 +93,59 @@ def test_no_evaluations_change_nothing(case):
     assert refined(model, x, likelihood, Finish(evaluations=0, data_per_atom=1.0)) is x
 
 
-def test_a_ligand_is_left_where_it_is(case):
+@pytest.fixture(scope="module")
+def with_ligand(case):
+    """The piece with a ring of six atoms beside it and a water; and the map of both."""
     model, _ = case
-    base = model.topology
+    base, angle = model.topology, np.arange(6) * np.pi / 3
+    centre = model.coords.mean(0) + np.array([0.0, 0.0, 16.0])
+    ring = centre + 1.4 * np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
     topology = Topology(
-        names=(*base.names, "C1", "O1"),
-        elements=(*base.elements, "C", "O"),
-        residue_index=np.append(base.residue_index, [len(base.residues)] * 2),
-        residues=(*base.residues, Residue(ResidueId("L", 1), "LIG", "ligand")),
+        names=(*base.names, *(f"C{i}" for i in range(6)), "O"),
+        elements=(*base.elements, *"CCCCCC", "O"),
+        residue_index=np.append(base.residue_index, [len(base.residues)] * 6 + [len(base.residues) + 1]),
+        residues=(
+            *base.residues,
+            Residue(ResidueId("L", 1), "LIG", "ligand"),
+            Residue(ResidueId("W", 1), "HOH", "water"),
+        ),
     )
-    coords = np.vstack([model.coords, model.coords.mean(0) + 40.0, model.coords.mean(0) + 41.3])
-    assert len(refinable(topology)) == len(base)
-    density = case[1].target
-    likelihood = StateLikelihood(
-        density, torch.ones(density.grid.shape), topology.elements, resolution=RESOLUTION, volume=6000.0
-    )
-    start = replace(
-        model, topology=topology, coords=coords, b_iso=np.ones(len(coords)), occupancy=np.ones(len(coords))
-    )
-    x = torch.from_numpy(coords).float()[None]
-    found = refined(start, x, likelihood, Finish(evaluations=5, data_per_atom=10.0))
-    torch.testing.assert_close(found[:, -2:], x[:, -2:])
-    assert float((found - x).abs().max()) > 0
+    coords = np.vstack([model.coords, ring, centre + np.array([8.0, 0.0, 0.0])])
+    ones = np.ones(len(coords))
+    start = replace(model, topology=topology, coords=coords, b_iso=30 * ones, occupancy=ones)
+    grid = Grid.around(coords, margin=8.0, spacing=1.3)
+    drawn = MolmapDensity(grid, topology.elements, resolution=RESOLUTION)
+    values = drawn.members(torch.from_numpy(coords).float()[None])[0]
+    options = {"resolution": RESOLUTION, "volume": 17.0 * len(topology)}
+    mask = torch.ones(grid.shape)
+    return start, StateLikelihood(DensityMap(grid, values), mask, topology.elements, **options)
+
+
+def test_a_ligand_finds_its_density_and_keeps_its_shape(with_ligand):
+    start, likelihood = with_ligand
+    x = torch.from_numpy(start.coords).float()
+    moved = x.clone()
+    moved[-7:-1] += torch.tensor([0.8, -0.6, 0.5])
+    found = refined(start, moved[None], likelihood, Finish(evaluations=100, data_per_atom=10.0))[0]
+    assert float((found - x)[-7:-1].norm(dim=-1).mean()) < 0.4  # from 1.1
+    torch.testing.assert_close(torch.cdist(found[-7:-1], found[-7:-1]), torch.cdist(x[-7:-1], x[-7:-1]),
+                               atol=0.1, rtol=0)  # fmt: skip
+    torch.testing.assert_close(found[-1], moved[-1])  # the water stays
+
+
+def test_what_holds_a_ligand_together(with_ligand):
+    start, _ = with_ligand
+    free = movable(start.topology)
+    terms = as_in_start(start, free)
+    ring = len(start.topology) - 7 + np.arange(6)
+    assert np.isin(free[terms.atoms.numpy()], ring).all()  # far from the protein
+    assert len(terms) == 15
+    near = replace(start, coords=start.coords.copy())
+    near.coords[ring] += near.coords[0] - near.coords[ring[0]] + np.array([1.5, 0.0, 0.0])
+    linked = as_in_start(near, free)
+    attached = ~np.isin(free[linked.atoms.numpy()], ring).all(axis=1)
+    assert attached.any()
+    assert float(linked.mean[torch.from_numpy(attached)].max()) < 2.6
 
 
 def test_a_torn_bond_is_mended_and_counted(case):
