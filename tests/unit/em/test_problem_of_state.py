@@ -1,0 +1,76 @@
+"""Which voxels and atoms are compared, and where a start must stand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+from small_state import RESOLUTION, write_state
+
+from densemble.em.inputs import load
+from densemble.em.preparation import prepare
+from densemble.em.problem import ZONE, check_inside, compared, less, problem_of, shown
+from densemble.errors import InputError
+from densemble.forward.molmap import MolmapDensity
+from densemble.grid import DensityMap, Grid
+from densemble.io.models import read_model
+from densemble.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    return write_state(tmp_path_factory.mktemp("state"))
+
+
+def test_a_map_of_the_model_is_compared_wherever_it_has_density(state):
+    problem = problem_of(state.settings(), load(state.settings()), Progress())
+    torch.testing.assert_close(problem.likelihood.mask, problem.prepared.mask)
+    assert not any("times the volume" in message for message in problem.messages)
+
+
+def test_a_map_that_shows_much_more_is_compared_near_the_start(state):
+    """Four copies of the molecule side by side, of which one is modelled."""
+    model = read_model(state.truth)
+    size = np.ptp(model.coords, axis=0).max() + 3.0
+    copies = [model.coords + size * np.array([i, j, 0]) for i in range(2) for j in range(2)]
+    everything = np.concatenate(copies)
+    grid = Grid.around(everything, margin=8.0, spacing=1.3)
+    density = MolmapDensity(grid, model.topology.elements * 4, resolution=RESOLUTION)
+    values = density.members(torch.from_numpy(everything).float()[None])[0]
+    prepared = prepare(DensityMap(grid, values), resolution=RESOLUTION, source="the map", dilation=8.0)
+    mask, voxels, said = compared(prepared, model, RESOLUTION)
+    distance = cKDTree(model.coords).query(prepared.density.grid.points())[0]
+    assert float(mask[torch.from_numpy(distance > ZONE + 0.51)].max()) == 0.0
+    assert float(mask[torch.from_numpy(distance < 2.0)].min()) == 1.0
+    assert "docked start" in voxels
+    assert len(said) == 1
+    assert "times the volume" in said[0]
+
+
+def test_a_placed_start_must_stand_in_the_map(state):
+    grid = Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (60, 60, 60))
+    model = read_model(state.placed)
+    check_inside(model, grid, state.settings())
+    with pytest.raises(InputError, match=r"placed\.cif is said to be --placed"):
+        check_inside(replace(model, coords=model.coords + 50.0), grid, state.settings())
+
+
+def test_waters_and_empty_sites_are_not_shown(state):
+    model = read_model(state.truth)
+    occupancy = np.ones(len(model.topology))
+    occupancy[3] = 0.0
+    last = len(model.topology.residues) - 1
+    residues = (*model.topology.residues[:-1], replace(model.topology.residues[-1], kind="water"))
+    wet = replace(model, occupancy=occupancy, topology=replace(model.topology, residues=residues))
+    found = shown(wet)
+    assert float(found[3]) == 0.0
+    np.testing.assert_array_equal(found.numpy()[model.topology.residue_index == last], 0.0)
+    assert int((found == 1).sum()) == len(found) - 1 - int((model.topology.residue_index == last).sum())
+
+
+def test_an_offset_of_the_map_does_not_matter(state):
+    """Maps whose solvent is not zero: correlation, point cloud and FSC are as without the offset."""
+    grid = Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (4, 4, 4))
+    values = torch.arange(64.0).reshape(4, 4, 4)
+    torch.testing.assert_close(less(DensityMap(grid, values + 5.0), 5.0).values, values)
