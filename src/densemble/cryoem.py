@@ -20,14 +20,7 @@ from densemble.em.sampling import guided, sampled
 from densemble.forward.cryoem import AtomForm
 from densemble.io.maps import write_map
 from densemble.io.models import read_model
-from densemble.io.results import (
-    MAP_FILE,
-    TRACE_FILE,
-    InputFile,
-    check_output,
-    prepare_output,
-    write_trace,
-)
+from densemble.io.output import MAP_FILE, TRACE_FILE, InputFile, check_output, prepare_output, write_trace
 from densemble.io.state_results import (
     BEST_FILE,
     MODELS_FILE,

@@ -17,14 +17,8 @@ from densemble.errors import InputError
 from densemble.grid import DensityMap
 from densemble.io.maps import read_map
 from densemble.io.models import Model, read_model
-from densemble.io.results import (
-    InputFile,
-    Record,
-    check_output_file,
-    forget_frame,
-    write_structure,
-    write_text,
-)
+from densemble.io.output import InputFile, Record, check_output_file, write_text
+from densemble.io.results import forget_frame, write_structure
 from densemble.progress import Progress
 from densemble.report import table
 

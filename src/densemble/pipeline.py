@@ -24,12 +24,18 @@ from densemble.geometry.objective import GeometryObjective
 from densemble.guidance.stage import Term
 from densemble.io.maps import write_map
 from densemble.io.models import Model, read_model, require_cell
-from densemble.io.reflections import Reflections, check_same_crystal, read_coefficients, read_reflections
-from densemble.io.results import (
+from densemble.io.output import (
     MAP_FILE,
     RESULT_FILE,
     TRACE_FILE,
     InputFile,
+    check_output,
+    prepare_output,
+    write_trace,
+)
+from densemble.io.reflections import Reflections, check_same_crystal, read_coefficients, read_reflections
+from densemble.io.results import (
+    OWN_FILES,
     Member,
     Metrics,
     Result,
@@ -37,12 +43,9 @@ from densemble.io.results import (
     RFactors,
     Subject,
     build_structure,
-    check_output,
-    prepare_output,
     write_ensemble,
     write_members,
     write_result_json,
-    write_trace,
 )
 from densemble.priors.protocol import Prior
 from densemble.problem import CrystalProblem, Guide, Stretches
@@ -363,7 +366,7 @@ def run_xray(
     with clock("map"):
         tell.message(f"calculating the {settings.map} map of {settings.region}")
         problem = problem_of(settings, inputs)
-    folder = prepare_output(out, force=force, resume=resume)
+    folder = prepare_output(out, force=force, resume=resume, own=OWN_FILES)
     checkpoints = Checkpoints(folder / "checkpoint.pt", run_key(settings, inputs))
     if resume:
         checkpoints.load()

@@ -41,8 +41,9 @@ from densemble.forward.xray import SymmetryImages, XrayDensity
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import read_crystal_map, read_map
 from densemble.io.models import alternates, read_model, require_cell
+from densemble.io.output import InputFile
 from densemble.io.reflections import MapCoefficients, Reflections, check_same_crystal, read_reflections
-from densemble.io.results import InputFile, RFactor
+from densemble.io.results import RFactor
 from densemble.io.sites import Sites
 from densemble.metrics.maps import cosine, rscc, voxels_near
 from densemble.recipes import load_recipe

@@ -15,7 +15,7 @@ from densemble.forward.xray import XrayDensity
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import write_map
 from densemble.io.models import require_cell
-from densemble.io.results import check_output_file
+from densemble.io.output import check_output_file
 from densemble.io.sites import Sites
 
 Kind = Literal["xray", "molmap"]

@@ -16,9 +16,7 @@ from densemble.forward.cryoem import FormKind
 from densemble.grid import DensityMap
 from densemble.io.maps import read_map
 from densemble.io.models import Model, read_model
-from densemble.io.results import (
-    InputFile,
-)
+from densemble.io.output import InputFile
 from densemble.recipes.state import StateRecipe, load_state_recipe
 
 

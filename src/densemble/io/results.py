@@ -6,10 +6,7 @@ leaves no half-written file behind.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import string
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,19 +14,17 @@ from typing import Annotated, Literal
 import gemmi
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 from torch import Tensor
 
 from densemble.atoms import Ensemble, ResidueId
 from densemble.errors import InputError
 from densemble.io.models import NO_ALTLOC, Model
+from densemble.io.output import MAP_FILE, RESULT_FILE, TRACE_FILE, InputFile, Record, write_text
 
 SCHEMA: Literal["densemble.result/1"] = "densemble.result/1"
 
 ENSEMBLE_FILE = "ensemble.cif"
-MAP_FILE = "map.ccp4"
-RESULT_FILE = "result.json"
-TRACE_FILE = "trace.csv"
 MEMBERS_FOLDER = "members"
 OWN_FILES = (
     ENSEMBLE_FILE,
@@ -173,87 +168,6 @@ def write_members(
     return paths
 
 
-def check_output(directory: str | Path, *, force: bool = False, resume: bool = False) -> None:
-    """See that an output folder may be used; nothing is written or removed.
-
-    Raises:
-        InputError: it is a file; it is not empty and neither ``force`` nor ``resume`` is given; or it
-            holds a finished run that is to be resumed.
-    """
-    directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"output folder {directory}: a file of this name exists; choose another name")
-    if resume and (directory / RESULT_FILE).is_file():
-        raise InputError(f"output folder {directory}: its run is finished; --force to run it anew")
-    if directory.is_dir() and any(directory.iterdir()) and not (force or resume):
-        raise InputError(
-            f"output folder {directory}: exists and is not empty; choose another, or --force to replace "
-            "an earlier result, or --resume to continue it"
-        )
-
-
-def check_output_file(path: Path, *, force: bool) -> None:
-    """See that a file may be written.
-
-    Raises:
-        InputError: it is a folder, or exists and ``force`` is not given; or its folder does not exist.
-    """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file")
-    if path.exists() and not force:
-        raise InputError(f"{path} exists; choose another name, or --force to replace it")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
-
-
-def prepare_output(
-    directory: str | Path,
-    *,
-    force: bool = False,
-    resume: bool = False,
-    own: Sequence[str] = OWN_FILES,
-) -> Path:
-    """Make an output folder ready.
-
-    Args:
-        directory: created if missing.
-        force: remove what an earlier run wrote there; other files stay.
-        resume: keep what is there.
-        own: patterns of the files that such a run writes.
-
-    Raises:
-        InputError: see ``check_output``; or it cannot be made or changed.
-    """
-    directory = Path(directory)
-    check_output(directory, force=force, resume=resume)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if force and not resume:
-            for file in (f for pattern in own for f in directory.glob(pattern)):
-                file.unlink()
-    except OSError as error:
-        raise InputError(f"output folder {directory}: cannot be used ({error.strerror})") from error
-    return directory
-
-
-class Record(BaseModel):
-    """A part of a record of a run: nothing unknown in it, and nothing that is not a number."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class InputFile(Record):
-    """An input: its name without folders, and the SHA-256 of its bytes in hexadecimal."""
-
-    name: str
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-    @classmethod
-    def of(cls, path: str | Path) -> InputFile:
-        """Record a file that exists."""
-        return cls(name=Path(path).name, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
-
-
 Subject = Literal["start", "ensemble", "none", "each"]
 """What a metric is of: the start, the resulting ensemble, or runs with ``guide`` none or each."""
 
@@ -336,30 +250,6 @@ def read_result_json(path: str | Path) -> Result:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(f"result {path}: does not follow {SCHEMA}: {where}: {first['msg']}") from error
-
-
-def write_trace(path: str | Path, trace: Sequence[dict[str, float]]) -> Path:
-    """Write the value of every objective at every step as CSV; empty where a stage was not active."""
-    columns = list(dict.fromkeys(name for row in trace for name in row))
-    rows = [",".join(f"{row[name]:.6g}" if name in row else "" for name in columns) for row in trace]
-    return write_text(path, "\n".join([",".join(columns), *rows]) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file as a whole or not at all (a temporary file, then ``os.replace``)."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private to the user
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
 
 
 def _match(model: Model, ensemble: Ensemble, region_atoms: np.ndarray) -> dict[int, list[int]]:

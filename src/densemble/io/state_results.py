@@ -12,16 +12,8 @@ from jaxtyping import Float
 from pydantic import ConfigDict, Field, JsonValue
 
 from densemble.io.models import Model
-from densemble.io.results import (
-    MAP_FILE,
-    RESULT_FILE,
-    TRACE_FILE,
-    InputFile,
-    Record,
-    forget_frame,
-    write_structure,
-    write_text,
-)
+from densemble.io.output import MAP_FILE, RESULT_FILE, TRACE_FILE, InputFile, Record, write_text
+from densemble.io.results import forget_frame, write_structure
 
 SCHEMA: Literal["densemble.cryoem/1"] = "densemble.cryoem/1"
 

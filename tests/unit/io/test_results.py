@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from densemble.atoms import Ensemble, Region, Residue, ResidueId, Topology
 from densemble.errors import InputError
 from densemble.io.models import alternates, read_model
+from densemble.io.output import InputFile, prepare_output, write_text
 from densemble.io.results import (
-    InputFile,
+    OWN_FILES,
     Member,
     Metrics,
     Result,
@@ -25,13 +26,11 @@ from densemble.io.results import (
     RFactors,
     build_structure,
     occupancies,
-    prepare_output,
     read_result_json,
     write_ensemble,
     write_members,
     write_result_json,
     write_structure,
-    write_text,
 )
 
 EXAMPLE = Path(__file__).parents[3] / "src" / "densemble" / "data" / "7rin"
@@ -443,23 +442,23 @@ def _umask():
 
 
 def test_output_folder(tmp_path):
-    out = prepare_output(tmp_path / "deep" / "out")
+    out = prepare_output(tmp_path / "deep" / "out", own=OWN_FILES)
     assert out.is_dir()
-    assert prepare_output(out) == out  # empty
+    assert prepare_output(out, own=OWN_FILES) == out  # empty
     (out / "members").mkdir()
     ours = [out / "ensemble.cif", out / "checkpoint.pt", out / "members" / "member_07.cif"]
     foreign = [out / "notes.txt", out / "members" / "mine.cif", out / "model.cif"]
     for file in (*ours, *foreign):
         file.write_text("x")
     with pytest.raises(InputError, match=r"is not empty; choose another, or --force"):
-        prepare_output(out)
-    prepare_output(out, resume=True)
+        prepare_output(out, own=OWN_FILES)
+    prepare_output(out, resume=True, own=OWN_FILES)
     assert all(f.exists() for f in (*ours, *foreign))
     ours.append(out / "result.json")
     ours[-1].write_text("x")
     with pytest.raises(InputError, match="its run is finished"):
-        prepare_output(out, resume=True)
-    prepare_output(out, force=True)
+        prepare_output(out, resume=True, own=OWN_FILES)
+    prepare_output(out, force=True, own=OWN_FILES)
     assert not any(f.exists() for f in ours)
     assert all(f.exists() for f in foreign)
 
@@ -468,9 +467,9 @@ def test_output_folder_that_cannot_be_one(tmp_path):
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(InputError, match="a file of this name exists"):
-        prepare_output(file, force=True)
+        prepare_output(file, force=True, own=OWN_FILES)
     with pytest.raises(InputError, match="cannot be used"):
-        prepare_output(file / "below")
+        prepare_output(file / "below", own=OWN_FILES)
 
 
 def result(**changes):
