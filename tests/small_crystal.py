@@ -230,7 +230,7 @@ class StopAt(Progress):
         self.seen: list[tuple[str, int]] = []
 
     def steps(self, name: str, total: int):
-        return _Steps(self, name)
+        return _Steps(self, name.removeprefix("guide: "))
 
 
 class _Steps:
