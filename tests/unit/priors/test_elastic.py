@@ -146,8 +146,8 @@ def test_what_fits_the_blocks_is_kept_without_noise():
     bent = prior.blocks.move(3 * torch.randn(2, 36, dtype=F64, generator=torch.manual_seed(5)))
     closed = prior.blocks.restore(*bent)
     moved = (closed - prior.mean).norm(dim=-1).mean()
-    # joints are weighted, not exact, so closing them again moves a little: up to 0.12 Å in twenty draws (which
-    # draw this is depends on the signs of the modes, and they on rounding)
+    # joints are weighted, not exact, so closing them again moves a little: up to 0.12 Å in twenty draws
+    # (which draw this is depends on the signs of the modes, and they on rounding)
     assert float(moved) > 0.5
     assert torch.allclose(prior.blocks.restore(closed, bent[1]), closed, atol=0.2)
     assert torch.allclose(prior.curved(closed, 0.0), closed, atol=0.2)
