@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +18,16 @@ from densemble.em.sampling import guided, sampled
 from densemble.forward.cryoem import AtomForm
 from densemble.io.maps import write_map
 from densemble.io.models import read_model
-from densemble.io.output import MAP_FILE, TRACE_FILE, InputFile, check_output, prepare_output, write_trace
+from densemble.io.output import (
+    MAP_FILE,
+    TRACE_FILE,
+    InputFile,
+    check_output,
+    device,
+    prepare_output,
+    versions,
+    write_trace,
+)
 from densemble.io.state_results import (
     BEST_FILE,
     MODELS_FILE,
@@ -35,9 +42,8 @@ from densemble.io.state_results import (
     write_residues,
     write_state_result,
 )
-from densemble.pipeline import versions
 from densemble.progress import Clock, Progress
-from densemble.run import Checkpoints
+from densemble.run import Checkpoints, run_key
 
 WORSE = 0.01
 """By how much the correlation of the best sample may be below the start's before that is said."""
@@ -70,12 +76,6 @@ def judged(judge: Judge, members: Float[Tensor, "k n 3"]) -> Judged:
     if ranked[0].fit.correlation < start.correlation - WORSE:
         messages = ("no sample fits the map as well as the docked start does; do not use them",)
     return Judged(members[order], ranked, start, messages)
-
-
-def run_key(settings: StateSettings, inputs: StateInputs) -> str:
-    """Identifies a run: a checkpoint is only good for the same inputs, settings and recipe."""
-    what = [settings.record(), [f.model_dump() for f in inputs.files], inputs.recipe.model_dump()]
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def map_record(inputs: StateInputs, problem: StateProblem, form: AtomForm) -> MapRecord:
@@ -162,7 +162,9 @@ def run_cryoem(
         tell.message(message)
     sampling = guided(settings, inputs, problem)  # what cannot be done is said before anything is written
     folder = prepare_output(out, force=force, resume=resume, own=OWN_STATE_FILES)
-    checkpoints = Checkpoints(folder / "checkpoint.pt", run_key(settings, inputs))
+    checkpoints = Checkpoints(
+        folder / "checkpoint.pt", run_key(settings.record(), inputs.files, inputs.recipe)
+    )
     if resume:
         checkpoints.load()
     write_map(folder / MAP_FILE, problem.prepared.density)
@@ -186,7 +188,7 @@ def run_cryoem(
         settings=settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")},
         seed=settings.seed,
         versions=versions(),
-        device=f"cpu, {torch.get_num_threads()} threads",
+        device=device(),
         timings=clock.seconds,
         messages=[*inputs.messages, *problem.messages, *found.messages],
         map=map_record(inputs, problem, judge.form(found.members[0])),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from densemble.errors import InputError
 from densemble.grid import DensityMap
 from densemble.io.maps import read_map
 from densemble.io.models import Model, read_model
-from densemble.io.output import InputFile, Record, check_output_file, write_text
+from densemble.io.output import InputFile, Record, check_output_file, versions, write_text
 from densemble.io.results import forget_frame, write_structure
 from densemble.progress import Progress
 from densemble.report import table
@@ -175,7 +174,7 @@ def _record(docking: Docking, inputs: list[Path], **given: JsonValue) -> Docking
     return DockingRecord(
         inputs=[InputFile.of(path) for path in inputs],
         settings=settings,
-        versions={name: version(name) for name in ("densemble", "torch", "gemmi", "numpy", "scipy")},
+        versions=versions(),
         basis=docking.basis,
         agrees=docking.agrees,
         clear=docking.clear,

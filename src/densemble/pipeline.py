@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +27,9 @@ from densemble.io.output import (
     TRACE_FILE,
     InputFile,
     check_output,
+    device,
     prepare_output,
+    versions,
     write_trace,
 )
 from densemble.io.reflections import Reflections, check_same_crystal, read_coefficients, read_reflections
@@ -64,6 +63,7 @@ from densemble.run import (
     passes_of,
     refine,
     regularise_members,
+    run_key,
     sample_members,
     stages_of,
 )
@@ -201,17 +201,6 @@ def make_prior(settings: Settings, inputs: Inputs) -> Prior:
     """The diffusion model of the region's backbone."""
     make = gaussian_prior if settings.prior == "gaussian" else embedded_prior
     return make(inputs.stretches, inputs.recipe)
-
-
-def versions() -> dict[str, str]:
-    """Of this package and of those that a result depends on."""
-    return {name: version(name) for name in ("densemble", "torch", "gemmi", "numpy", "scipy")}
-
-
-def run_key(settings: Settings, inputs: Inputs) -> str:
-    """Identifies a run: a checkpoint is only good for the same inputs, settings and recipe."""
-    what = [settings.record(), [f.model_dump() for f in inputs.files], inputs.recipe.model_dump()]
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def sampled(
@@ -367,7 +356,9 @@ def run_xray(
         tell.message(f"calculating the {settings.map} map of {settings.region}")
         problem = problem_of(settings, inputs)
     folder = prepare_output(out, force=force, resume=resume, own=OWN_FILES)
-    checkpoints = Checkpoints(folder / "checkpoint.pt", run_key(settings, inputs))
+    checkpoints = Checkpoints(
+        folder / "checkpoint.pt", run_key(settings.record(), inputs.files, inputs.recipe)
+    )
     if resume:
         checkpoints.load()
     write_map(folder / MAP_FILE, problem.target)
@@ -390,7 +381,7 @@ def run_xray(
         settings=settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")},
         seed=settings.seed,
         versions=versions(),
-        device=f"cpu, {torch.get_num_threads()} threads",
+        device=device(),
         timings=clock.seconds,
         region=str(inputs.stretches.region),
         metrics=found.metrics,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, JsonValue
 from torch import Tensor
 
 from densemble.atoms import Ensemble
@@ -22,6 +25,7 @@ from densemble.geometry.regularise import regularise
 from densemble.geometry.restraints import Restraints
 from densemble.guidance.guided import Completion, GuidedPrior
 from densemble.guidance.stage import Stage, Term
+from densemble.io.output import InputFile
 from densemble.likelihood.bfactor import fit_b
 from densemble.likelihood.density import DensityLikelihood
 from densemble.priors.edm import EDM
@@ -138,6 +142,12 @@ def stages_of(recipe: Recipe, terms: dict[str, Term]) -> list[Stage]:
         for stage in recipe.stages
         if stage.term in terms
     ]
+
+
+def run_key(settings: Mapping[str, JsonValue], files: Sequence[InputFile], recipe: BaseModel) -> str:
+    """Identifies a run: a checkpoint is only good for the same inputs, settings and recipe."""
+    what = [settings, [f.model_dump() for f in files], recipe.model_dump()]
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass

@@ -10,10 +10,12 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from densemble.errors import InputError
 
@@ -38,6 +40,35 @@ class InputFile(Record):
     def of(cls, path: str | Path) -> InputFile:
         """Record a file that exists."""
         return cls(name=Path(path).name, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+
+
+class RunRecord(Record):
+    """What every ``result.json`` begins with; timings in seconds."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_: str = Field(alias="schema")
+    inputs: list[InputFile]
+    settings: dict[str, JsonValue]
+    seed: int
+    versions: dict[str, str]
+    device: str
+    timings: dict[str, float]
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that a result depends on."""
+    return {name: version(name) for name in ("densemble", "torch", "gemmi", "numpy", "scipy")}
+
+
+def device() -> str:
+    """What a run was done on."""
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def write_record(path: str | Path, record: Record) -> Path:
+    """Write a record as JSON, without what is None."""
+    return write_text(path, record.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")
 
 
 def check_output(directory: str | Path, *, force: bool = False, resume: bool = False) -> None:

@@ -14,13 +14,13 @@ from typing import Annotated, Literal
 import gemmi
 import numpy as np
 from jaxtyping import Float
-from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from densemble.atoms import Ensemble, ResidueId
 from densemble.errors import InputError
 from densemble.io.models import NO_ALTLOC, Model
-from densemble.io.output import MAP_FILE, RESULT_FILE, TRACE_FILE, InputFile, Record, write_text
+from densemble.io.output import MAP_FILE, RESULT_FILE, TRACE_FILE, Record, RunRecord, write_record, write_text
 
 SCHEMA: Literal["densemble.result/1"] = "densemble.result/1"
 
@@ -213,18 +213,10 @@ class Member(Record):
     rmsd: dict[str, float] | None = None
 
 
-class Result(Record):
-    """The contents of ``result.json``; timings in seconds."""
-
-    model_config = ConfigDict(populate_by_name=True)
+class Result(RunRecord):
+    """The contents of ``result.json``."""
 
     schema_: Literal["densemble.result/1"] = Field(default=SCHEMA, alias="schema")
-    inputs: list[InputFile]
-    settings: dict[str, JsonValue]
-    seed: int
-    versions: dict[str, str]
-    device: str
-    timings: dict[str, float]
     region: str
     metrics: Metrics
     r_factors: RFactors | None = None
@@ -233,7 +225,7 @@ class Result(Record):
 
 def write_result_json(path: str | Path, result: Result) -> Path:
     """Write ``result.json``."""
-    return write_text(path, result.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")
+    return write_record(path, result)
 
 
 def read_result_json(path: str | Path) -> Result:

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import gemmi
 import numpy as np
 from jaxtyping import Float
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import Field
 
 from densemble.io.models import Model
-from densemble.io.output import MAP_FILE, RESULT_FILE, TRACE_FILE, InputFile, Record, write_text
+from densemble.io.output import MAP_FILE, RESULT_FILE, TRACE_FILE, Record, RunRecord, write_record, write_text
 from densemble.io.results import forget_frame, write_structure
 
 SCHEMA: Literal["densemble.cryoem/1"] = "densemble.cryoem/1"
@@ -146,18 +146,10 @@ class Mixture(Record):
     best_alone_held_out: float | None = None
 
 
-class StateResult(Record):
-    """The contents of ``result.json`` of ``densemble cryoem``; timings in seconds."""
-
-    model_config = ConfigDict(populate_by_name=True)
+class StateResult(RunRecord):
+    """The contents of ``result.json`` of ``densemble cryoem``."""
 
     schema_: Literal["densemble.cryoem/1"] = Field(default=SCHEMA, alias="schema")
-    inputs: list[InputFile]
-    settings: dict[str, JsonValue]
-    seed: int
-    versions: dict[str, str]
-    device: str
-    timings: dict[str, float]
     messages: list[str]
     map: MapRecord
     placement: Placement
@@ -175,8 +167,7 @@ class StateResult(Record):
 
 def write_state_result(folder: Path, result: StateResult) -> Path:
     """Write ``result.json``."""
-    text = result.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n"
-    return write_text(folder / RESULT_FILE, text)
+    return write_record(folder / RESULT_FILE, result)
 
 
 def models_structure(
