@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import ConfigDict, Field, JsonValue
 
 from densemble.align.chains import chain_groups
-from densemble.align.docking import COARSE, SHAPE, STEP, Docking, Pose, check_dockable, dock
+from densemble.align.docking import COARSE, NAMES, SHAPE, STEP, Docking, Pose, dock
 from densemble.errors import InputError
 from densemble.grid import DensityMap
 from densemble.io.maps import read_map
@@ -54,12 +54,17 @@ class DockingRecord(Record):
     poses: list[PoseRecord]
 
 
-def scattering(model: Model) -> Float[np.ndarray, " n"]:
-    """Atomic number times occupancy of each atom; 0 for water, which maps seldom show."""
+def shown(model: Model) -> Float[np.ndarray, " n"]:
+    """How much of each atom a map shows: its occupancy; 0 for water, which maps seldom show."""
     topology = model.topology
-    numbers = np.array([gemmi.Element(e).atomic_number for e in topology.elements], dtype=float)
     dry = np.array([topology.residues[r].kind != "water" for r in topology.residue_index])
-    return numbers * model.occupancy * dry
+    return model.occupancy * dry
+
+
+def scattering(model: Model) -> Float[np.ndarray, " n"]:
+    """Atomic number of each atom times how much of it a map shows."""
+    numbers = np.array([gemmi.Element(e).atomic_number for e in model.topology.elements], dtype=float)
+    return numbers * shown(model)
 
 
 def dock_model(
@@ -68,9 +73,22 @@ def dock_model(
     *,
     resolution: float,
     level: float | None = None,
+    source: str = NAMES[1],
     progress: Progress | None = None,
 ) -> Docking:
-    """``dock`` of a model as read, with its atomic numbers, and copies of a chain interchangeable."""
+    """``dock`` of a model as read, with its atomic numbers, and copies of a chain interchangeable.
+
+    Args:
+        model: as read.
+        density: the map.
+        resolution: Å, of the map.
+        level: contour of the map, for checks.
+        source: what errors call the map: its file name.
+        progress: what is told of it.
+
+    Raises:
+        InputError: they do not go together, see ``check_dockable``.
+    """
     groups = chain_groups(model.topology)
     return dock(
         model.coords,
@@ -79,6 +97,7 @@ def dock_model(
         resolution=resolution,
         level=level,
         groups=groups or None,
+        names=(f"model {model.path}", source),
         progress=progress,
     )
 
@@ -135,11 +154,10 @@ def dock_files(
         if out.suffix.lower() not in (".cif", ".pdb"):
             raise InputError(f"{out}: give a name that ends in .cif or .pdb")
     model, density = read_model(model_path), read_map(map_path)
-    names = (f"model {model_path}", f"map {map_path}")
-    check_dockable(model.coords, scattering(model), density, resolution=resolution, level=level, names=names)
     for message in (*model.messages, *_coarse_voxels(density, resolution)):
         tell.message(message)
-    docking = dock_model(model, density, resolution=resolution, level=level, progress=tell)
+    source = f"map {map_path}"
+    docking = dock_model(model, density, resolution=resolution, level=level, source=source, progress=tell)
     record = _record(docking, [model_path, map_path], resolution=resolution, level=level)
     if out is not None:
         write_structure(out, placed_structure(model_path, docking.poses[0]))

@@ -45,6 +45,7 @@ MUCH_MORE = 1.3
 """A map with more than so many times the volume of the model above its level holds much more than it."""
 SIGNIFICANT = 3.0
 """Standard deviations between the best score and the next for the best to be clear."""
+NAMES = ("the model", "the map")
 _TRIED = (150, 40, 20, 10)  # poses at COARSE before and after the ascent, and after each of the next
 
 
@@ -172,7 +173,7 @@ def check_dockable(
     *,
     resolution: float,
     level: float | None,
-    names: tuple[str, str] = ("the model", "the map"),
+    names: tuple[str, str] = NAMES,
 ) -> float:
     """See that a model and a map go together; the contour level, as given or ``default_level``.
 
@@ -222,6 +223,7 @@ def dock(
     groups: Groups | None = None,
     poses: int = 5,
     step: float = STEP,
+    names: tuple[str, str] = NAMES,
     progress: Progress | None = None,
 ) -> Docking:
     """Find where a rigid model stands in a map. The same input gives the same result; nothing is random.
@@ -240,13 +242,14 @@ def dock(
             poses apart. All atoms as one chain if None.
         poses: kept at most.
         step: degrees between the rotations tried; a small model needs fewer.
+        names: of model and map, for messages.
         progress: what is told of it.
 
     Raises:
         InputError: see ``check_dockable``.
     """
     chosen = weights > 0
-    level = check_dockable(coords, weights, density, resolution=resolution, level=level)
+    level = check_dockable(coords, weights, density, resolution=resolution, level=level, names=names)
     points = Points.of(coords[chosen], weights[chosen])
     spectrum = Spectrum(occupied(density, level), margin=points.radius)
     judge = _Judge(spectrum, points, resolution, density, level)

@@ -1,1 +1,1 @@
-"""Cryo-EM maps: preparing them for a fit, and half maps."""
+"""Cryo-EM maps: preparing them, half maps, and the state that a map shows: sampled, refined, judged."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.align.docking import Docking, envelope
-from densemble.docking import dock_model
+from densemble.docking import dock_model, shown
 from densemble.em.inputs import StateInputs, StateSettings
 from densemble.em.preparation import PreparedMap, boxed, prepare
 from densemble.em.state import ATOM_VOLUME
@@ -77,7 +77,12 @@ def problem_of(settings: StateSettings, inputs: StateInputs, tell: Progress) -> 
     if not settings.placed:
         tell.message(f"docking {settings.model.name} into {settings.target.name}")
         docking = dock_model(
-            model, prepared.density, resolution=inputs.resolution, level=settings.level, progress=tell
+            model,
+            prepared.density,
+            resolution=inputs.resolution,
+            level=settings.level,
+            source=f"map {settings.target}",
+            progress=tell,
         )
         best = docking.poses[0]
         model, placement = replace(model, coords=best.apply(model.coords)), placement_of(docking)
@@ -91,7 +96,7 @@ def problem_of(settings: StateSettings, inputs: StateInputs, tell: Progress) -> 
         model.topology.elements,
         resolution=inputs.resolution,
         volume=ATOM_VOLUME * len(model.topology),
-        occupancy=shown(model),
+        occupancy=torch.from_numpy(shown(model)).float(),
     )
     held_out = None if inputs.held_out is None else boxed(inputs.held_out, prepared.density.grid)
     return StateProblem(model, placement, prepared, likelihood, voxels, held_out, messages + more)
@@ -100,13 +105,6 @@ def problem_of(settings: StateSettings, inputs: StateInputs, tell: Progress) -> 
 def less(density: DensityMap, solvent: float) -> DensityMap:
     """A map in which the solvent is zero, as a cloud of its points and an FSC under a mask need it."""
     return DensityMap(density.grid, density.values - solvent)
-
-
-def shown(model: Model) -> Float[Tensor, " n"]:
-    """How much of each atom a map shows: its occupancy, and nothing of waters, which do not move along."""
-    residues = model.topology.residues
-    dry = np.array([residues[r].kind != "water" for r in model.topology.residue_index])
-    return torch.from_numpy(model.occupancy * dry).float()
 
 
 def check_inside(model: Model, grid: Grid, settings: StateSettings) -> None:

@@ -8,9 +8,10 @@ import torch
 from scipy.spatial import cKDTree
 from small_state import RESOLUTION, write_state
 
+from densemble.docking import shown
 from densemble.em.inputs import load
 from densemble.em.preparation import prepare
-from densemble.em.problem import ZONE, check_inside, compared, less, problem_of, shown
+from densemble.em.problem import ZONE, check_inside, compared, less, problem_of
 from densemble.errors import InputError
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
@@ -65,7 +66,7 @@ def test_waters_and_empty_sites_are_not_shown(state):
     wet = replace(model, occupancy=occupancy, topology=replace(model.topology, residues=residues))
     found = shown(wet)
     assert float(found[3]) == 0.0
-    np.testing.assert_array_equal(found.numpy()[model.topology.residue_index == last], 0.0)
+    np.testing.assert_array_equal(found[model.topology.residue_index == last], 0.0)
     assert int((found == 1).sum()) == len(found) - 1 - int((model.topology.residue_index == last).sum())
 
 
