@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.atoms import Region
-from densemble.em.evaluation import Judge, check_reference
+from densemble.em.evaluation import Judge, Seen, check_reference
 from densemble.em.inputs import StateInputs, StateSettings, load
 from densemble.em.problem import StateProblem, problem_of
 from densemble.em.sampling import guided, sampled
@@ -56,26 +56,29 @@ class Judged:
     Attributes:
         members: Å, best first, shape=(K, N, 3).
         records: of each.
+        seen: how each agrees with the map, by residue.
         start: fit of the start where it was docked.
         messages: what the user should know.
     """
 
     members: Float[Tensor, "k n 3"]
     records: list[StateMember]
+    seen: list[Seen]
     start: Fit
     messages: tuple[str, ...]
 
 
 def judged(judge: Judge, members: Float[Tensor, "k n 3"]) -> Judged:
     """Members ranked by their correlation with the map that was fitted."""
-    records = [judge.member(x, sample=i + 1) for i, x in enumerate(members)]
-    order = sorted(range(len(members)), key=lambda i: -records[i].fit.correlation)
-    ranked = [records[i].model_copy(update={"model": k + 1}) for k, i in enumerate(order)]
+    found = [judge.see(x) for x in members]
+    order = sorted(range(len(members)), key=lambda i: -found[i].fit.correlation)
+    seen = [found[i] for i in order]
+    records = [judge.member(members[i], found[i].fit, sample=i + 1, model=k + 1) for k, i in enumerate(order)]
     start = judge.fit(torch.from_numpy(judge.start.coords).float())
     messages: tuple[str, ...] = ()
-    if ranked[0].fit.correlation < start.correlation - WORSE:
+    if seen[0].fit.correlation < start.correlation - WORSE:
         messages = ("no sample fits the map as well as the docked start does; do not use them",)
-    return Judged(members[order], ranked, start, messages)
+    return Judged(members[order], records, seen, start, messages)
 
 
 def map_record(inputs: StateInputs, problem: StateProblem, form: AtomForm) -> MapRecord:
@@ -101,22 +104,20 @@ def write_results(
     settings: StateSettings,
     problem: StateProblem,
     judge: Judge,
-    members: Float[Tensor, "k n 3"],
+    found: Judged,
     trace: list[dict[str, float]],
     result: StateResult,
 ) -> None:
     """The start as placed, all models by rank, the best one, its residues, the trace and ``result.json``."""
     model = problem.model
-    tables = [judge.residues(x) for x in (members if settings.fit_in_b else members[:1])]
     columns = None
     if settings.fit_in_b:
-        of_residues = (np.nan_to_num([100 * row["rscc"] for row in rows]) for rows in tables)
-        columns = [values[model.topology.residue_index] for values in of_residues]
-    coords = list(members.double().numpy())
+        columns = [np.nan_to_num(100 * seen.rscc)[model.topology.residue_index] for seen in found.seen]
+    coords = list(found.members.double().numpy())
     write_models(folder / START_FILE, model, [model.coords])
     write_models(folder / MODELS_FILE, model, coords, b_iso=columns)
     write_models(folder / BEST_FILE, model, coords[:1], b_iso=None if columns is None else columns[:1])
-    write_residues(folder / RESIDUES_FILE, tables[0])
+    write_residues(folder / RESIDUES_FILE, judge.residues(found.seen[0]))
     write_trace(folder / TRACE_FILE, trace)
     write_state_result(folder, result)
 
@@ -191,7 +192,7 @@ def run_cryoem(
         device=device(),
         timings=clock.seconds,
         messages=[*inputs.messages, *problem.messages, *found.messages],
-        map=map_record(inputs, problem, judge.form(found.members[0])),
+        map=map_record(inputs, problem, found.seen[0].form),
         placement=problem.placement,
         start=found.start,
         start_reference=judge.distance(problem.model.coords),
@@ -199,6 +200,6 @@ def run_cryoem(
         ensemble=judge.mixture(found.members, keep=settings.keep) if settings.ensemble else None,
         members=found.records,
     )
-    write_results(folder, settings, problem, judge, found.members, trace, result)
+    write_results(folder, settings, problem, judge, found, trace, result)
     checkpoints.path.unlink(missing_ok=True)
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -62,6 +63,23 @@ def check_reference(start: Model, reference: Model) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A model compared with the map.
+
+    Attributes:
+        fit: the figures of the whole.
+        form: how atoms look, with the width that suits the model.
+        rscc: of each residue; NaN where there is no figure.
+        q_scores: of each residue, likewise.
+    """
+
+    fit: Fit
+    form: AtomForm
+    rscc: Float[np.ndarray, " r"]
+    q_scores: Float[np.ndarray, " r"]
+
+
 class Judge:
     """Judges models of the same atoms by the same map; the reference is for evaluation only.
 
@@ -99,34 +117,38 @@ class Judge:
         known = self._known(coords)
         return known.fitted(coords[torch.isfinite(coords).all(-1)], self.kind).form
 
-    def fit(self, coords: Float[Tensor, "n 3"]) -> Fit:
+    def see(self, coords: Float[Tensor, "n 3"]) -> Seen:
         """Agreement of a model with the map; coordinates in Å, NaN for atoms that it lacks."""
         observed, x, mask = self.likelihood.target, coords.double().numpy(), self.likelihood.mask
-        calculated = self._density(coords, self.form(coords))
+        form = self.form(coords)
+        calculated = self._density(coords, form)
+        near, scores = self._near(observed, calculated, x), q_scores(observed, self.topology, x)
         held_out = None
         if self.held_out is not None:
             held_out = self._near(self.held_out, calculated, x).overall
         ends = map_model_resolution(observed.values, calculated, observed.grid, mask=mask)
-        return Fit(
+        fit = Fit(
             correlation=float(weighted_correlation(observed.values, calculated[None], mask)[0]),
-            rscc=self._near(observed, calculated, x).overall,
+            rscc=near.overall,
             held_out_rscc=held_out,
-            q_score=q_scores(observed, self.topology, x).overall,
+            q_score=scores.overall,
             fsc_05=ends if math.isfinite(ends) else None,
         )
+        return Seen(fit, form, near.residues, scores.residues)
+
+    def fit(self, coords: Float[Tensor, "n 3"]) -> Fit:
+        """The figures of a whole model."""
+        return self.see(coords).fit
 
     def reference_fit(self) -> Fit | None:
         """The same of the reference, of those atoms that the models have too (it is evaluation only)."""
         return None if self._reference is None else self.fit(torch.from_numpy(self._reference).float())
 
-    def residues(self, coords: Float[Tensor, "n 3"]) -> list[dict[str, str | float]]:
+    def residues(self, seen: Seen) -> list[dict[str, str | float]]:
         """RSCC and Q-score of each residue of a model, as rows of a table."""
-        x = coords.double().numpy()
-        fit = self._near(self.likelihood.target, self._density(coords, self.form(coords)), x)
-        scores = q_scores(self.likelihood.target, self.topology, x)
         return [
             {"residue": str(r.id), "name": r.name, "rscc": float(c), "q_score": float(q)}
-            for r, c, q in zip(self.topology.residues, fit.residues, scores.residues, strict=True)
+            for r, c, q in zip(self.topology.residues, seen.rscc, seen.q_scores, strict=True)
         ]
 
     def distance(self, coords: Float[np.ndarray, "n 3"]) -> Distance | None:
@@ -178,12 +200,12 @@ class Judge:
         report = validate(restraints, coords[None, torch.from_numpy(free)]).rows()[0]
         return Geometry.model_validate({k: None if math.isnan(v) else v for k, v in report.items()})
 
-    def member(self, coords: Float[Tensor, "n 3"], *, sample: int) -> StateMember:
-        """Everything about one sample; its rank is still to be known."""
+    def member(self, coords: Float[Tensor, "n 3"], fit: Fit, *, sample: int, model: int) -> StateMember:
+        """Everything about one sample, with its number among the models."""
         return StateMember(
-            model=1,
+            model=model,
             sample=sample,
-            fit=self.fit(coords),
+            fit=fit,
             geometry=self.geometry(coords),
             reference=self.distance(coords.double().numpy()),
         )
