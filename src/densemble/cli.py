@@ -52,8 +52,31 @@ def _column_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+def _with(options: list[Callable[..., Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options in the order in which help lists them."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_session_options = _with(
+    [
+        click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the recipe's]"),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
+        click.option("--force", is_flag=True, help="Replace an earlier result in the output folder."),
+        click.option("--resume", is_flag=True, help="Go on with a run that was stopped."),
+        click.option("--quiet", is_flag=True, help="No progress on stderr."),
+    ]
+)
+"""Options of everything that samples."""
+
+
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that every sampling command has."""
+    """Options of everything that samples a region of a crystal."""
     options = [
         click.option(
             "--members", type=click.IntRange(min=1), default=16, show_default=True, help="Sampled together."
@@ -75,15 +98,8 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--recipe", help="Method: a name, or a .toml file.  [default: the one made for the prior]"
         ),
-        click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the recipe's]"),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
-        click.option("--force", is_flag=True, help="Replace an earlier result in the output folder."),
-        click.option("--resume", is_flag=True, help="Go on with a run that was stopped."),
-        click.option("--quiet", is_flag=True, help="No progress on stderr."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options)(_session_options(command))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -162,8 +178,6 @@ def xray(
     help="How the model may move: the packaged network, or an elastic network.",
 )
 @click.option("--recipe", default="densemble", show_default=True, help="Method: a name, or a .toml file.")
-@click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the recipe's]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness.")
 @click.option(
     "--forward",
     type=click.Choice(["electron", "molmap"]),
@@ -183,9 +197,7 @@ def xray(
 @click.option("--reference", type=_PATH, help="Model to compare the result with; evaluation only.")
 @click.option("--selection", help="Residues over which that is stated too, for example H:100-112.")
 @click.option("--out", type=_PATH, required=True, help="Output folder.")
-@click.option("--force", is_flag=True, help="Replace an earlier result in the output folder.")
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@_session_options
 @_plain_errors
 def cryoem(
     *,
