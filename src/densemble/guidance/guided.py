@@ -39,8 +39,28 @@ class Completion(Protocol):
         ...
 
 
+@runtime_checkable
+class Memory(Protocol):
+    """What a prior remembers of the steps done."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        ...
+
+
 class AllAtom:
-    """The completion of an all-atom prior: nothing to add."""
+    """The completion of an all-atom prior: nothing to add.
+
+    Args:
+        memory: of the prior, which is kept and restored with the run.
+    """
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self._memory = memory
 
     def update(self, x0_hat: Float[Tensor, "k n 3"], sigma: float) -> None:
         """Nothing to bring up to date."""
@@ -53,11 +73,13 @@ class AllAtom:
         """Nothing to take over."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """No state."""
-        return {}
+        """The prior's memory, if it has one."""
+        return {} if self._memory is None else self._memory.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """No state."""
+        """Go on from a saved state."""
+        if self._memory is not None:
+            self._memory.load_state_dict(state)
 
 
 class GuidedPrior:

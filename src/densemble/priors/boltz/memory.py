@@ -1,0 +1,49 @@
+"""How many members are denoised together: as many as memory holds, measured and not guessed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SHARE = 0.6
+"""Of the free memory; the rest is for densities, and for what a call needs but does not keep."""
+
+
+def bytes_kept(call: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Bytes that autograd keeps to differentiate ``call`` at ``x``, each buffer counted once."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not tensor.is_leaf or tensor.requires_grad:
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+        call(x.detach().requires_grad_())
+    return sum(seen.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a device has left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    said = Path("/proc/meminfo")
+    for line in said.read_text().splitlines() if said.is_file() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # not Linux: what it has, halved
+
+
+def members_that_fit(call: Callable[[Tensor], Tensor], one: Tensor) -> int:
+    """How many members a differentiable denoiser can take at once, at least one.
+
+    Args:
+        call: the denoiser.
+        one: coordinates of a single member, shape=(1, N, 3).
+    """
+    return max(1, int(SHARE * free_bytes(one.device) / max(bytes_kept(call, one), 1)))

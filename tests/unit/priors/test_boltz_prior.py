@@ -1,0 +1,385 @@
+"""The Boltz prior against the released package: same random numbers, same samples."""
+
+import contextlib
+import logging
+
+import pytest
+import torch
+
+pytest.importorskip("boltz", reason="needs boltz 2.2.1: pip install 'densemble[boltz]'")
+
+import boltz.model.modules.diffusion as boltz1_diffusion
+import boltz.model.modules.diffusionv2 as boltz2_diffusion
+from boltz.model.loss.diffusionv2 import weighted_rigid_align
+from boltz.model.modules.utils import quaternion_to_matrix
+from boltz_case import PARTS, BoltzCase
+
+from densemble.guidance.guided import AllAtom, GuidedPrior
+from densemble.guidance.stage import Stage
+from densemble.priors.boltz.memory import bytes_kept, members_that_fit
+from densemble.priors.boltz.process import Anchor, Pose
+from densemble.priors.boltz.steering import Steering
+from densemble.sampler import SamplerState, sample
+
+KINDS = ("boltz1", "boltz2")
+MEMBERS, STEPS = 3, 30
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    return {kind: BoltzCase(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
+
+
+@pytest.fixture(params=KINDS)
+def case(request, cases):
+    return cases[request.param]
+
+
+@contextlib.contextmanager
+def poses_from_the_map():
+    """Boltz turns the sample that it turned before; each of our poses is counted from the map's frame.
+
+    With rotations R_i from the same random numbers, Boltz is given R_(i-1)^T R_i.
+    """
+    last = torch.eye(3)
+
+    def augmentation(members, device=None, dtype=torch.float32):
+        nonlocal last
+        rotation = quaternion_to_matrix(torch.randn(members, 4))
+        turn, last = last.mT @ rotation, rotation
+        return turn, torch.randn(members, 1, 3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (boltz1_diffusion, boltz2_diffusion):
+            patch.setattr(module, "compute_random_augmentation", augmentation)
+        yield
+
+
+@contextlib.contextmanager
+def recorded(diffusion):
+    """Every call of the network: noisy coordinates, noise level, estimate, in the network's frame."""
+    calls, real = [], diffusion.preconditioned_network_forward
+
+    def forward(x, sigma, **given):
+        out = real(x, sigma, **given)
+        calls.append((x.clone(), sigma, (out[0] if isinstance(out, tuple) else out).clone()))
+        return out
+
+    diffusion.preconditioned_network_forward = forward
+    try:
+        yield calls
+    finally:
+        del diffusion.preconditioned_network_forward
+
+
+def sampled_by_boltz(case, *, physical=False, seed=11):
+    steering = case.given["steering_args"] | {"physical_guidance_update": physical}
+    given = case.given | {
+        "num_sampling_steps": STEPS, "multiplicity": MEMBERS, "max_parallel_samples": MEMBERS,
+        "steering_args": steering,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    with recorded(case.diffusion) as calls, poses_from_the_map(), torch.no_grad():
+        out = case.diffusion.sample(**given)
+    return calls, out
+
+
+@pytest.mark.parametrize("physical", [False, True])
+def test_unguided_sampling_is_boltz_own(case, physical):
+    theirs, out = sampled_by_boltz(case, physical=physical)
+    prior = case.prior(steering=Steering(case.feats, boltz2=case.kind == "boltz2", physical=physical))
+    prior.denoise(torch.zeros(MEMBERS, case.atoms, 3), 1.0)  # fills Boltz-1's cache
+    with recorded(case.diffusion) as ours, torch.no_grad():
+        x = sample(prior, steps=STEPS, members=MEMBERS, generator=torch.Generator().manual_seed(11))
+    assert len(ours) == len(theirs) == STEPS
+    for (noisy, sigma, estimate), (own_noisy, own_sigma, own_estimate) in zip(theirs, ours, strict=True):
+        assert own_sigma == sigma
+        # Coordinates of thousands of Å are not known to 1e-4 Å in float32.
+        torch.testing.assert_close(own_noisy, noisy, atol=max(1e-4, 1e-6 * float(noisy.abs().max())), rtol=0)
+        torch.testing.assert_close(own_estimate, estimate, atol=1e-4, rtol=0)
+    end = out["sample_atom_coords"]
+    assert 5 < end.std() < 40  # the size of a protein
+    torch.testing.assert_close(distances(x), distances(end), atol=2e-4, rtol=0)
+    if case.kind == "boltz1":
+        torch.testing.assert_close(prior.tokens.so_far, out["diff_token_repr"], atol=5e-4, rtol=1e-4)
+
+
+def distances(x):
+    return torch.linalg.norm(x[:, :, None] - x[:, None], dim=-1)
+
+
+def test_steering_changes_the_sample(case):
+    """Otherwise the test above would not see whether it is applied."""
+    free, steered = sampled_by_boltz(case)[1], sampled_by_boltz(case, physical=True)[1]
+    assert (free["sample_atom_coords"] - steered["sample_atom_coords"]).abs().max() > 0.1
+
+
+def test_schedule_is_boltz_own(case):
+    process = case.prior().process
+    assert process.times(STEPS) == case.diffusion.sample_schedule(STEPS).tolist()
+    assert process.times(STEPS, 20.0)[0] == pytest.approx(20.0)
+    with pytest.raises(ValueError, match="two steps"):
+        process.times(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_does_not_matter(kind, tmp_path, monkeypatch):
+    case = BoltzCase(kind, tmp_path, padded=True)
+    prior, x = case.prior(), 10 * torch.randn(2, case.atoms, 3)
+    assert case.feats["atom_pad_mask"].shape[1] > case.atoms
+    with torch.no_grad():
+        first = prior.denoise(x, 5.0)
+        real = prior._with_padding
+        monkeypatch.setattr(prior, "_with_padding", lambda y: filled(real(y), case.atoms))
+        second = prior.denoise(x, 5.0)
+    assert first.shape == x.shape
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
+
+
+def filled(x, atoms):
+    x = x.clone()
+    x[:, atoms:] = 50.0
+    return x
+
+
+def test_a_moved_sample_in_a_moved_pose_gives_the_moved_estimate(case, generator):
+    """The average over poses is equivariant: to each pose of a sample belongs one of the moved sample."""
+    prior = case.prior()
+    x = 10 * torch.randn(2, case.atoms, 3, generator=generator)
+    turn = quaternion_to_matrix(torch.randn(2, 4, generator=generator))
+    shift = 30 * torch.randn(2, 1, 3, generator=generator)
+    pose = Pose(x.mean(1, keepdim=True), quaternion_to_matrix(torch.randn(2, 4, generator=generator)),
+                torch.randn(2, 1, 3, generator=generator))  # fmt: skip
+    with torch.no_grad():
+        prior.process.pose = pose
+        first = prior.denoise(x, 4.0)
+        prior.process.pose = pose.moved(turn, shift)
+        second = prior.denoise(x @ turn + shift, 4.0)
+        prior.process.pose = None
+        centred, away = prior.denoise(x, 4.0), prior.denoise(x + shift, 4.0)
+    torch.testing.assert_close(second, first @ turn + shift, atol=1e-4, rtol=0)
+    torch.testing.assert_close(away, centred + shift, atol=1e-4, rtol=0)
+    assert (first - centred).abs().max() > 0.1  # the network alone is not equivariant
+
+
+def test_gradients_are_those_of_finite_differences(case, generator):
+    prior = case.prior()
+    x = (10 * torch.randn(2, case.atoms, 3, generator=generator)).requires_grad_()
+    weights = torch.randn(2, case.atoms, 3, generator=generator)
+    (gradient,) = torch.autograd.grad((prior.denoise(x, 6.0) * weights).sum(), x)
+    for direction in (gradient / gradient.norm(), torch.randn(x.shape, generator=generator)):
+        direction = direction / direction.norm()
+        h = 0.2
+        with torch.no_grad():
+            ends = [(prior.denoise(x + s * h * direction, 6.0).double() * weights).sum() for s in (1, -1)]
+        difference = float(ends[0] - ends[1]) / (2 * h)
+        assert float((gradient * direction).sum()) == pytest.approx(
+            difference, rel=0.02, abs=2e-3 * float(gradient.norm())
+        )
+
+
+def test_chunks_change_nothing_but_memory(case, generator):
+    x = 10 * torch.randn(3, case.atoms, 3, generator=generator)
+    found = []
+    for together in (3, 2, 1):
+        prior, leaf = case.prior(together=together), x.clone().requires_grad_()
+        value = prior.denoise(leaf, 5.0)
+        found.append((value.detach(), torch.autograd.grad(value.square().sum(), leaf)[0]))
+        if prior.tokens is not None:
+            assert len(prior.tokens.latest) == 3
+    for value, gradient in found[1:]:
+        torch.testing.assert_close(value, found[0][0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(gradient, found[0][1], atol=1e-3, rtol=1e-3)
+
+
+def test_running_out_of_memory_halves_the_chunk(case, generator, caplog):
+    prior, x = case.prior(together=8), 10 * torch.randn(4, case.atoms, 3, generator=generator)
+    with torch.no_grad():
+        expected = case.prior(together=4).denoise(x, 5.0)
+    real = case.diffusion.preconditioned_network_forward
+
+    def small(x, sigma, **given):
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(x, sigma, **given)
+
+    case.diffusion.preconditioned_network_forward = small
+    try:
+        with caplog.at_level(logging.WARNING), torch.no_grad():
+            found = prior.denoise(x, 5.0)
+    finally:
+        del case.diffusion.preconditioned_network_forward
+    assert prior.together == 1
+    assert "2 members at a time" in caplog.text
+    assert "1 members at a time" in caplog.text
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_memory_is_counted_and_chunks_keep_it_small(case):
+    one = 10 * torch.randn(1, case.atoms, 3)
+    prior = case.prior(together=4)
+    prior.denoise(one, 5.0)
+    single = bytes_kept(lambda x: prior.denoise(x, 5.0), one)
+    # Each layer keeps more than the coordinates, and members keep as much each.
+    assert single > 100 * one.nbytes
+    double = bytes_kept(lambda x: prior.denoise(x, 5.0), one.repeat(2, 1, 1))
+    assert double == pytest.approx(2 * single, rel=0.3)
+    prior.together = 1
+    assert bytes_kept(lambda x: prior.denoise(x, 5.0), one.repeat(4, 1, 1)) < single
+    assert members_that_fit(lambda x: prior.denoise(x, 5.0), one) > 4
+
+
+def test_a_sample_is_placed_where_it_belongs(case, generator):
+    """At the anchor's level the sample comes to the docked model, and keeps its shape."""
+    places = 15 * torch.randn(case.atoms, 3, generator=generator) + torch.tensor([40.0, -20.0, 60.0])
+    prior = case.prior()
+    times = prior.process.times(STEPS)
+    level = times[18]
+    every = torch.arange(case.atoms)
+    anchored = case.prior(anchor=Anchor(level, every, places))
+    seen = {}
+    for name, this in (("free", prior), ("placed", anchored)):
+        trace = []
+
+        def denoise(x, t, this=this, trace=trace):
+            trace.append((this.denoise(x, t), t))
+            return trace[-1][0]
+
+        this_generator, x = torch.Generator().manual_seed(3), None
+        with torch.no_grad():
+            x = this.process.initial(2, this_generator)
+            for i in range(20):
+                x = this.process.step(denoise, x, times[i], times[i + 1], this_generator)
+        seen[name] = trace
+    free, placed = seen["free"][18][0], seen["placed"][18][0]
+    torch.testing.assert_close(distances(placed), distances(free), atol=2e-3, rtol=0)
+    torch.testing.assert_close(placed, best_superposition(free, places), atol=2e-3, rtol=0)
+    later = seen["placed"][19][0]
+    assert (later.mean(1) - places.mean(0)).norm(dim=-1).max() < 3  # it stays there
+
+
+def best_superposition(x, places):
+    ones = torch.ones(x.shape[:2])
+    return weighted_rigid_align(x, places.expand_as(x), ones, ones)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(case):
+    prior = case.prior()
+    states = []
+
+    def keep(state):
+        states.append(
+            (SamplerState(state.step, state.x.clone(), state.generator), AllAtom(prior.tokens).state_dict())
+        )
+
+    whole = sample(prior, steps=8, members=2, generator=torch.Generator().manual_seed(5), on_step=keep)
+    memory = None if prior.tokens is None else prior.tokens.so_far
+    again = case.prior()
+    state, kept = states[4]
+    AllAtom(again.tokens).load_state_dict(kept)
+    resumed = sample(again, steps=8, members=2, generator=torch.Generator(), state=state)
+    assert torch.equal(resumed, whole)
+    if memory is not None:
+        assert torch.equal(again.tokens.so_far, memory)
+
+
+def test_partial_noise_begins_at_the_given_model(case, generator):
+    start = 10 * torch.randn(case.atoms, 3, generator=generator)
+    prior = case.prior(first=2.0, start=start)
+    assert prior.process.times(10)[0] == pytest.approx(2.0)
+    x = prior.process.initial(200, generator)
+    assert (x - start).std() == pytest.approx(2.0, rel=0.02)
+    assert (x - start).mean().abs() < 0.02
+
+
+def test_guided_sampling_follows_paper_2(case, generator):
+    """A transcription of the update: unguided, placed, guided twice over with a ratio, then unguided.
+
+    In Boltz's own frame and loop, with plain autograd, no code of ours but the two objectives.
+    """
+    n = case.atoms
+    cloud = 12 * torch.randn(n, 3, generator=generator) + 25
+    docked = 12 * torch.randn(n, 3, generator=generator) + 25
+
+    def global_term(x, sigma):
+        return -((x.mean(1) - cloud.mean(0)) ** 2).sum() - 1e-3 * ((x - cloud) ** 2).sum()
+
+    def local_term(x, sigma):
+        return -torch.log1p((x - cloud) ** 2).sum()
+
+    warm, first_end, second_end, total = 25, 30, 35, 40  # a fifth of the recipe's
+    lambdas = {}
+    for i in range(warm, second_end):
+        lambdas[i] = (global_term, 0.25) if i < first_end else (local_term, 0.5)
+    theirs = transcribed(case, lambdas, docked, steps=total, at=warm)
+
+    prior = case.prior()
+    times, levels = prior.process.times(total), prior.process.levels(total)
+    above = [level * (1 + 1e-6) for level in levels]
+    stages = [
+        Stage("global", global_term, high=above[warm], low=above[first_end], weight=0.25, mode="ratio"),
+        Stage("local", local_term, high=above[first_end], low=above[second_end], weight=0.5, mode="ratio"),
+    ]
+    anchored = case.prior(anchor=Anchor(times[warm], torch.arange(n), docked))
+    guided = GuidedPrior(anchored, stages)
+    ours = []
+    sample(guided, steps=total, members=MEMBERS, generator=torch.Generator().manual_seed(17),
+           on_step=lambda state: ours.append(state.x.clone()))  # fmt: skip
+    assert [row.keys() - {"sigma"} for row in guided.trace] == [{"global"}] * 5 + [{"local"}] * 5
+    for i in range(warm, second_end):
+        torch.testing.assert_close(ours[i], theirs[i], atol=1e-3, rtol=0)
+    assert (theirs[-1] - transcribed(case, {}, docked, steps=total, at=warm)[-1]).abs().max() > 1
+
+
+def transcribed(case, lambdas, docked, *, steps, at):
+    """Positions in the map after every step (before ``at``: in a frame of no meaning)."""
+    d = case.diffusion
+    torch.manual_seed(17)
+    schedule = d.sample_schedule(steps)
+    gammas = torch.where(schedule > d.gamma_min, d.gamma_0, 0.0)
+    x = schedule[0] * torch.randn(MEMBERS, case.atoms, 3)
+    cache, found = {}, []
+    condition = {k: case.given[k] for k in PARTS if k in case.given} | {"multiplicity": MEMBERS}
+    if case.kind == "boltz1":
+        condition["model_cache"] = cache
+
+    def network(seen, t):
+        out = d.preconditioned_network_forward(seen, t, network_condition_kwargs=condition)
+        return out[0] if isinstance(out, tuple) else out
+
+    for i in range(steps):
+        now, after, gamma = schedule[i].item(), schedule[i + 1].item(), gammas[i + 1].item()
+        turn = quaternion_to_matrix(torch.randn(MEMBERS, 4))
+        move = torch.randn(MEMBERS, 1, 3)
+        t = now * (1 + gamma)
+        noise = d.noise_scale * (t**2 - now**2) ** 0.5 * torch.randn(MEMBERS, case.atoms, 3)
+        middle = x.mean(1, keepdim=True)
+        seen = (x - middle) @ turn + move + noise  # as the network sees it
+        with torch.no_grad():
+            network(seen, t)  # fills Boltz-1's cache outside of autograd
+        if i == at:
+            with torch.no_grad():
+                estimate = (network(seen, t) - move) @ turn.mT + middle
+            placed = best_superposition(estimate, docked)
+            # the rotation and shift that did it, undone from the augmentation henceforth
+            a = estimate - estimate.mean(1, keepdim=True)
+            q = torch.linalg.lstsq(
+                a.double(), (placed - placed.mean(1, keepdim=True)).double()
+            ).solution.float()
+            middle = (middle - estimate.mean(1, keepdim=True)) @ q + placed.mean(1, keepdim=True)
+            turn = q.mT @ turn
+        noisy = ((seen - move) @ turn.mT + middle).detach().requires_grad_()
+        estimate = (network((noisy - middle) @ turn + move, t) - move) @ turn.mT + middle
+        update = torch.zeros_like(estimate)
+        if i in lambdas:
+            term, strength = lambdas[i]
+            (g,) = torch.autograd.grad(term(estimate, t), noisy)
+            free = (estimate.detach() - noisy.detach()).flatten(1).norm(dim=1)
+            update = strength * g * (free / g.flatten(1).norm(dim=1))[:, None, None]
+        with torch.no_grad():
+            goal = estimate + update
+            ones = torch.ones(MEMBERS, case.atoms)
+            aligned = weighted_rigid_align(noisy.detach(), goal, ones, ones)
+            x = aligned + d.step_scale * (after - t) * (aligned - goal) / t
+        found.append(x.clone())
+    return found
