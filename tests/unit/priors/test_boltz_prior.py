@@ -84,23 +84,23 @@ def sampled_by_boltz(case, *, physical=False, seed=11):
     return calls, out
 
 
-@pytest.mark.parametrize("physical", [False, True])
-def test_unguided_sampling_is_boltz_own(case, physical):
-    theirs, out = sampled_by_boltz(case, physical=physical)
-    prior = case.prior(steering=Steering(case.feats, boltz2=case.kind == "boltz2", physical=physical))
-    prior.denoise(torch.zeros(MEMBERS, case.atoms, 3), 1.0)  # fills Boltz-1's cache
+def test_unguided_sampling_is_boltz_own(case):
+    theirs, out = sampled_by_boltz(case)
+    prior = case.prior(steering=Steering(case.feats, boltz2=case.kind == "boltz2", physical=False))
+    sample(prior, steps=2, members=MEMBERS, generator=torch.Generator())
     with recorded(case.diffusion) as ours, torch.no_grad():
         x = sample(prior, steps=STEPS, members=MEMBERS, generator=torch.Generator().manual_seed(11))
     assert len(ours) == len(theirs) == STEPS
     for (noisy, sigma, estimate), (own_noisy, own_sigma, own_estimate) in zip(theirs, ours, strict=True):
         assert own_sigma == sigma
-        # Coordinates of thousands of Å are not known to 1e-4 Å in float32.
-        torch.testing.assert_close(own_noisy, noisy, atol=max(1e-4, 1e-6 * float(noisy.abs().max())), rtol=0)
+        # Thousands of Å are not known to 1e-4 Å in float32, and less so when turned to fit pure noise.
+        torch.testing.assert_close(own_noisy, noisy, atol=max(1e-4, 5e-6 * float(noisy.abs().max())), rtol=0)
         torch.testing.assert_close(own_estimate, estimate, atol=1e-4, rtol=0)
     end = out["sample_atom_coords"]
     assert 5 < end.std() < 40  # the size of a protein
     torch.testing.assert_close(distances(x), distances(end), atol=2e-4, rtol=0)
     if case.kind == "boltz1":
+        # (and the samples before have left nothing in it)
         torch.testing.assert_close(prior.tokens.so_far, out["diff_token_repr"], atol=5e-4, rtol=1e-4)
 
 
@@ -108,10 +108,32 @@ def distances(x):
     return torch.linalg.norm(x[:, :, None] - x[:, None], dim=-1)
 
 
-def test_steering_changes_the_sample(case):
-    """Otherwise the test above would not see whether it is applied."""
-    free, steered = sampled_by_boltz(case)[1], sampled_by_boltz(case, physical=True)[1]
-    assert (free["sample_atom_coords"] - steered["sample_atom_coords"]).abs().max() > 0.1
+def test_steering_is_boltz_own(case, monkeypatch):
+    """Step by step from Boltz's own coordinates: its potentials have thresholds, where rounding decides."""
+    guided, real = [], weighted_rigid_align
+
+    def align(noisy, goal, *masks):
+        guided.append((noisy.clone(), goal.clone()))
+        return real(noisy, goal, *masks)
+
+    for module in (boltz1_diffusion, boltz2_diffusion):
+        monkeypatch.setattr(module, "weighted_rigid_align", align)
+    calls, _ = sampled_by_boltz(case, physical=True)
+    prior = case.prior(steering=Steering(case.feats, boltz2=case.kind == "boltz2", physical=True))
+    process = prior.process
+    times = process.times(STEPS)
+    as_given = Pose(
+        torch.zeros(MEMBERS, 1, 3), torch.eye(3).expand(MEMBERS, 3, 3), torch.zeros(MEMBERS, 1, 3)
+    )
+    changed = []
+    for i, ((noisy, goal), (_, t, unguided)) in enumerate(zip(guided, calls, strict=True)):
+        process.pose, process.left = as_given, process._remaining(times[i]) if times[i + 1] > 0 else 0.0
+        with torch.no_grad():
+            found = prior.denoise(noisy, t)
+        torch.testing.assert_close(found, goal, atol=1e-4, rtol=0)
+        changed.append(float((goal - unguided).abs().max()))
+    assert max(changed) > 0.1
+    assert changed[-1] == 0
 
 
 def test_schedule_is_boltz_own(case):

@@ -72,7 +72,7 @@ class BoltzPrior:
         self.tokens: TokenMemory | None = None
         if getattr(diffusion, "accumulate_token_repr", False):
             self.tokens = TokenMemory(diffusion)
-            self._process.after_step = self.tokens.advance
+            self._process.memory = self.tokens
 
     @property
     def process(self) -> BoltzProcess:
@@ -154,6 +154,10 @@ class TokenMemory:
         self.latest: Tensor | None = None
         self.so_far: Tensor | None = None
         self._diffusion = diffusion
+
+    def begin(self) -> None:
+        """Forget the samples before."""
+        self.so_far = None
 
     @torch.no_grad()
     def advance(self, t: float) -> None:

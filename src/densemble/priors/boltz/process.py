@@ -6,10 +6,9 @@ the frame of the map: the pose is applied to what the network is shown, and undo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from boltz.model.loss.diffusionv2 import weighted_rigid_align
@@ -110,6 +109,19 @@ class Anchor:
         return rotation.to(x0), (goal - middle @ rotation).to(x0)
 
 
+@runtime_checkable
+class Memory(Protocol):
+    """What is kept of the steps done."""
+
+    def begin(self) -> None:
+        """New samples begin."""
+        ...
+
+    def advance(self, t: float) -> None:
+        """The estimate at level ``t`` is there."""
+        ...
+
+
 class BoltzProcess:
     """EDM with churn as ``AtomDiffusion.sample`` does it, in the frame of the map.
 
@@ -129,7 +141,7 @@ class BoltzProcess:
     Attributes:
         pose: of the step under way, if one is.
         left: share of the steps that are left in the step under way; 0 in the last, and outside of steps.
-        after_step: told the noise level of every step, once its estimate is there.
+        memory: told when samples begin and of every step, if the prior keeps one.
     """
 
     def __init__(
@@ -145,7 +157,7 @@ class BoltzProcess:
         self.noise, self.atoms, self.centre, self.anchor = noise, atoms, centre, anchor
         self.pose: Pose | None = None
         self.left = 0.0
-        self.after_step: Callable[[float], None] | None = None
+        self.memory: Memory | None = None
         self._first = noise.sigma_max * noise.sigma_data if first is None else first
         self._estimate = estimate
         self._steps = 2
@@ -192,6 +204,8 @@ class BoltzProcess:
 
     def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
         """Noise of the first level about ``centre``."""
+        if self.memory is not None:
+            self.memory.begin()
         return self.centre + self._first * self._normal((members, self.atoms, 3), generator)
 
     def diffuse(
@@ -227,8 +241,8 @@ class BoltzProcess:
             x0 = denoise(x, raised)
         finally:
             self.pose, self.left = None, 0.0
-        if self.after_step is not None:
-            self.after_step(raised)
+        if self.memory is not None:
+            self.memory.advance(raised)
         if n.align:
             every = torch.ones_like(x[..., 0])
             x = weighted_rigid_align(x, x0, every, every)
