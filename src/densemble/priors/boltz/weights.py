@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from boltz import main
+from boltz.model.models.boltz1 import Boltz1
+from boltz.model.models.boltz2 import Boltz2
 from torch import nn
 
 from densemble.errors import InputError
-from densemble.priors.boltz.package import TITLE, Kind, require_boltz
+from densemble.priors.boltz.package import TITLE, Kind
 from densemble.progress import Progress
 
 STEP_SCALE: dict[Kind, float] = {"boltz1": 1.638, "boltz2": 1.5}
@@ -72,15 +75,12 @@ def find_files(
         progress: told, before anything is downloaded, what, how much, from where and under which licence.
 
     Raises:
-        InputError: boltz is not installed; ``weights`` does not exist; or what is missing cannot be
+        InputError: ``weights`` does not exist; or what is missing cannot be
             downloaded: says what to fetch from where, and where to put it.
     """
-    require_boltz()
-    from boltz.main import get_cache_path
-
     if weights is not None and not weights.is_file():
         raise InputError(f"weights {weights}: there is no such file; give a checkpoint of {TITLE[kind]}")
-    cache = Path(get_cache_path()) if cache is None else cache
+    cache = Path(main.get_cache_path()) if cache is None else cache
     needed = [_DICTIONARY[kind]] if weights is not None else [_DICTIONARY[kind], _WEIGHTS[kind]]
     missing = [name for name in needed if not (cache / name).exists()]
     if missing:
@@ -92,8 +92,6 @@ def _download(
     kind: Kind, cache: Path, missing: list[str], progress: Progress, *, weights_given: bool
 ) -> None:
     """Let Boltz fetch what is missing, next to its final place, and move it there when it is complete."""
-    from boltz import main
-
     fetched = [_ARCHIVE if name == "mols" else name for name in missing]
     if "mols" in missing and (cache / _ARCHIVE).exists():
         fetched.remove(_ARCHIVE)
@@ -170,10 +168,6 @@ def load_network(
     Raises:
         InputError: the file is no checkpoint, or of another model, or does not hold all weights.
     """
-    require_boltz()
-    from boltz.model.models.boltz1 import Boltz1
-    from boltz.model.models.boltz2 import Boltz2
-
     stored = _hyperparameters(kind, file)
     device = torch.device(device)
     model = Boltz2 if kind == "boltz2" else Boltz1
@@ -210,9 +204,9 @@ def _hyperparameters(kind: Kind, file: Path) -> Mapping[str, Any]:
     found = [other for other, part in _OWN_PART.items() if any(name.startswith(part) for name in names)]
     if found != [kind]:
         what = f"of {TITLE[found[0]]}" if found else "of neither Boltz-1 nor Boltz-2"
-        remedy = f"choose --prior {found[0]}, or give" if found else "give"
+        other = f", or choose --prior {found[0]}" if found else ""
         raise InputError(
-            f"weights {file}: these are weights {what}, not of {TITLE[kind]}; {remedy} a checkpoint of {TITLE[kind]}"
+            f"weights {file}: these are weights {what}; give a checkpoint of {TITLE[kind]}{other}"
         )
     if stored.get("affinity_prediction"):
         raise InputError(f"weights {file}: these weights are for affinities; give {_WEIGHTS[kind]}")
@@ -221,8 +215,6 @@ def _hyperparameters(kind: Kind, file: Path) -> Mapping[str, Any]:
 
 def _arguments(kind: Kind, stored: Mapping[str, Any], step_scale: float) -> dict[str, Any]:
     """What ``boltz.main.predict`` passes, with the sizes of this checkpoint."""
-    from boltz import main
-
     second = kind == "boltz2"
     diffusion = main.Boltz2DiffusionParams() if second else main.BoltzDiffusionParams()
     diffusion.step_scale = step_scale
