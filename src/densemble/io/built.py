@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 
 import gemmi
@@ -24,8 +25,8 @@ def built_model(
 ) -> Model:
     """A model of full occupancy.
 
-    Entities follow from the residues, and the sequence of a polymer is that of its residues here. Residues of
-    one chain must follow each other.
+    Entities follow from the residues, and the sequence of a polymer is that of its residues here. A chain may
+    come in parts, as where its ligands follow all polymers.
 
     Args:
         topology: the N atoms.
@@ -33,20 +34,14 @@ def built_model(
         b_iso: Å^2.
         source: what messages name as its origin.
         messages: what the user should know of it.
-
-    Raises:
-        ValueError: the residues of a chain are not together.
     """
     structure = gemmi.Structure()
     structure.name = source.stem
     model = gemmi.Model("1")
-    chains = [r.id.chain for r in topology.residues]
-    order = list(dict.fromkeys(chains))
-    if sorted(chains, key=order.index) != chains:
-        raise ValueError("built_model: the residues of a chain must follow each other")
-    for name in order:
+    runs = groupby(range(len(topology.residues)), key=lambda i: topology.residues[i].id.chain)
+    for name, residues in runs:
         chain = gemmi.Chain(name)
-        for i in (i for i, other in enumerate(chains) if other == name):
+        for i in residues:
             chain.add_residue(_residue(topology, i, coords, b_iso))
         model.add_chain(chain)
     structure.add_model(model)

@@ -51,11 +51,20 @@ def test_it_survives_a_file(topology, suffix, tmp_path):
     assert [list(e.full_sequence) for e in polymers] == [["GLY", "ALA"], ["DA", "DT"]]
 
 
-def test_residues_of_a_chain_must_be_together(topology):
-    order = np.argsort([0, 2, 4, 3, 1, 5])
-    mixed = Topology(
-        topology.names, topology.elements, topology.residue_index, tuple(RESIDUES[i] for i in order)
-    )
-    zero = np.zeros(len(mixed))
-    with pytest.raises(ValueError, match="follow each other"):
-        built_model(mixed, np.zeros((len(mixed), 3)), zero, source=Path("x"))
+def test_a_chain_may_come_in_parts(topology, tmp_path):
+    """The ligand is of chain A, after chain B: the order of the atoms stays."""
+    parts = (*RESIDUES[:4], Residue(ResidueId("A", 101), "LIG", "ligand"), RESIDUES[5])
+    split = Topology(topology.names, topology.elements, topology.residue_index, parts)
+    coords = np.arange(3.0 * len(split)).reshape(-1, 3)
+    model = built_model(split, coords, np.zeros(len(split)), source=Path("x"))
+    atoms = [atom.name for chain in model.structure[0] for residue in chain for atom in residue]
+    assert atoms == list(split.names)
+    model.structure.make_mmcif_document().write_file(str(tmp_path / "m.cif"))
+    read = read_model(tmp_path / "m.cif")
+    assert sorted(str(r.id) for r in read.topology.residues) == sorted(str(r.id) for r in parts)
+    by_id = {(str(read.topology.residues[r].id), n): x for r, n, x in
+             zip(read.topology.residue_index, read.topology.names, read.coords, strict=True)}  # fmt: skip
+    for r, name, x in zip(split.residue_index, split.names, coords, strict=True):
+        np.testing.assert_allclose(by_id[str(parts[r].id), name], x, atol=1e-3)
+    subchains = {c.name: {r.subchain for r in c} for c in read.structure[0]}
+    assert len(subchains["A"]) == 2  # polymer and ligand

@@ -60,7 +60,7 @@ class BoltzPrior:
         # Boltz-1 keeps what only depends on the trunk, in a form that goes with one number of members.
         cached = getattr(diffusion, "use_inference_model_cache", False)
         self._caches: dict[int, dict[str, Any]] | None = {} if cached else None
-        self._padded = conditioning["feats"]["atom_pad_mask"].shape[1]
+        self._mask: Tensor = conditioning["feats"]["atom_pad_mask"].float()
         self._process = BoltzProcess(
             noise,
             atoms=len(topology),
@@ -90,7 +90,7 @@ class BoltzPrior:
         if self._steering is None or self._process.left == 0:
             return x0
         update = self._steering(self._with_padding(x0.detach()), self._process.left)
-        return x0 + update[:, : len(self.topology)]
+        return x0 + update[:, : len(self.topology)].to(x0)
 
     def _estimates(self, seen: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """The network's estimates in its own frame, in chunks that fit into memory."""
@@ -135,11 +135,11 @@ class BoltzPrior:
             self._with_padding(seen), float(t), network_condition_kwargs=given
         )
         x0, tokens = out if isinstance(out, tuple) else (out, seen.new_empty(0))
-        return x0[:, : len(self.topology)], tokens
+        return x0[:, : len(self.topology)].to(seen), tokens
 
     def _with_padding(self, x: Float[Tensor, "k n 3"]) -> Float[Tensor, "k m 3"]:
-        """Boltz pads atoms to whole windows; what it is shown there it masks."""
-        return torch.nn.functional.pad(x, (0, 0, 0, self._padded - x.shape[1]))
+        """On the network's device; Boltz pads atoms to whole windows, and masks what it is shown there."""
+        return torch.nn.functional.pad(x, (0, 0, 0, self._mask.shape[1] - x.shape[1])).to(self._mask)
 
 
 class TokenMemory:

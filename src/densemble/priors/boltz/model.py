@@ -1,0 +1,146 @@
+"""A Boltz network with its trunk done for one input: what priors and confidences are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from boltz.main import get_cache_path
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from densemble.atoms import Topology
+from densemble.io.models import Model
+from densemble.priors.boltz.alignments import MsaServer
+from densemble.priors.boltz.confidence import Confidence, confidence
+from densemble.priors.boltz.inputs import BoltzInput, input_of_model, read_input
+from densemble.priors.boltz.matching import Match, matched, renamed
+from densemble.priors.boltz.memory import members_that_fit
+from densemble.priors.boltz.prior import BoltzPrior
+from densemble.priors.boltz.process import Anchor
+from densemble.priors.boltz.steering import Steering
+from densemble.priors.boltz.trunk import Trunk, conditioning, trunk_of
+from densemble.priors.boltz.weights import find_files, load_network, weights_key
+from densemble.priors.fold import FoldSettings
+from densemble.progress import Progress
+
+OWN_CACHE = "densemble"
+"""Folder in Boltz's cache where trunks and alignments are kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class BoltzModel:
+    """A network and what its trunk made of one input.
+
+    Attributes:
+        settings: of the fold.
+        given: the input.
+        topology: its N atoms, named as in the starting model where that has them.
+        match: what the input and the starting model have in common; None without a starting model.
+        network: Boltz-1 or Boltz-2.
+        trunk: of the input.
+        messages: what the user should know.
+    """
+
+    settings: FoldSettings
+    given: BoltzInput
+    topology: Topology
+    match: Match | None
+    network: nn.Module
+    trunk: Trunk
+    messages: tuple[str, ...]
+
+    def prior(
+        self,
+        *,
+        centre: Float[Tensor, " 3"] | None = None,
+        start: Float[Tensor, "n 3"] | None = None,
+        anchor: Anchor | None = None,
+        together: int | None = None,
+    ) -> BoltzPrior:
+        """The network as a prior; see ``BoltzPrior``.
+
+        Args:
+            centre: of pure noise, Å; the origin if None.
+            start: where the atoms are before the settings' noise is added, if there are to be any.
+            anchor: where to place samples in the map.
+            together: members in one call; as many as memory holds if None.
+        """
+        feats, second = self.given.feats, self.settings.prior == "boltz2"
+        prior = BoltzPrior(
+            self.network.structure_module,
+            self.topology,
+            conditioning(self.network, self.trunk, feats),
+            centre=torch.zeros(3) if centre is None else centre,
+            together=together or 1,
+            start=start,
+            first=None if start is None else self.settings.from_noise,
+            anchor=anchor,
+            steering=Steering(feats, boltz2=second, physical=self.settings.potentials),
+        )
+        if together is None:
+            one = torch.zeros(1, len(self.topology), 3)
+            prior.together = members_that_fit(lambda x: prior.denoise(x, 10.0), one)
+        return prior
+
+    def confidence(self, prior: BoltzPrior, x: Float[Tensor, "k n 3"]) -> Confidence | None:
+        """What the network thinks of samples that the prior has just drawn."""
+        tokens = None if prior.tokens is None else prior.tokens.so_far
+        return confidence(self.network, self.given, self.trunk, x, s_diffusion=tokens)
+
+    def standing(self, fold: Model, docked: Model) -> Float[np.ndarray, "n 3"]:
+        """Å, a fold brought to the docked starting model, and given the places of the atoms that this has.
+
+        Args:
+            fold: all atoms of the input, anywhere.
+            docked: the starting model.
+        """
+        assert self.match is not None
+        own, other = self.match.atoms, self.match.model_atoms
+        places = docked.coords[other]
+        anchor = Anchor(0.0, torch.from_numpy(own), torch.from_numpy(places))
+        x = torch.from_numpy(fold.coords)[None]
+        rotation, shift = anchor.motion(x)
+        standing = (x @ rotation + shift)[0].numpy()
+        standing[own] = places
+        return standing
+
+
+def open_boltz(settings: FoldSettings, model: Model | None, *, progress: Progress) -> BoltzModel:
+    """Read the input, find and load the weights, and run the trunk, or find it done.
+
+    Args:
+        settings: of the fold.
+        model: the starting model, which names the atoms, and gives the sequence if the settings do not.
+        progress: told of downloads and of the trunk.
+
+    Raises:
+        InputError: a file is missing or not what it should be; see ``inputs``, ``matching`` and ``weights``.
+    """
+    cache = Path(get_cache_path()) / OWN_CACHE
+    files = find_files(settings.prior, weights=settings.weights, progress=progress)
+    if settings.sequence is not None:
+        server = MsaServer(cache / "msa") if settings.use_msa_server else None
+        given = read_input(settings.sequence, files, server=server)
+    else:
+        assert model is not None
+        given = input_of_model(model, files)
+    match = None if model is None else matched(given.topology, model)
+    topology = given.topology
+    if match is not None and model is not None:
+        topology = renamed(topology, match, model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_network(settings.prior, files.weights, device=device, step_scale=settings.step_scale)
+    given = given.to(device)
+    trunk = trunk_of(
+        network,
+        given,
+        weights=weights_key(files.weights),
+        cache=cache,
+        recycling=settings.recycling,
+        progress=progress,
+    )
+    messages = given.messages + (() if match is None else match.messages)
+    return BoltzModel(settings, given, topology, match, network, trunk, messages)

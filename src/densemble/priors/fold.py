@@ -1,0 +1,32 @@
+"""What a fold from sequence depends on; readable without the networks that fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class FoldSettings:
+    """Of a prior that folds.
+
+    Attributes:
+        prior: which network.
+        sequence: FASTA or Boltz YAML; the sequences of the starting model if None.
+        weights: a checkpoint in place of the one in the network's own cache.
+        use_msa_server: have alignments made that the file does not name; the sequences are sent away.
+        step_scale: of the sampler; the network's own if None.
+        potentials: apply the network's own potentials for stereochemistry and overlaps.
+        recycling: rounds of the trunk after the first.
+        from_noise: start from the starting model with so much noise, Å, instead of from pure noise.
+    """
+
+    prior: Literal["boltz1", "boltz2"]
+    sequence: Path | None = None
+    weights: Path | None = None
+    use_msa_server: bool = False
+    step_scale: float | None = None
+    potentials: bool = False
+    recycling: int = 3
+    from_noise: float | None = None
