@@ -102,6 +102,52 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     return _with(options)(_session_options(command))
 
 
+_FOLD = ("sequence", "weights", "use_msa_server", "step_scale", "potentials", "recycling", "from_noise")
+
+_fold_options = _with(
+    [
+        click.option("--weights", type=_PATH, help="Boltz checkpoint, in place of the one it downloads."),
+        click.option(
+            "--use-msa-server", is_flag=True, help="Send sequences to api.colabfold.com for alignments."
+        ),
+        click.option("--step-scale", type=float, help="Of Boltz's sampler; larger steps vary less."),
+        click.option("--potentials", is_flag=True, help="Apply Boltz's potentials for stereochemistry."),
+        click.option(
+            "--recycling", type=click.IntRange(min=0), default=3, show_default=True, help="Of Boltz's trunk."
+        ),
+        click.option(
+            "--from-noise",
+            type=float,
+            help="Start from --model with so much noise in Å, not from pure noise.",
+        ),
+    ]
+)
+"""Options of priors that fold."""
+
+
+def _with_fold(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those of a fold put together; the recipe is the one made for the prior, if none is named.
+
+    Raises:
+        InputError: something is asked of a fold, and the prior does not fold.
+    """
+    from densemble.priors.fold import FoldSettings
+
+    fold = {name: settings.pop(name) for name in _FOLD}
+    prior = settings["prior"]
+    if prior not in ("boltz1", "boltz2"):
+        asked = next((n for n, v in fold.items() if v not in (None, False) and n != "recycling"), None)
+        if asked is not None:
+            option = "--" + asked.replace("_", "-")
+            raise InputError(f"{option} needs a prior that folds: --prior boltz1 or boltz2")
+        return settings | {"recipe": settings["recipe"] or "densemble"}
+    del settings["prior"]
+    return settings | {
+        "recipe": settings["recipe"] or "cryoboltz-2025",
+        "fold": FoldSettings(prior=prior, **fold),
+    }
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="densemble")
 def main() -> None:
@@ -161,7 +207,8 @@ def xray(
 
 @main.command()
 @click.argument("map", type=_PATH)
-@click.option("--model", type=_PATH, required=True, help="Starting model, in any pose.")
+@click.option("--model", type=_PATH, help="Starting model, in any pose.")
+@click.option("--sequence", type=_PATH, help="FASTA or Boltz YAML to fold, with or without --model.")
 @click.option("--resolution", type=float, help="Å.  [default: of the half maps, where their FSC is 0.143]")
 @click.option("--half1", type=_PATH, help="Half map that is fitted, in place of MAP.")
 @click.option("--half2", type=_PATH, help="Half map that is not used in the fit, and judges it.")
@@ -172,12 +219,13 @@ def xray(
 )
 @click.option(
     "--prior",
-    type=click.Choice(["embedded", "elastic"]),
+    type=click.Choice(["embedded", "elastic", "boltz1", "boltz2"]),
     default="embedded",
     show_default=True,
-    help="How the model may move: the packaged network, or an elastic network.",
+    help="How the model may move: the packaged network, an elastic network, or Boltz, which folds.",
 )
-@click.option("--recipe", default="densemble", show_default=True, help="Method: a name, or a .toml file.")
+@_fold_options
+@click.option("--recipe", help="Method: a name, or a .toml file.  [default: the one made for the prior]")
 @click.option(
     "--forward",
     type=click.Choice(["electron", "molmap"]),
@@ -211,6 +259,8 @@ def cryoem(
 ) -> None:
     """Bring a model to the state that a cryo-EM MAP shows: dock it, sample, refine, and rank by map fit.
 
+    With --prior boltz1 or boltz2 the model is folded from --sequence, or from the sequences of --model.
+
     Each member is a sample of its own (one map, one state). The best is written alone, and all of them as
     the models of one file.
     """
@@ -219,7 +269,7 @@ def cryoem(
     from densemble.progress import Progress, TerminalProgress
     from densemble.report import state_summary
 
-    chosen = StateSettings(**settings)
+    chosen = StateSettings(**_with_fold(settings))
     progress = Progress() if quiet else TerminalProgress()
     result = run_cryoem(
         chosen,

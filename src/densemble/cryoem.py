@@ -12,9 +12,10 @@ from torch import Tensor
 
 from densemble.atoms import Region
 from densemble.em.evaluation import Judge, Seen, check_reference
+from densemble.em.folding import fold_steps, folded
 from densemble.em.inputs import StateInputs, StateSettings, load
 from densemble.em.problem import StateProblem, problem_of
-from densemble.em.sampling import guided, sampled
+from densemble.em.sampling import Samples, guided, sampled
 from densemble.forward.cryoem import AtomForm
 from densemble.io.maps import write_map
 from densemble.io.models import read_model
@@ -59,6 +60,7 @@ class Judged:
         seen: how each agrees with the map, by residue.
         start: fit of the start where it was docked.
         messages: what the user should know.
+        plddt: the network's confidence in each residue, 0 to 1, shape=(K, R); None if it has none.
     """
 
     members: Float[Tensor, "k n 3"]
@@ -66,19 +68,27 @@ class Judged:
     seen: list[Seen]
     start: Fit
     messages: tuple[str, ...]
+    plddt: Float[Tensor, "k r"] | None
 
 
-def judged(judge: Judge, members: Float[Tensor, "k n 3"]) -> Judged:
+def judged(judge: Judge, samples: Samples) -> Judged:
     """Members ranked by their correlation with the map that was fitted."""
+    members = samples.members
     found = [judge.see(x) for x in members]
     order = sorted(range(len(members)), key=lambda i: -found[i].fit.correlation)
     seen = [found[i] for i in order]
-    records = [judge.member(members[i], found[i].fit, sample=i + 1, model=k + 1) for k, i in enumerate(order)]
+    records = [
+        judge.member(members[i], found[i].fit, sample=i + 1, model=k + 1).model_copy(
+            update={"confidence": samples.confidence_of(i)}
+        )
+        for k, i in enumerate(order)
+    ]
     start = judge.fit(torch.from_numpy(judge.start.coords).float())
     messages: tuple[str, ...] = ()
     if seen[0].fit.correlation < start.correlation - WORSE:
         messages = ("no sample fits the map as well as the docked start does; do not use them",)
-    return Judged(members[order], records, seen, start, messages)
+    plddt = samples.confidence.get("plddt")
+    return Judged(members[order], records, seen, start, messages, None if plddt is None else plddt[order])
 
 
 def map_record(inputs: StateInputs, problem: StateProblem, form: AtomForm) -> MapRecord:
@@ -110,9 +120,11 @@ def write_results(
 ) -> None:
     """The start as placed, all models by rank, the best one, its residues, the trace and ``result.json``."""
     model = problem.model
-    columns = None
+    residue, columns = model.topology.residue_index, None
     if settings.fit_in_b:
-        columns = [np.nan_to_num(100 * seen.rscc)[model.topology.residue_index] for seen in found.seen]
+        columns = [np.nan_to_num(100 * seen.rscc)[residue] for seen in found.seen]
+    elif found.plddt is not None:
+        columns = [100 * row[residue] for row in found.plddt.double().numpy()]
     coords = list(found.members.double().numpy())
     write_models(folder / START_FILE, model, [model.coords])
     write_models(folder / MODELS_FILE, model, coords, b_iso=columns)
@@ -154,14 +166,23 @@ def run_cryoem(
     with clock("read"):
         inputs = load(settings)
         known = None if reference is None else read_model(reference)
+    fold = None
+    if settings.fold is not None:
+        with clock("fold"):
+            fold = folded(
+                settings, inputs.model, steps=settings.steps or fold_steps(inputs.recipe), tell=tell
+            )
     with clock("map and docking"):
-        problem = problem_of(settings, inputs, tell)
+        problem = problem_of(settings, inputs, tell, fold=fold)
         if known is not None:
             check_reference(problem.model, known)
         chosen = [] if selection is None else Region.parse(selection).resolve(problem.model.topology)
-    for message in (*inputs.messages, *problem.messages):
+    messages = [*inputs.messages, *(fold.messages if fold is not None else ()), *problem.messages]
+    for message in messages:
         tell.message(message)
-    sampling = guided(settings, inputs, problem)  # what cannot be done is said before anything is written
+    sampling = guided(
+        settings, inputs, problem, fold=fold
+    )  # what cannot be done is said before anything is written
     folder = prepare_output(out, force=force, resume=resume, own=OWN_STATE_FILES)
     checkpoints = Checkpoints(
         folder / "checkpoint.pt", run_key(settings.record(), inputs.files, inputs.recipe)
@@ -170,7 +191,7 @@ def run_cryoem(
         checkpoints.load()
     write_map(folder / MAP_FILE, problem.prepared.density)
     with clock("samples"):
-        samples, trace = sampled(settings, inputs, problem, sampling, checkpoints=checkpoints, tell=tell)
+        samples = sampled(settings, inputs, problem, sampling, checkpoints=checkpoints, tell=tell)
     with clock("evaluate"):
         tell.message("map fit")
         judge = Judge(
@@ -191,7 +212,7 @@ def run_cryoem(
         versions=versions(),
         device=device(),
         timings=clock.seconds,
-        messages=[*inputs.messages, *problem.messages, *found.messages],
+        messages=[*messages, *found.messages],
         map=map_record(inputs, problem, found.seen[0].form),
         placement=problem.placement,
         start=found.start,
@@ -200,6 +221,6 @@ def run_cryoem(
         ensemble=judge.mixture(found.members, keep=settings.keep) if settings.ensemble else None,
         members=found.records,
     )
-    write_results(folder, settings, problem, judge, found, trace, result)
+    write_results(folder, settings, problem, judge, found, samples.trace, result)
     checkpoints.path.unlink(missing_ok=True)
     return result

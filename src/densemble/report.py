@@ -45,13 +45,14 @@ def summary(result: Result, out: Path) -> str:
 
 def state_summary(result: StateResult, out: Path) -> str:
     """What a fit to a cryo-EM map found: start and members by rank, and where the best one is."""
-    rows = [["start", *_fit_cells(result.start), "", "", *_distance_cells(result.start_reference)]]
+    rows = [["start", *_fit_cells(result.start), "", "", "", *_distance_cells(result.start_reference)]]
     for m in result.members:
         shape = ["-" if v is None else f"{v:.2f}" for v in (m.geometry.bond_rmsz, m.geometry.angle_rmsz)]
-        rows.append([f"model {m.model}", *_fit_cells(m.fit), *shape, *_distance_cells(m.reference)])
+        sure = "" if m.confidence is None else f"{m.confidence['score']:.3f}"
+        rows.append([f"model {m.model}", *_fit_cells(m.fit), *shape, sure, *_distance_cells(m.reference)])
     if result.reference_fit is not None:
-        rows.append(["reference", *_fit_cells(result.reference_fit), "", "", *_distance_cells(None)])
-    header = ["", "CC mask", "RSCC", "held out", "Q", "FSC 0.5, Å", "bonds Z", "angles Z"]
+        rows.append(["reference", *_fit_cells(result.reference_fit), "", "", "", *_distance_cells(None)])
+    header = ["", "CC mask", "RSCC", "held out", "Q", "FSC 0.5, Å", "bonds Z", "angles Z", "confidence"]
     header += ["CA RMSD, Å", "in place, Å", "all atoms, Å", "TM-score", "selection, Å"]
     used = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
     lines = table([header[i] for i in used], [[row[i] for i in used] for row in rows])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from densemble.grid import DensityMap
 from densemble.io.maps import read_map
 from densemble.io.models import Model, read_model
 from densemble.io.output import InputFile
+from densemble.priors.fold import FoldSettings
 from densemble.recipes.state import StateRecipe, load_state_recipe
 
 
@@ -26,14 +27,16 @@ class StateSettings:
 
     Attributes:
         map: the map, CCP4 or MRC.
-        model: the start, mmCIF or PDB, in any pose.
+        model: the start, mmCIF or PDB, in any pose; may be left out where ``fold`` has a sequence.
         resolution: Å; estimated from the half maps if None.
         half1: half map to fit, instead of ``map``.
         half2: half map that takes no part in the fit, to judge it by.
         level: contour level; chosen from the map if None (``densemble.em.preparation``).
         placed: the start stands in the map already; no docking.
         members: independent samples.
-        prior: ``embedded`` (the packaged network) or ``elastic`` (normal modes of an elastic network).
+        prior: ``embedded`` (the packaged network) or ``elastic`` (normal modes of an elastic network); not
+            used where a network folds.
+        fold: of a network that folds from sequence, and is the prior.
         recipe: name of one of the package's, or a TOML file.
         forward: how atoms look in the sharp map: ``electron`` or ``molmap``.
         steps: of the reverse diffusion; the recipe's if None.
@@ -44,7 +47,7 @@ class StateSettings:
     """
 
     map: Path
-    model: Path
+    model: Path | None = None
     resolution: float | None = None
     half1: Path | None = None
     half2: Path | None = None
@@ -52,6 +55,7 @@ class StateSettings:
     placed: bool = False
     members: int = 4
     prior: Literal["embedded", "elastic"] = "embedded"
+    fold: FoldSettings | None = None
     recipe: str = "densemble"
     forward: FormKind = "electron"
     steps: int | None = None
@@ -63,7 +67,14 @@ class StateSettings:
     @property
     def files(self) -> list[Path]:
         """All that is read."""
-        return [f for f in (self.model, self.map, self.half1, self.half2) if f is not None]
+        sequence = None if self.fold is None else self.fold.sequence
+        named = (self.model, sequence, self.map, self.half1, self.half2)
+        return [f for f in named if f is not None]
+
+    @property
+    def start(self) -> str:
+        """What is docked, in words."""
+        return self.model.name if self.model is not None else "the fold"
 
     @property
     def target(self) -> Path:
@@ -72,8 +83,16 @@ class StateSettings:
 
     def record(self) -> dict[str, JsonValue]:
         """Plain values, files by name, for ``result.json``."""
-        values = asdict(self)
-        return values | {k: v.name for k, v in values.items() if isinstance(v, Path)}
+        return _plain(asdict(self))
+
+
+def _plain(values: dict[str, Any]) -> dict[str, JsonValue]:
+    """Files by name, also within parts."""
+    found: dict[str, JsonValue] = {}
+    for key, value in values.items():
+        part = _plain(value) if isinstance(value, dict) else value
+        found[key] = part.name if isinstance(part, Path) else part
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +100,7 @@ class StateInputs:
     """The files as read and found consistent.
 
     Attributes:
-        model: the start as read.
+        model: the start as read; None where only a sequence is given.
         density: the map to fit.
         held_out: the half map to judge by.
         resolution: Å.
@@ -91,7 +110,7 @@ class StateInputs:
         messages: what the user should know.
     """
 
-    model: Model
+    model: Model | None
     density: DensityMap
     held_out: DensityMap | None
     resolution: float
@@ -115,8 +134,9 @@ def load(settings: StateSettings) -> StateInputs:
         raise InputError(f"--resolution {settings.resolution:g} Å: must be above zero")
     if not settings.map.is_file():
         raise InputError(f"{settings.map} does not exist; give a CCP4 or MRC map")
+    check_start(settings)
     recipe = load_state_recipe(settings.recipe)
-    model = read_model(settings.model)
+    model = None if settings.model is None else read_model(settings.model)
     density = read_map(settings.target)
     held_out = None if settings.half2 is None else read_map(settings.half2)
     resolution, source = settings.resolution, "given"
@@ -130,9 +150,32 @@ def load(settings: StateSettings) -> StateInputs:
     if resolution is None or not np.isfinite(resolution):
         raise InputError("the half maps do not agree at any resolution; give --resolution in Å")
     files = [InputFile.of(path) for path in settings.files]
-    messages = model.messages
+    messages = () if model is None else model.messages
     if settings.half1 is not None:
         messages += (
             f"{settings.half1.name} is fitted, and a level is one of it; {settings.map.name} is not used",
         )
     return StateInputs(model, density, held_out, resolution, source, recipe, files, messages)
+
+
+def check_start(settings: StateSettings) -> None:
+    """See that there is something to start from.
+
+    Raises:
+        InputError: says which option is missing.
+    """
+    fold = settings.fold
+    if settings.model is None and fold is None:
+        raise InputError(
+            "give --model, the model to move; or --sequence with --prior boltz1 or boltz2, to fold it"
+        )
+    if settings.model is None and (fold is None or fold.sequence is None):
+        raise InputError(
+            "give --sequence (FASTA or Boltz YAML) or --model, of which the sequences are folded"
+        )
+    if settings.model is None and settings.placed:
+        raise InputError("--placed is said of a --model, and there is none; a fold stands nowhere")
+    if fold is not None and fold.from_noise is not None and settings.model is None:
+        raise InputError("--from-noise starts from a --model, and there is none")
+    if fold is not None and fold.sequence is not None and not fold.sequence.is_file():
+        raise InputError(f"sequence file {fold.sequence} does not exist; give FASTA or a Boltz YAML")

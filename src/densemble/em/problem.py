@@ -11,6 +11,7 @@ from torch import Tensor
 
 from densemble.align.docking import Docking, envelope
 from densemble.docking import dock_model, shown
+from densemble.em.folding import Fold
 from densemble.em.inputs import StateInputs, StateSettings
 from densemble.em.preparation import PreparedMap, boxed, prepare
 from densemble.em.state import ATOM_VOLUME
@@ -60,8 +61,12 @@ class StateProblem:
     messages: tuple[str, ...]
 
 
-def problem_of(settings: StateSettings, inputs: StateInputs, tell: Progress) -> StateProblem:
+def problem_of(
+    settings: StateSettings, inputs: StateInputs, tell: Progress, *, fold: Fold | None = None
+) -> StateProblem:
     """Contour the map, bring the start into it, and make the likelihood.
+
+    Of a fold, the model that was given is docked, or itself if there is none; all its atoms are then there.
 
     Raises:
         InputError: no density stands out of the map, or the model does not fit into it.
@@ -73,9 +78,11 @@ def problem_of(settings: StateSettings, inputs: StateInputs, tell: Progress) -> 
         source=settings.target.name,
         dilation=MASK_REACH,
     )
-    model, placement, messages = inputs.model, STANDING, prepared.messages
+    given = inputs.model if fold is None or inputs.model is not None else fold.model
+    assert given is not None
+    model, placement, messages = given, STANDING, prepared.messages
     if not settings.placed:
-        tell.message(f"docking {settings.model.name} into {settings.target.name}")
+        tell.message(f"docking {settings.start} into {settings.target.name}")
         docking = dock_model(
             model,
             prepared.density,
@@ -89,6 +96,8 @@ def problem_of(settings: StateSettings, inputs: StateInputs, tell: Progress) -> 
         messages += docking.messages
     else:
         check_inside(model, prepared.density.grid, settings)
+    if fold is not None:
+        model = fold.standing(model)
     mask, voxels, more = compared(prepared, model, inputs.resolution)
     likelihood = StateLikelihood(
         less(prepared.density, prepared.solvent),

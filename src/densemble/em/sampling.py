@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from densemble.em.folding import Fold, fold_steps
 from densemble.em.inputs import StateInputs, StateSettings
 from densemble.em.problem import StateProblem
 from densemble.em.state import (
@@ -42,8 +43,9 @@ ELASTIC_WIDTHS = 25.0
 VOXELS_TOGETHER = 2**25
 """Voxels times members whose densities are held at once; some 20 bytes each."""
 TOGETHER = 2048
-"""Residues times members that are denoised in one call: bounds memory. Part of a run's identity, since the
-random numbers of a batch belong to it as a whole."""
+"""Residues times members that are denoised in one call: bounds memory."""
+FOLDED_TOGETHER = 8192
+"""The same for a network that folds, which bounds its memory by itself: this is for the densities."""
 
 
 def terms_of(settings: StateSettings, problem: StateProblem, recipe: StateRecipe) -> dict[str, Term]:
@@ -70,6 +72,9 @@ class Guided:
         atoms: indices of its atoms among all.
         stages: of guidance.
         steps: of the reverse diffusion.
+        together: residues times members that are sampled in one batch. Part of a run's identity, since the
+            random numbers of a batch belong to it as a whole.
+        rate: the network's confidence in samples just drawn, if it has an opinion.
     """
 
     prior: Prior
@@ -77,16 +82,23 @@ class Guided:
     atoms: np.ndarray
     stages: list[Stage]
     steps: int
+    together: int = TOGETHER
+    rate: Callable[[Tensor], dict[str, Tensor]] | None = None
 
 
-def guided(settings: StateSettings, inputs: StateInputs, problem: StateProblem) -> Guided:
+def guided(
+    settings: StateSettings, inputs: StateInputs, problem: StateProblem, *, fold: Fold | None = None
+) -> Guided:
     """Make everything ready to sample.
 
     Raises:
         InputError: the prior cannot model the start, or the map gives too few points for a cloud.
     """
     recipe = inputs.recipe
-    stages = stages_of(recipe, terms_of(settings, problem, recipe), inputs.resolution)
+    terms = terms_of(settings, problem, recipe)
+    if fold is not None:
+        return _guided_fold(settings, inputs, problem, fold, terms)
+    stages = stages_of(recipe, terms, inputs.resolution)
     topology, coords, trust = problem.model.topology, problem.model.coords, recipe.trust
     churn = recipe.sampling.churn
     if settings.prior == "elastic":
@@ -103,6 +115,28 @@ def guided(settings: StateSettings, inputs: StateInputs, problem: StateProblem) 
     return Guided(prior, completion, prior.atoms, stages, steps)
 
 
+def _guided_fold(
+    settings: StateSettings, inputs: StateInputs, problem: StateProblem, fold: Fold, terms: dict[str, Term]
+) -> Guided:
+    """A network that folds, guided by its own noise levels and placed before the map guides it."""
+    prior = fold.prior(problem.model)
+    steps = settings.steps or fold_steps(inputs.recipe)
+    seen = prior.process.levels(steps)
+    stages = stages_of(inputs.recipe, terms, inputs.resolution, seen)
+    guided_at = [i for i, level in enumerate(seen) if any(stage.active(level) for stage in stages)]
+    if guided_at:
+        fold.place(prior, problem.model, level=prior.process.times(steps)[guided_at[0]])
+    return Guided(
+        prior=prior,
+        completion=AllAtom(prior.tokens),
+        atoms=np.arange(len(prior.topology)),
+        stages=stages,
+        steps=steps,
+        together=FOLDED_TOGETHER,
+        rate=partial(fold.rated, prior),
+    )
+
+
 def levels(recipe: StateRecipe, process: EDM) -> tuple[EDM, int]:
     """The noise levels of a run and how many: the prior's own, or those of the recipe's schedule."""
     if recipe.schedule is None:
@@ -110,10 +144,30 @@ def levels(recipe: StateRecipe, process: EDM) -> tuple[EDM, int]:
     return recipe.schedule.below(process)
 
 
-def batches(members: int, residues: int, voxels: int) -> list[range]:
+def batches(members: int, residues: int, voxels: int, together: int = TOGETHER) -> list[range]:
     """Members that are sampled together, counted from 1: as many as memory allows."""
-    size = max(1, min(TOGETHER // residues, VOXELS_TOGETHER // voxels))
+    size = max(1, min(together // residues, VOXELS_TOGETHER // voxels))
     return [range(first, min(first + size, members + 1)) for first in range(1, members + 1, size)]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What was drawn.
+
+    Attributes:
+        members: Å, all atoms, shape=(K, N, 3).
+        trace: every objective at every step.
+        confidence: the network's, by name, one row for each member; empty if it has none.
+    """
+
+    members: Float[Tensor, "k n 3"]
+    trace: list[dict[str, float]]
+    confidence: dict[str, Tensor]
+
+    def confidence_of(self, i: int) -> dict[str, float] | None:
+        """What there is of one member as a whole."""
+        whole = {name: round(float(v[i]), 4) for name, v in self.confidence.items() if v.ndim == 1}
+        return whole or None
 
 
 def sampled(
@@ -124,11 +178,11 @@ def sampled(
     *,
     checkpoints: Checkpoints,
     tell: Progress,
-) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
-    """All atoms of all members, refined, and the trace of every objective; each batch is kept when done."""
+) -> Samples:
+    """All members, refined; each batch is kept when it is done."""
     recipe, voxels = inputs.recipe, problem.likelihood.mask.numel()
     steps = settings.steps or sampling.steps
-    together = batches(settings.members, len(problem.model.topology.residues), voxels)
+    together = batches(settings.members, len(problem.model.topology.residues), voxels, sampling.together)
     if settings.ensemble:
         together = [range(1, settings.members + 1)]
 
@@ -156,10 +210,17 @@ def sampled(
                 checkpoints=checkpoints,
                 on_step=partial(_after, on_step, steps * index),
             )
-            checkpoints.finish(name, {"atoms": members, "trace": trace})
+            opinion = None if sampling.rate is None else sampling.rate(members)
+            checkpoints.finish(name, {"atoms": members, "trace": trace, "confidence": opinion})
     done = [checkpoints.finished[f"members {b[0]}-{b[-1]}"] for b in together]
     rows = [row | {"batch": i + 1} for i, d in enumerate(done) for row in d["trace"]]
-    return torch.cat([d["atoms"] for d in done]), rows
+    return Samples(torch.cat([d["atoms"] for d in done]), rows, _joined([d["confidence"] for d in done]))
+
+
+def _joined(parts: list[dict[str, Tensor] | None]) -> dict[str, Tensor]:
+    """Confidences of all batches."""
+    known = [part for part in parts if part is not None]
+    return {name: torch.cat([part[name] for part in known]) for name in (known[0] if known else ())}
 
 
 def _after(on_step: Callable[[int], None], before: int, done: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -52,11 +53,13 @@ def cloud_term(divergence: SinkhornDivergence) -> Term:
     return lambda atoms, sigma: -divergence(atoms).sum()
 
 
-def stages_of(recipe: StateRecipe, terms: dict[str, Term], resolution: float) -> list[Stage]:
-    """The recipe's stages for a map of this resolution in Å."""
+def stages_of(
+    recipe: StateRecipe, terms: dict[str, Term], resolution: float, levels: Sequence[float] | None = None
+) -> list[Stage]:
+    """The recipe's stages for a map of this resolution in Å, and a prior that sees these noise levels."""
     stages = []
     for stage in recipe.stages:
-        high, low = recipe.interval(stage, resolution)
+        high, low = recipe.interval(stage, resolution, levels)
         options = stage.model_dump(exclude={"term", "steps", "high", "low"})
         stages.append(Stage(name=stage.term, term=terms[stage.term], high=high, low=low, **options))
     return stages

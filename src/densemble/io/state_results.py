@@ -117,11 +117,15 @@ class Distance(Record):
 
 
 class StateMember(Record):
-    """One sampled model: its number in ``models.cif``, best first, and the order in which it was sampled."""
+    """One sampled model: its number in ``models.cif``, best first, and the order in which it was sampled.
+
+    ``confidence`` is that of a network that folds, by its own names; models are not ranked by it.
+    """
 
     model: Annotated[int, Field(ge=1)]
     sample: Annotated[int, Field(ge=1)]
     fit: Fit
+    confidence: dict[str, float] | None = None
     geometry: Geometry
     reference: Distance | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from typing import Annotated, Literal
@@ -133,12 +134,26 @@ class StateRecipe(Part):
                 raise ValueError(f"steps {list(stage.steps)} go beyond the schedule's {self.schedule.steps}")
         return self
 
-    def interval(self, stage: StateStage, resolution: float) -> tuple[float, float]:
-        """Å, the highest noise level of a stage and the one at which it is over."""
+    def interval(
+        self, stage: StateStage, resolution: float, levels: Sequence[float] | None = None
+    ) -> tuple[float, float]:
+        """Å, the highest noise level of a stage and the one at which it is over.
+
+        Args:
+            stage: one of the recipe's.
+            resolution: Å, of the map.
+            levels: Å, what a prior with a schedule of its own sees at each of its steps. If they are more or
+                fewer than the recipe's, its counts are taken in proportion.
+        """
         if stage.steps is None or self.schedule is None:
             return resolution * (stage.high or 0.0), resolution * stage.low
+        if levels is None:
+            found = [self.schedule.level(step) for step in stage.steps]
+        else:
+            places = [round(step * len(levels) / self.schedule.steps) for step in stage.steps]
+            found = [[*levels, 0.0][place] for place in places]
         # a hair above, so that the first step's own level is within, and the last one's is not
-        first, end = (self.schedule.level(step) * (1 + 1e-6) for step in stage.steps)
+        first, end = (level * (1 + 1e-6) for level in found)
         return first, end
 
 

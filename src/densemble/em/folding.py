@@ -1,0 +1,124 @@
+"""A fold from sequence as the start, and its network as the prior, of a fit to a cryo-EM map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from densemble.em.inputs import StateSettings
+from densemble.io.built import built_model
+from densemble.io.models import Model
+from densemble.progress import Progress
+from densemble.recipes.state import StateRecipe
+from densemble.sampler import sample
+
+if TYPE_CHECKING:
+    from densemble.priors.boltz.model import BoltzModel
+    from densemble.priors.boltz.prior import BoltzPrior
+
+STEPS = 200
+"""Of the reverse diffusion, as Boltz's command line."""
+ANCHORED = ("CA", "C1'")
+"""Atoms by which samples are placed: one for each residue of a polymer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """A network that folds, and what it makes of the input where no map guides it.
+
+    Attributes:
+        boltz: network, trunk and names.
+        model: one unguided sample, in no place; the B column holds 100 times the pLDDT of each residue.
+    """
+
+    boltz: BoltzModel
+    model: Model
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return self.boltz.messages
+
+    def standing(self, docked: Model) -> Model:
+        """All atoms of the input in the map.
+
+        Args:
+            docked: the unguided sample, or the starting model, as it was docked.
+        """
+        if self.boltz.match is None:
+            return docked
+        return replace(self.model, coords=self.boltz.standing(self.model, docked))
+
+    def prior(self, start: Model) -> BoltzPrior:
+        """The network as a prior, from pure noise or, if the settings say so, from the start.
+
+        Args:
+            start: all atoms in the map.
+        """
+        coords = torch.from_numpy(start.coords).float()
+        if self.boltz.settings.from_noise is not None:
+            return self.boltz.prior(start=coords)
+        return self.boltz.prior(centre=coords.mean(0))
+
+    def place(self, prior: BoltzPrior, start: Model, *, level: float) -> None:
+        """Let samples from pure noise be placed where the start stands, by one atom of each residue.
+
+        Args:
+            prior: of the samples.
+            start: all atoms in the map.
+            level: noise level, Å, of the step in which they are placed.
+        """
+        from densemble.priors.boltz.process import Anchor
+
+        if self.boltz.settings.from_noise is not None:
+            return  # they begin there
+        chosen = np.isin(start.topology.names, ANCHORED)
+        atoms = np.flatnonzero(chosen if chosen.sum() > 2 else np.ones_like(chosen))
+        places = torch.from_numpy(start.coords[atoms])
+        prior.process.anchor = Anchor(level, torch.from_numpy(atoms), places)
+
+    def rated(self, prior: BoltzPrior, members: Float[Tensor, "k n 3"]) -> dict[str, Tensor]:
+        """The network's confidence in samples that the prior has just drawn, by name."""
+        found = self.boltz.confidence(prior, members)
+        return {} if found is None else dict(vars(found))
+
+
+def fold_steps(recipe: StateRecipe) -> int:
+    """Steps of the reverse diffusion where nothing else is said."""
+    return STEPS if recipe.schedule is None else recipe.schedule.steps
+
+
+def folded(settings: StateSettings, given: Model | None, *, steps: int, tell: Progress) -> Fold:
+    """Run the trunk and draw one sample without a map.
+
+    Args:
+        settings: with what to fold.
+        given: the starting model, if there is one.
+        steps: of the reverse diffusion.
+        tell: told of downloads, the trunk and steps.
+
+    Raises:
+        InputError: the input, the weights or the package is missing or wrong.
+    """
+    from densemble.priors.boltz.model import open_boltz
+
+    assert settings.fold is not None
+    boltz = open_boltz(settings.fold, given, progress=tell)
+    prior = boltz.prior(together=1)
+    generator = torch.Generator().manual_seed(settings.seed)
+    with tell.steps("fold", steps) as on_step, torch.no_grad():
+        x = sample(
+            prior, steps=steps, members=1, generator=generator, on_step=lambda state: on_step(state.step)
+        )
+    topology, opinion = boltz.topology, boltz.confidence(prior, x)
+    column = np.zeros(len(topology))
+    if opinion is not None:
+        column = 100 * opinion.plddt[0].double().numpy()[topology.residue_index]
+    source = settings.fold.sequence or settings.model
+    assert source is not None
+    return Fold(boltz, built_model(topology, x[0].double().numpy(), column, source=source))
