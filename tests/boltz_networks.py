@@ -22,6 +22,8 @@ from boltz.model.models.boltz1 import Boltz1
 from boltz.model.models.boltz2 import Boltz2
 from omegaconf import OmegaConf
 
+from densemble.priors.boltz.weights import BoltzFiles
+
 TOKEN_S, TOKEN_Z, ATOM_S, ATOM_Z = 32, 16, 32, 8
 _BLOCKS, _HEADS = 2, 2
 _EMBEDDER = {"atom_encoder_depth": 1, "atom_encoder_heads": 2}
@@ -195,3 +197,8 @@ sequences:
 """
     )
     return path
+
+
+def boltz_files(kind, cache):
+    """The dictionary in a cache made by ``write_cache``; there are no weights."""
+    return BoltzFiles(kind, cache / "none.ckpt", cache / {"boltz1": "ccd.pkl", "boltz2": "mols"}[kind])

@@ -12,3 +12,11 @@ torch.set_num_threads(1)  # the tests run side by side
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20240607)
+
+
+@pytest.fixture(scope="session")
+def boltz_cache(tmp_path_factory):
+    """A folder laid out as Boltz's cache, without weights; for tests that are skipped without boltz."""
+    from boltz_dictionary import write_cache
+
+    return write_cache(tmp_path_factory.mktemp("boltz"))

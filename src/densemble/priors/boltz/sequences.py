@@ -179,7 +179,7 @@ def _check(contents: Contents) -> None:
 
 def _with_ids(entries: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
     for n, item in enumerate(entries, start=1):
-        if not next(iter(item.values())).get("id"):
+        if next(iter(item.values())).get("id") in (None, "", []):
             raise InputError(f"{source}: entry {n} of 'sequences' has no id, which is its chain name")
     return entries
 

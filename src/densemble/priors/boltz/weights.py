@@ -120,8 +120,9 @@ def _download(
         what = "; ".join(f"{' or '.join(urls[name])} as {cache / name}" for name in fetched)
         own = "" if weights_given else ", or give a checkpoint that you have with --weights FILE"
         remedy = f"fetch {what}{own}" if fetched else f"remove {cache / _ARCHIVE}, it is not complete"
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{TITLE[kind]}: {' and '.join(missing)} could not be prepared in {cache} ({error}); {remedy}"
+            f"{TITLE[kind]}: {' and '.join(missing)} could not be prepared in {cache} ({reason}); {remedy}"
         ) from error
 
 
