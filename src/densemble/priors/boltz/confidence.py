@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from densemble.priors.boltz.inputs import BoltzInput
 from densemble.priors.boltz.trunk import Trunk, precision
@@ -33,7 +34,7 @@ class Confidence:
 
 
 def confidence(
-    network: nn.Module,
+    network: Any,
     given: BoltzInput,
     trunk: Trunk,
     x: Float[Tensor, "k n 3"],

@@ -282,7 +282,8 @@ def _topology(structure: Structure | StructureV2, feats: Mapping[str, Tensor]) -
     real = feats["atom_pad_mask"][0].bool()
     numbers = feats["ref_element"][0][real].argmax(dim=-1).tolist()
     names = [_atom_name(name) for name in structure.atoms["name"]]
-    residues, index = [], np.zeros(len(names), dtype=np.int64)
+    residues: list[Residue] = []
+    index = np.zeros(len(names), dtype=np.int64)
     for chain in structure.chains:
         for r in structure.residues[chain["res_idx"] : chain["res_idx"] + chain["res_num"]]:
             atoms = slice(int(r["atom_idx"]), int(r["atom_idx"] + r["atom_num"]))

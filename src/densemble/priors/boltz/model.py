@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from boltz.main import get_cache_path
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from densemble.atoms import Topology
 from densemble.io.models import Model
@@ -48,7 +49,7 @@ class BoltzModel:
     given: BoltzInput
     topology: Topology
     match: Match | None
-    network: nn.Module
+    network: Any
     trunk: Trunk
     messages: tuple[str, ...]
 

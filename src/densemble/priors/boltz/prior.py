@@ -39,7 +39,7 @@ class BoltzPrior:
 
     def __init__(
         self,
-        diffusion: Any,  # noqa: ANN401
+        diffusion: Any,
         topology: Topology,
         conditioning: dict[str, Any],
         *,
@@ -150,7 +150,7 @@ class TokenMemory:
         so_far: of all steps done, shape=(K, tokens, d).
     """
 
-    def __init__(self, diffusion: Any) -> None:  # noqa: ANN401
+    def __init__(self, diffusion: Any) -> None:
         self.latest: Tensor | None = None
         self.so_far: Tensor | None = None
         self._diffusion = diffusion

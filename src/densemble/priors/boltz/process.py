@@ -47,7 +47,7 @@ class BoltzNoise:
     align: bool
 
     @classmethod
-    def of(cls, diffusion: Any) -> BoltzNoise:  # noqa: ANN401
+    def of(cls, diffusion: Any) -> BoltzNoise:
         """Those of a model's ``structure_module``, of either version."""
         names = [name for name in cls.__dataclass_fields__ if name != "align"]
         return cls(**{n: float(getattr(diffusion, n)) for n in names}, align=diffusion.alignment_reverse_diff)

@@ -196,8 +196,8 @@ def _check_sequence(source: str, kind: str, entity: dict[str, Any], name: str) -
                 f"write {unknown} for one that is not known; modified ones go under 'modifications' in a YAML"
             )
     for change in entity.get("modifications") or []:
-        position = change.get("position") if isinstance(change, dict) else None
-        if not isinstance(position, int) or not 1 <= position <= len(sequence) or "ccd" not in change:
+        place = change.get("position") if isinstance(change, dict) else None
+        if not isinstance(place, int) or not 1 <= place <= len(sequence) or "ccd" not in change:
             raise InputError(
                 f"{source}: chain {name}: modification {change}: write {{position: P, ccd: CODE}} with P "
                 f"from 1 to {len(sequence)}"

@@ -23,7 +23,6 @@ import torch
 from boltz import main
 from boltz.model.models.boltz1 import Boltz1
 from boltz.model.models.boltz2 import Boltz2
-from torch import nn
 
 from densemble.errors import InputError
 from densemble.priors.boltz.package import TITLE, Kind
@@ -154,7 +153,7 @@ def weights_key(file: Path) -> str:
 
 def load_network(
     kind: Kind, file: Path, *, device: torch.device | str = "cpu", step_scale: float | None = None
-) -> nn.Module:
+) -> Any:
     """The network as Boltz's command line builds it, for inference.
 
     Args:

@@ -1,0 +1,268 @@
+"""From a sequence and a map to files, with Boltz's own classes at small size and random weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("boltz", reason="needs boltz 2.2.1: pip install 'densemble[boltz]'")
+
+import gemmi
+import torch
+from boltz_networks import example_input, reduced_model, save_checkpoint
+from click.testing import CliRunner
+from small_crystal import StopAt, StoppedError, contents
+
+import densemble.priors.boltz.package as package
+from densemble.cli import main
+from densemble.cryoem import run_cryoem
+from densemble.em.folding import folded
+from densemble.em.inputs import StateSettings
+from densemble.forward.molmap import MolmapDensity
+from densemble.grid import DensityMap, Grid
+from densemble.io.maps import write_map
+from densemble.io.models import read_model
+from densemble.priors.fold import FoldSettings
+from densemble.progress import Progress
+
+STEPS = 24
+
+
+@dataclass(frozen=True)
+class Folding:
+    kind: str
+    cache: Path
+    sequence: Path
+    map: Path
+    truth: Path
+
+    def settings(self, **changes):
+        fold = FoldSettings(prior=self.kind, sequence=self.sequence, recycling=1)
+        values = {"map": self.map, "resolution": 5.0, "members": 3, "steps": STEPS, "fold": fold}
+        return StateSettings(**(values | {"recipe": "cryoboltz-2025", "forward": "molmap"} | changes))
+
+
+@pytest.fixture(scope="module")
+def cache(boltz_cache, tmp_path_factory):
+    """Boltz's cache with reduced weights in it."""
+    folder = tmp_path_factory.mktemp("cache") / "boltz"
+    folder.mkdir()
+    for part in boltz_cache.iterdir():
+        (folder / part.name).symlink_to(part)
+    for kind in ("boltz1", "boltz2"):
+        model = reduced_model(kind)
+        decoder = model.structure_module.score_model.atom_attention_decoder
+        decoder.atom_feat_to_atom_pos_update[-1].weight.mul_(0.05)
+        save_checkpoint(model, folder / f"{kind}_conf.ckpt")
+    return folder
+
+
+@pytest.fixture(params=["boltz1", "boltz2"], scope="module")
+def folding(request, cache, tmp_path_factory):
+    """A map of what the network folds, from other random numbers, turned and moved."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOLTZ_CACHE", str(cache))
+        sequence = example_input(folder)
+        fold = FoldSettings(prior=request.param, sequence=sequence, recycling=1)
+        settings = StateSettings(map=folder / "x", fold=fold, seed=5)
+        model = folded(settings, None, steps=STEPS, tell=Progress()).model
+    coords = model.coords - model.coords.mean(0) + [25.0, 28.0, 22.0]
+    low, high = coords.min(0) - 12, coords.max(0) + 12
+    shape = tuple(int(n) for n in np.ceil((high - low) / 1.25))
+    grid = Grid(tuple(map(float, low)), (1.25, 1.25, 1.25), shape)
+    forward = MolmapDensity(grid, model.topology.elements, resolution=5.0)
+    x = torch.from_numpy(coords).float()[None]
+    write_map(folder / "map.ccp4", DensityMap(grid, forward(x, torch.ones(1))))
+    document = model.structure.make_mmcif_document()
+    document.write_file(str(folder / "truth.cif"))
+    return Folding(request.param, cache, sequence, folder / "map.ccp4", folder / "truth.cif")
+
+
+@pytest.fixture(autouse=True)
+def boltz_home(cache, monkeypatch):
+    monkeypatch.setenv("BOLTZ_CACHE", str(cache))
+
+
+def command(*arguments):
+    done = CliRunner().invoke(main, ["cryoem", *map(str, arguments)], catch_exceptions=False)
+    return done.exit_code, done.output
+
+
+def test_from_sequence_and_map_to_files(folding, tmp_path):
+    out = tmp_path / "out"
+    code, said = command(
+        folding.map, "--sequence", folding.sequence, "--prior", folding.kind, "--resolution", 5,
+        "--members", 2, "--steps", STEPS, "--recycling", 1, "--out", out,
+    )  # fmt: skip
+    assert code == 0, said
+    best = read_model(out / "best.cif")
+    names = {(r.id.chain, r.name) for r in best.topology.residues if r.kind != "protein"}
+    assert names == {("L", "LIG1"), ("Z", "ZN")}
+    assert [r.kind for r in best.topology.residues][-2:] == ["ligand", "ion"]
+    assert best.topology.elements[-1].upper() == "ZN"
+    assert {r.id.chain for r in best.topology.residues} == {"A", "B", "L", "Z"}
+    result = json.loads((out / "result.json").read_text())
+    assert result["settings"]["fold"]["prior"] == folding.kind
+    assert result["settings"]["recipe"] == "cryoboltz-2025"
+    assert any("without alignment" in message for message in result["messages"])
+    correlations = [m["fit"]["correlation"] for m in result["members"]]
+    assert correlations == sorted(correlations, reverse=True)
+    for member in result["members"]:
+        assert set(member["confidence"]) == {"score", "complex_plddt", "ptm", "iptm"}
+        assert all(0 <= v <= 1 for v in member["confidence"].values())
+    assert len({m["confidence"]["score"] for m in result["members"]}) == 2
+    assert 0 <= best.b_iso.min() < best.b_iso.max() <= 100  # pLDDT
+    trace = (out / "trace.csv").read_text().splitlines()
+    assert {"cloud", "density"} <= set(trace[0].split(","))
+    assert result["placement"]["docked"]
+
+
+def test_the_map_pulls_the_sample(folding, tmp_path):
+    """With guidance the sample fits the map better than without, from the same random numbers."""
+    found = {}
+    for name, weight in (("free", 0.0), ("guided", 1.0)):
+        recipe = tmp_path / f"{name}.toml"
+        recipe.write_text(RECIPE.format(weight=weight))
+        result = run_cryoem(folding.settings(recipe=str(recipe)), tmp_path / name)
+        found[name] = np.mean([m.fit.correlation for m in result.members])
+    assert found["guided"] > found["free"] + 0.05
+
+
+RECIPE = """name = "test"
+source = "strong"
+[sampling]
+steps = 24
+churn = 0.0
+[trust]
+domains = 6.0
+local = 0.5
+[target]
+blur_per_sigma = 0.25
+blur_limit = 5.0
+[[stages]]
+term = "density"
+high = 5.0
+low = 0.01
+weight = {weight}
+mode = "ratio"
+[finish]
+evaluations = 0
+data_per_atom = 10.0
+"""
+
+
+def test_killed_and_resumed_it_ends_the_same(folding, tmp_path):
+    settings, out = folding.settings(), tmp_path / "out"
+    whole = run_cryoem(settings, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        run_cryoem(settings, out, progress=StopAt("samples", 21))
+    assert (out / "checkpoint.pt").is_file()
+    last = StopAt()
+    result = run_cryoem(settings, out, resume=True, progress=last)
+    assert ("samples", 21) in last.seen
+    assert ("samples", 19) not in last.seen  # it went on from step 20
+    one, other = contents(tmp_path / "whole"), contents(out)
+    assert one["models.cif"] == other["models.cif"]
+    assert result.model_dump(exclude={"timings"}) == whole.model_dump(exclude={"timings"})
+
+
+def test_the_trunk_is_run_once(folding, tmp_path, monkeypatch):
+    import densemble.priors.boltz.trunk as trunk
+
+    calls, real = [], trunk.run_trunk
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(trunk, "run_trunk", counted)
+    fold = FoldSettings(prior=folding.kind, sequence=folding.sequence, recycling=2)
+    for name in ("first", "second"):
+        run_cryoem(folding.settings(members=1, fold=fold), tmp_path / name)
+    assert len(calls) == 1
+
+
+def test_a_model_is_docked_and_names_the_atoms(folding, tmp_path):
+    """The model lacks residues and the ligand, has other numbers and another order of chains."""
+    given = gemmi.read_structure(str(folding.truth))
+    for name in ("L", "Z"):
+        given[0].remove_chain(name)
+    del given[0]["A"][3:5]
+    for chain, name, first in ((given[0]["A"], "X", 101), (given[0]["B"], "A", 7)):
+        chain.name = name
+        for residue in chain:
+            residue.seqid = gemmi.SeqId(residue.seqid.num + first - 1, " ")
+    turn = gemmi.Transform(gemmi.Mat33([[0, -1, 0], [1, 0, 0], [0, 0, 1]]), gemmi.Vec3(50, -30, 10))
+    given[0].transform_pos_and_adp(turn)
+    given.remove_empty_chains()
+    given.make_mmcif_document().write_file(str(tmp_path / "given.cif"))
+    result = run_cryoem(folding.settings(model=tmp_path / "given.cif", members=1), tmp_path / "out")
+    start = read_model(tmp_path / "out" / "start.cif")
+    truth = read_model(folding.truth)
+    ids = [str(r.id) for r in start.topology.residues if r.kind == "protein"]
+    assert sorted(i for i in ids if i.startswith("X")) == [f"X:{n}" for n in range(101, 112)]
+    assert sorted(i for i in ids if i.startswith("A")) == sorted(f"A:{n}" for n in range(7, 19))
+    assert len(start.topology) == len(truth.topology)
+    # Docked into a map of itself, what the model has stands within an Å or two of where it was.
+    own = {(r.id.chain, r.id.number, n): x for r, n, x in _atoms(start)}
+    away = [
+        np.linalg.norm(own["X", r.id.number + 100, n] - x)
+        for r, n, x in _atoms(truth)
+        if r.id.chain == "A" and r.id.number not in (4, 5)
+    ]
+    assert np.median(away) < 2.0
+    assert result.placement.docked
+
+
+def _atoms(model):
+    residues = (model.topology.residues[i] for i in model.topology.residue_index)
+    return zip(residues, model.topology.names, model.coords, strict=True)
+
+
+def test_a_little_noise_keeps_the_model(folding, tmp_path):
+    fold = FoldSettings(prior=folding.kind, from_noise=0.05, recycling=1)
+    settings = folding.settings(model=folding.truth, placed=True, fold=fold, members=1, steps=4)
+    run_cryoem(settings, tmp_path / "out")
+    best, truth = read_model(tmp_path / "out" / "best.cif"), read_model(folding.truth)
+    assert np.sqrt(np.mean(np.sum((best.coords - truth.coords) ** 2, axis=1))) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prior", "boltz2"], ["--sequence", "--model"]),
+        (["--prior", "boltz2", "--sequence", "nothing.fasta"], ["nothing.fasta", "does not exist"]),
+        (["--sequence", "SEQUENCE"], ["--sequence", "--prior boltz1 or boltz2"]),
+        (["--prior", "boltz2", "--sequence", "SEQUENCE", "--placed"], ["--placed", "--model"]),
+        (["--prior", "boltz2", "--sequence", "SEQUENCE", "--from-noise", "2"], ["--from-noise", "--model"]),
+        (["--prior", "boltz2", "--sequence", "SEQUENCE", "--weights", "no.ckpt"], ["no.ckpt", "no such"]),
+        (["--prior", "boltz2", "--sequence", "SEQUENCE", "--weights", "BOLTZ1"], ["Boltz-1", "boltz1"]),
+        (["--prior", "boltz2", "--sequence", "ODD"], ["odd.fasta", "residue 3", "'?'"]),
+        (["--prior", "boltz2", "--sequence", "OTHER", "--model", "TRUTH"], ["identical", "truth.cif"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_said_and_nothing_is_written(folding, tmp_path, options, words):
+    (tmp_path / "odd.fasta").write_text(">A|protein|empty\nMK?TAYIA\n")
+    (tmp_path / "other.fasta").write_text(">A|protein|empty\nWWPWWGWWPWWDWW\n")
+    files = {
+        "SEQUENCE": folding.sequence, "BOLTZ1": folding.cache / "boltz1_conf.ckpt", "TRUTH": folding.truth,
+        "ODD": tmp_path / "odd.fasta", "OTHER": tmp_path / "other.fasta",
+    }  # fmt: skip
+    out = tmp_path / "out"
+    code, said = command(
+        folding.map, "--resolution", 5, "--out", out, *(files.get(option, option) for option in options)
+    )
+    assert code == 2
+    assert all(word in said for word in words), said
+    assert "Traceback" not in said
+    assert not out.exists()
+
+
+def test_without_the_package_it_says_how_to_install_it(folding, tmp_path, monkeypatch):
+    monkeypatch.setattr(package.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Exception, match=r"pip install 'densemble\[boltz\]'.*") as caught:
+        package.require_boltz()
+    assert "MIT" in str(caught.value)
