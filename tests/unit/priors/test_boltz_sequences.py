@@ -29,8 +29,8 @@ def test_plain_fasta_is_proteins(tmp_path):
 
 def test_fasta_as_boltz_has_it(tmp_path):
     (tmp_path / "a.a3m").write_text(">q\nMKT\n")
-    text = ">A|protein|a.a3m\nMKT\n>B|PROTEIN|empty\nMK\n>C|rna\nACGU\n>D|dna\nACGT\n"
-    text += ">E|ccd\nZN\n>F|smiles\nCCO\n"
+    proteins = ">A|protein|a.a3m\nMKT\n>B|PROTEIN|empty\nMK\n"
+    text = proteins + ">C|rna\nACGU\n>D|dna\nACGT\n>E|ccd\nZN\n>F|smiles\nCCO\n"
     found = read_contents(save(tmp_path, text, "x.fa"))
     assert [(kind, names) for kind, _, names in found.entities()] == [
         ("protein", ["A"]),

@@ -78,7 +78,7 @@ def test_diffusion_is_given_what_the_forward_pass_gives_it(forward, trunk):
 
 
 def test_denoising_with_it_is_that_of_the_forward_pass(forward, trunk):
-    """Through the whole diffusion module, whose arguments this must be; again with Boltz-1's cache."""
+    """Through the whole diffusion module; the second call uses the cache of Boltz-1."""
     module, first = forward.network.structure_module, forward.calls[0]
     own = conditioning(forward.network, trunk, forward.given.feats)
     kwargs = {name: value for name, value in first.items() if name not in ("r_noisy", "times")}
