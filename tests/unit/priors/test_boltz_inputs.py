@@ -16,6 +16,7 @@ from boltz import main
 from boltz.data.module.inference import PredictionDataset, collate
 from boltz.data.module.inferencev2 import PredictionDataset as PredictionDataset2
 from boltz.data.module.inferencev2 import collate as collate2
+from boltz_models import Chain, protein, write_model
 from boltz_networks import EXAMPLE_ATOMS, boltz_files, example_input
 
 from densemble.errors import InputError
@@ -95,6 +96,24 @@ def test_features_are_those_of_the_command_line(name, kind, files, boltz_cache, 
         if feature != "ref_pos":
             assert torch.equal(value, theirs[feature]), feature
     compare_conformers(own, theirs["ref_pos"][0, : own.atoms])
+
+
+def test_templates_are_those_of_the_command_line(boltz_cache, tmp_path, monkeypatch):
+    """Boltz-2 alone has them."""
+    chain = Chain("T", protein("AMKTAYSIAG"), [str(n) for n in range(1, 11)])
+    write_model(tmp_path / "template.cif", [chain])
+    path = tmp_path / "templated.yaml"
+    path.write_text(
+        "sequences:\n  - protein: {id: A, sequence: MKTAYSIAGL, msa: empty}\n"
+        "templates:\n  - cif: template.cif\n"
+    )
+    own = read_input(path, boltz_files("boltz2", boltz_cache))
+    theirs = of_command_line(path, "boltz2", boltz_cache, tmp_path / "boltz", monkeypatch)
+    assert own.feats["template_mask"].sum() == 9
+    for feature in own.feats.keys() - {"ref_pos"}:
+        assert torch.equal(own.feats[feature], theirs[feature]), feature
+    with pytest.raises(InputError, match=r"Templates are not supported in Boltz 1\.0"):
+        read_input(path, boltz_files("boltz1", boltz_cache))
 
 
 def compare_conformers(own, theirs):
@@ -313,7 +332,6 @@ def colabfold():
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # Boltz leaves what it unpacked open
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the same, as pytest sees it
 def test_alignments_from_a_server(files, tmp_path, colabfold):
     url, asked = colabfold
     server = MsaServer(tmp_path / "msa", url=url)

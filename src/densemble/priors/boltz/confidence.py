@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from densemble.priors.boltz.inputs import BoltzInput
 from densemble.priors.boltz.trunk import Trunk, precision
+from densemble.priors.boltz.weights import Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Confidence:
 
 
 def confidence(
-    network: Any,
+    network: Network,
     given: BoltzInput,
     trunk: Trunk,
     x: Float[Tensor, "k n 3"],

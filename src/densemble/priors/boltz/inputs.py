@@ -29,7 +29,7 @@ from boltz.data.tokenize.boltz import BoltzTokenizer
 from boltz.data.tokenize.boltz2 import Boltz2Tokenizer
 from boltz.data.types import Input, Structure, StructureV2, Target
 from rdkit import Chem, rdBase
-from rdkit.Chem import AllChem, Mol
+from rdkit.Chem import Mol, rdDistGeom, rdForceFieldHelpers
 from torch import Tensor
 
 from densemble.atoms import Residue, ResidueId, Topology
@@ -205,17 +205,17 @@ def _molecule(smiles: str, what: str) -> Mol:
                 raise InputError(f"{what}: '{smiles}' has more atoms than Boltz can name")
             atom.SetProp("name", name)
         Chem.AssignStereochemistry(mol, force=True, cleanIt=True)
-        options = AllChem.ETKDGv3()
+        options = rdDistGeom.ETKDGv3()
         options.clearConfs = False
         options.randomSeed = _SEED
-        conformer = AllChem.EmbedMolecule(mol, options)
+        conformer = rdDistGeom.EmbedMolecule(mol, options)
         if conformer == -1:
             options.useRandomCoords = True
-            conformer = AllChem.EmbedMolecule(mol, options)
+            conformer = rdDistGeom.EmbedMolecule(mol, options)
         if conformer == -1:
             raise InputError(f"{what}: RDKit finds no conformer of '{smiles}'")
         with contextlib.suppress(RuntimeError, ValueError):  # no force field for it: as embedded
-            AllChem.UFFOptimizeMolecule(mol, confId=conformer, maxIters=1000)
+            rdForceFieldHelpers.UFFOptimizeMolecule(mol, confId=conformer, maxIters=1000)
     mol.GetConformer(conformer).SetProp("name", "Computed")
     return mol
 
@@ -258,7 +258,7 @@ def _features2(
 ) -> dict[str, Tensor]:
     """What ``boltz.data.module.inferencev2`` makes of an input."""
     tokenized = Boltz2Tokenizer().tokenize(data)
-    known = dictionary | {code: AllChem.RemoveHs(mol, sanitize=False) for code, mol in molecules.items()}
+    known = dictionary | {code: Chem.RemoveHs(mol, sanitize=False) for code, mol in molecules.items()}
     others = sorted(set(tokenized.tokens["res_name"].tolist()) - set(known))
     feats = Boltz2Featurizer().process(
         tokenized,
@@ -282,8 +282,8 @@ def _topology(structure: Structure | StructureV2, feats: Mapping[str, Tensor]) -
     real = feats["atom_pad_mask"][0].bool()
     numbers = feats["ref_element"][0][real].argmax(dim=-1).tolist()
     names = [_atom_name(name) for name in structure.atoms["name"]]
-    residues: list[Residue] = []
     index = np.zeros(len(names), dtype=np.int64)
+    residues: list[Residue] = []
     for chain in structure.chains:
         for r in structure.residues[chain["res_idx"] : chain["res_idx"] + chain["res_num"]]:
             atoms = slice(int(r["atom_idx"]), int(r["atom_idx"] + r["atom_num"]))

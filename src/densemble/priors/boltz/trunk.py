@@ -20,10 +20,11 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from densemble.priors.boltz.inputs import BoltzInput
 from densemble.priors.boltz.package import Kind
+from densemble.priors.boltz.weights import Network
 from densemble.progress import Progress
 
 RECYCLING = 3
@@ -65,7 +66,7 @@ def _mixed(kind: Kind, device: torch.device) -> bool:
 
 
 def trunk_of(
-    network: Any,
+    network: Network,
     given: BoltzInput,
     *,
     weights: str,
@@ -102,7 +103,7 @@ def trunk_of(
 
 
 def run_trunk(
-    network: Any, given: BoltzInput, *, recycling: int = RECYCLING
+    network: Network, given: BoltzInput, *, recycling: int = RECYCLING
 ) -> dict[str, Float[Tensor, "1 ..."]]:
     """``s_inputs``, ``s`` and ``z`` after ``recycling`` rounds more than one."""
     feats, second = given.feats, given.kind == "boltz2"
@@ -132,12 +133,12 @@ def run_trunk(
     return {"s_inputs": s_inputs, "s": s, "z": z}
 
 
-def _eager(module: Any) -> Any:
+def _eager(module: nn.Module) -> nn.Module:
     """What ``torch.compile`` wrapped, where it did, which Boltz runs for inference."""
     return getattr(module, "_orig_mod", module)
 
 
-def _completed(network: Any, given: BoltzInput, stored: dict[str, Tensor]) -> Trunk:
+def _completed(network: Network, given: BoltzInput, stored: dict[str, Tensor]) -> Trunk:
     """With what one linear layer makes of the rest, which is cheaper to run than to keep."""
     with torch.no_grad(), precision(given.kind, stored["z"].device):
         return Trunk(
@@ -167,7 +168,7 @@ def _write(path: Path, stored: dict[str, Tensor], facts: dict[str, str]) -> None
         os.replace(temporary, path)
 
 
-def conditioning(network: Any, trunk: Trunk, feats: dict[str, Tensor]) -> dict[str, Any]:
+def conditioning(network: Network, trunk: Trunk, feats: dict[str, Tensor]) -> dict[str, Any]:
     """What the diffusion module reads beside coordinates and their noise, for any number of members.
 
     The arguments of ``structure_module.preconditioned_network_forward``, as ``network_condition_kwargs``, but

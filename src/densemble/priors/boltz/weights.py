@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from boltz import main
@@ -27,6 +27,8 @@ from boltz.model.models.boltz2 import Boltz2
 from densemble.errors import InputError
 from densemble.priors.boltz.package import TITLE, Kind
 from densemble.progress import Progress
+
+Network: TypeAlias = Boltz1 | Boltz2
 
 STEP_SCALE: dict[Kind, float] = {"boltz1": 1.638, "boltz2": 1.5}
 """What Boltz's command line sets. Larger steps give less varied samples (paper 2: 3.0 for antibodies)."""
@@ -153,7 +155,7 @@ def weights_key(file: Path) -> str:
 
 def load_network(
     kind: Kind, file: Path, *, device: torch.device | str = "cpu", step_scale: float | None = None
-) -> Any:
+) -> Network:
     """The network as Boltz's command line builds it, for inference.
 
     Args:
@@ -163,7 +165,7 @@ def load_network(
         step_scale: of the sampler; ``STEP_SCALE`` if None.
 
     Returns:
-        ``boltz.model.models.boltz1.Boltz1`` or ``boltz2.Boltz2`` in eval mode, its weights without gradients.
+        Boltz's own class in eval mode, its weights without gradients.
 
     Raises:
         InputError: the file is no checkpoint, or of another model, or does not hold all weights.
