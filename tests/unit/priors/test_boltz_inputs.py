@@ -260,8 +260,9 @@ def test_what_boltz_does_not_know(files, tmp_path, entry, more, said):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.a3m", ">q\nMKTAYSIAG\n", "rows of 9 residues"),
-        ("a.a3m", ">q\nMKTAYSIAGL\n>r\nMKTA\n", "rows of 4, 10 residues"),
+        ("a.a3m", ">q\nMKTAYSIAG\n", "rows have 9 residues (lower case not counted), the chain has 10"),
+        ("a.a3m", ">q\nMKTAYSIAGL\n>r\nMKTA\n", "rows have 4, 10 residues"),
+        ("a.a3m", ">q\nMKTAYWWAGL\n", "80% of the residues of its first row are those of the chain"),
         ("a.a3m", ">q\nMKTAY1IAGL\n", "'1' is no amino acid"),
         ("a.a3m", "", "no sequences in it"),
         ("a.csv", "sequence\nMKT\n", "cannot be read"),

@@ -14,6 +14,7 @@ from boltz import main
 from boltz.model.models.boltz1 import Boltz1
 from boltz.model.models.boltz2 import Boltz2
 from boltz_networks import example_input, reduced_model, save_checkpoint
+from omegaconf import OmegaConf
 
 from densemble.errors import InputError
 from densemble.priors.boltz.package import require_boltz
@@ -121,10 +122,12 @@ def test_arguments_are_those_of_the_command_line(kind, checkpoints, boltz_cache,
 
 def test_arguments_of_old_checkpoints_that_boltz_dropped_do_not_matter(kind, checkpoints, tmp_path):
     def old(content):
-        content["hyper_parameters"]["msa_args"]["postpone_outer_product"] = True
-        content["hyper_parameters"]["pairformer_args"]["no_update_z"] = False
+        stored = content["hyper_parameters"]
+        stored["msa_args"] = OmegaConf.create(stored["msa_args"] | {"postpone_outer_product": True})
+        stored["pairformer_args"] = OmegaConf.create(stored["pairformer_args"] | {"no_update_z": False})
 
-    assert load_network(kind, rewritten(checkpoints[kind], tmp_path / "old.ckpt", old)) is not None
+    network = load_network(kind, rewritten(checkpoints[kind], tmp_path / "old.ckpt", old))
+    assert len(network.pairformer_module.layers) == PAIRFORMER["num_blocks"]
 
 
 def test_weights_of_the_other_model(kind, checkpoints):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from boltz import main
 from boltz.data import const
 from boltz.data.parse.a3m import parse_a3m
@@ -20,6 +21,7 @@ from densemble.priors.boltz.sequences import Contents
 
 COLABFOLD = "https://api.colabfold.com"
 _MOST = 8192  # sequences of an alignment, as Boltz's command line
+_SAME = 0.9  # least identity of the first row with the chain: tags and mutations are allowed for
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def read_alignments(
             path = made[chain.entity_id] if chain.msa_id == 0 else Path(chain.msa_id)
             if path not in read:
                 read[path] = _read(path, contents.source)
-            _check_query(read[path], chain, path, contents.source)
+            _check_query(read[path], chain, target.sequences[chain.entity_id], path, contents.source)
             found[chain.chain_id] = read[path]
     alone = [str(c.chain_name) for c in proteins if c.msa_id == -1]
     said = f"chain {', '.join(alone)}: without alignment, from sequence alone, which is less reliable"
@@ -92,15 +94,21 @@ def _read(path: Path, source: str) -> MSA:
     return alignment
 
 
-def _check_query(alignment: MSA, chain: ChainInfo, path: Path, source: str) -> None:
-    """The rows of an alignment must be as long as the chain, which Boltz takes for granted."""
+def _check_query(alignment: MSA, chain: ChainInfo, sequence: str, path: Path, source: str) -> None:
+    """Rows must be as long as the chain, and the first must be its sequence; Boltz takes both for granted."""
+    what = f"{source}: alignment {path} is not of chain {chain.chain_name}"
     lengths = {int(s["res_end"] - s["res_start"]) for s in alignment.sequences}
     if lengths != {chain.num_residues}:
         raise InputError(
-            f"{source}: alignment {path} has rows of {', '.join(map(str, sorted(lengths)[:3]))} residues "
-            f"(lower case not counted), chain {chain.chain_name} has {chain.num_residues}: it is of another "
-            "sequence"
+            f"{what}: its rows have {', '.join(map(str, sorted(lengths)[:3]))} residues (lower case not "
+            f"counted), the chain has {chain.num_residues}"
         )
+    first = alignment.sequences[0]
+    row = alignment.residues[first["res_start"] : first["res_end"]]["res_type"]
+    query = [const.token_ids[const.prot_letter_to_token[letter]] for letter in sequence]
+    identity = float(np.mean(row == np.array(query)))
+    if identity < _SAME:
+        raise InputError(f"{what}: {identity:.0%} of the residues of its first row are those of the chain")
 
 
 def _from_server(
