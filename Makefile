@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: env demo test lint bench clean
+.PHONY: env boltz demo test lint bench clean
 
 env: $(VENV)/.ready
 
@@ -14,13 +14,20 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
 	touch $@
 
+# The released package boltz, for the priors boltz1 and boltz2 and the tests that compare with it.
+boltz: $(VENV)/.boltz
+
+$(VENV)/.boltz: $(VENV)/.ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[boltz]'
+	touch $@
+
 demo: env
 	$(BIN)/densemble demo --out demo --force
 
-test: env
+test: env boltz
 	$(BIN)/python -m pytest -n 2
 
-lint: env
+lint: env boltz
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from small_crystal import StopAt, StoppedError, contents
 
 import densemble.priors.boltz.package as package
+import densemble.priors.boltz.trunk as trunk
 from densemble.cli import main
 from densemble.cryoem import run_cryoem
 from densemble.em.folding import folded
@@ -24,10 +25,32 @@ from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import write_map
 from densemble.io.models import read_model
+from densemble.io.state_results import write_models
 from densemble.priors.fold import FoldSettings
 from densemble.progress import Progress
 
 STEPS = 24
+RECIPE = """name = "test"
+source = "the map guides to the end"
+[sampling]
+steps = 24
+churn = 0.0
+[trust]
+domains = 6.0
+local = 0.5
+[target]
+blur_per_sigma = 0.25
+blur_limit = 5.0
+[[stages]]
+term = "density"
+high = 5.0
+low = 0.001
+weight = {weight}
+mode = "ratio"
+[finish]
+evaluations = 0
+data_per_atom = 10.0
+"""
 
 
 @dataclass(frozen=True)
@@ -37,11 +60,12 @@ class Folding:
     sequence: Path
     map: Path
     truth: Path
+    recipe: Path
 
     def settings(self, **changes):
         fold = FoldSettings(prior=self.kind, sequence=self.sequence, recycling=1)
         values = {"map": self.map, "resolution": 5.0, "members": 3, "steps": STEPS, "fold": fold}
-        return StateSettings(**(values | {"recipe": "cryoboltz-2025", "forward": "molmap"} | changes))
+        return StateSettings(**(values | {"recipe": str(self.recipe), "forward": "molmap"} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +100,20 @@ def folding(request, cache, tmp_path_factory):
     forward = MolmapDensity(grid, model.topology.elements, resolution=5.0)
     x = torch.from_numpy(coords).float()[None]
     write_map(folder / "map.ccp4", DensityMap(grid, forward(x, torch.ones(1))))
-    document = model.structure.make_mmcif_document()
-    document.write_file(str(folder / "truth.cif"))
-    return Folding(request.param, cache, sequence, folder / "map.ccp4", folder / "truth.cif")
+    write_models(folder / "truth.cif", model, [coords])
+    (folder / "guided.toml").write_text(RECIPE.format(weight=1.0))
+    return Folding(
+        request.param, cache, sequence, folder / "map.ccp4", folder / "truth.cif", folder / "guided.toml"
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(folding, tmp_path_factory):
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOLTZ_CACHE", str(folding.cache))
+        return folder, run_cryoem(folding.settings(), folder)
 
 
 @pytest.fixture(autouse=True)
@@ -120,43 +155,19 @@ def test_from_sequence_and_map_to_files(folding, tmp_path):
     assert result["placement"]["docked"]
 
 
-def test_the_map_pulls_the_sample(folding, tmp_path):
-    """With guidance the sample fits the map better than without, from the same random numbers."""
-    found = {}
-    for name, weight in (("free", 0.0), ("guided", 1.0)):
-        recipe = tmp_path / f"{name}.toml"
-        recipe.write_text(RECIPE.format(weight=weight))
-        result = run_cryoem(folding.settings(recipe=str(recipe)), tmp_path / name)
-        found[name] = np.mean([m.fit.correlation for m in result.members])
-    assert found["guided"] > found["free"] + 0.05
+def test_the_map_pulls_the_sample(folding, whole, tmp_path):
+    """With guidance the samples fit the map better than without, from the same random numbers."""
+    recipe = tmp_path / "free.toml"
+    recipe.write_text(RECIPE.format(weight=0.0))
+    free = run_cryoem(folding.settings(recipe=str(recipe)), tmp_path / "free")
+    found = [np.mean([m.fit.correlation for m in result.members]) for result in (free, whole[1])]
+    assert found[1] > found[0] + 0.05
 
 
-RECIPE = """name = "test"
-source = "strong"
-[sampling]
-steps = 24
-churn = 0.0
-[trust]
-domains = 6.0
-local = 0.5
-[target]
-blur_per_sigma = 0.25
-blur_limit = 5.0
-[[stages]]
-term = "density"
-high = 5.0
-low = 0.01
-weight = {weight}
-mode = "ratio"
-[finish]
-evaluations = 0
-data_per_atom = 10.0
-"""
-
-
-def test_killed_and_resumed_it_ends_the_same(folding, tmp_path):
+def test_killed_and_resumed_it_ends_the_same(folding, whole, tmp_path, monkeypatch):
+    """The trunk is not run again: it is on disk."""
+    monkeypatch.setattr(trunk, "run_trunk", lambda *_, **__: pytest.fail("the trunk was run again"))
     settings, out = folding.settings(), tmp_path / "out"
-    whole = run_cryoem(settings, tmp_path / "whole")
     with pytest.raises(StoppedError):
         run_cryoem(settings, out, progress=StopAt("samples", 21))
     assert (out / "checkpoint.pt").is_file()
@@ -164,25 +175,8 @@ def test_killed_and_resumed_it_ends_the_same(folding, tmp_path):
     result = run_cryoem(settings, out, resume=True, progress=last)
     assert ("samples", 21) in last.seen
     assert ("samples", 19) not in last.seen  # it went on from step 20
-    one, other = contents(tmp_path / "whole"), contents(out)
-    assert one["models.cif"] == other["models.cif"]
-    assert result.model_dump(exclude={"timings"}) == whole.model_dump(exclude={"timings"})
-
-
-def test_the_trunk_is_run_once(folding, tmp_path, monkeypatch):
-    import densemble.priors.boltz.trunk as trunk
-
-    calls, real = [], trunk.run_trunk
-
-    def counted(*arguments, **options):
-        calls.append(1)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(trunk, "run_trunk", counted)
-    fold = FoldSettings(prior=folding.kind, sequence=folding.sequence, recycling=2)
-    for name in ("first", "second"):
-        run_cryoem(folding.settings(members=1, fold=fold), tmp_path / name)
-    assert len(calls) == 1
+    assert contents(whole[0])["models.cif"] == contents(out)["models.cif"]
+    assert result.model_dump(exclude={"timings"}) == whole[1].model_dump(exclude={"timings"})
 
 
 def test_a_model_is_docked_and_names_the_atoms(folding, tmp_path):
@@ -223,7 +217,7 @@ def _atoms(model):
 
 
 def test_a_little_noise_keeps_the_model(folding, tmp_path):
-    fold = FoldSettings(prior=folding.kind, from_noise=0.05, recycling=1)
+    fold = FoldSettings(prior=folding.kind, sequence=folding.sequence, from_noise=0.05, recycling=1)
     settings = folding.settings(model=folding.truth, placed=True, fold=fold, members=1, steps=4)
     run_cryoem(settings, tmp_path / "out")
     best, truth = read_model(tmp_path / "out" / "best.cif"), read_model(folding.truth)
