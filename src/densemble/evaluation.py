@@ -18,7 +18,7 @@ from densemble.io.models import alternates
 from densemble.io.results import Member, Metrics, Subject
 from densemble.metrics.coordinates import bimodality, rmsd
 from densemble.metrics.maps import cosine, rscc, voxels_near
-from densemble.problem import CrystalProblem, Stretches
+from densemble.problem import RegionProblem, Stretches
 
 NEAR = 2.0
 """Å; voxels this close to an atom are the atom's."""
@@ -113,14 +113,14 @@ def reference_states(reference: Path | None, stretches: Stretches) -> dict[str, 
     return known
 
 
-def start_ensemble(problem: CrystalProblem) -> Ensemble:
+def start_ensemble(problem: RegionProblem) -> Ensemble:
     """The start as an ensemble of one."""
     stretches = problem.stretches
     return Ensemble(stretches.topology, stretches.start[None], torch.ones(1), stretches.b_start[None])
 
 
 def map_fits(
-    problem: CrystalProblem, ensembles: dict[Subject, Ensemble], states: dict[str, np.ndarray], source: str
+    problem: RegionProblem, ensembles: dict[Subject, Ensemble], states: dict[str, np.ndarray], source: str
 ) -> tuple[Metrics, Voxels]:
     """RSCC and cosine of each ensemble, over one set of voxels."""
     target = problem.target
@@ -140,7 +140,7 @@ def map_fits(
 
 
 def member_records(
-    problem: CrystalProblem,
+    problem: RegionProblem,
     voxels: Voxels,
     coords: Float[Tensor, "k n 3"],
     weights: dict[int, float],

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from pydantic import JsonValue
-from torch import Tensor
 
 from densemble.atoms import Ensemble, Region
 from densemble.crystal.omit import StretchMap, as_phased_map, omit_map, two_fofc_map
 from densemble.crystal.scaling import r_factors
 from densemble.evaluation import map_fits, member_records, reference_states, start_ensemble
-from densemble.geometry.objective import GeometryObjective
-from densemble.guidance.stage import Term
 from densemble.io.maps import write_map
 from densemble.io.models import Model, read_model, require_cell
 from densemble.io.output import (
@@ -50,24 +44,8 @@ from densemble.priors.protocol import Prior
 from densemble.problem import CrystalProblem, Guide, Stretches
 from densemble.progress import Clock, Progress
 from densemble.recipes import Recipe, load_recipe
-from densemble.run import (
-    Checkpoints,
-    choose_members,
-    density_term,
-    embedded_prior,
-    gaussian_prior,
-    guidance_terms,
-    holds_start,
-    member_score,
-    mode_of,
-    passes_of,
-    refine,
-    regularise_members,
-    run_key,
-    sample_members,
-    stages_of,
-)
-from densemble.sidechains.completion import SideChainCompletion
+from densemble.region import Draw, GuideRun, run_guide
+from densemble.run import Checkpoints, embedded_prior, gaussian_prior, passes_of, run_key
 
 RECIPES = {"embedded": "embedded", "gaussian": "densemble"}
 """The recipe made for each prior."""
@@ -133,28 +111,6 @@ class Inputs:
     files: list[InputFile]
 
 
-@dataclass(frozen=True, eq=False)
-class GuideRun:
-    """What one way of guidance gave.
-
-    Attributes:
-        members: all atoms of all members, regularised, Å.
-        selected: indices of those kept.
-        ensemble: those kept, refined, with their weights.
-        trace: value of every objective at every step.
-    """
-
-    members: Float[Tensor, "k n 3"]
-    selected: tuple[int, ...]
-    ensemble: Ensemble
-    trace: list[dict[str, float]]
-
-    @property
-    def final(self) -> Float[Tensor, "k n 3"]:
-        """All members, those kept as refined."""
-        return self.members.index_copy(0, torch.tensor(self.selected), self.ensemble.coords)
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """What ``result.json`` says of a result."""
@@ -201,76 +157,6 @@ def make_prior(settings: Settings, inputs: Inputs) -> Prior:
     """The diffusion model of the region's backbone."""
     make = gaussian_prior if settings.prior == "gaussian" else embedded_prior
     return make(inputs.stretches, inputs.recipe)
-
-
-def sampled(
-    settings: Settings,
-    inputs: Inputs,
-    problem: CrystalProblem,
-    guide: Guide,
-    density: Term | None,
-    *,
-    checkpoints: Checkpoints,
-    on_step: Callable[[int], None],
-) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
-    """All members, regularised, the start first where it is one of them; and the trace."""
-    recipe, restraints = inputs.recipe, problem.restraints()
-    with_start = holds_start(guide, recipe) and settings.members > 1
-    members = settings.members - 1 if with_start else settings.members
-    soft, geometry = GeometryObjective(restraints, cap=recipe.geometry_cap), GeometryObjective(restraints)
-    prior = make_prior(settings, inputs)
-    completion = SideChainCompletion(
-        problem.side_chains(members),
-        prior.topology,
-        **recipe.sidechains.model_dump(exclude={"window", "density_gain"}),
-        seed=settings.seed,
-        log_likelihood=density,
-        density_at=None if density is None else problem.density_at(recipe.sidechains.density_gain),
-    )
-    atoms, trace = sample_members(
-        prior,
-        stages_of(recipe, guidance_terms(restraints, density, recipe)),
-        completion,
-        guide=guide,
-        passes=passes_of(guide, settings.steps, recipe),
-        backbone=inputs.stretches.backbone_atoms,
-        finish=lambda atoms: regularise_members(atoms, geometry, density, recipe.finish),
-        score=member_score(problem, guide, soft, recipe),
-        members=members,
-        seed=settings.seed,
-        checkpoints=checkpoints,
-        on_step=on_step,
-    )
-    return torch.cat([problem.stretches.start[None], atoms]) if with_start else atoms, trace
-
-
-def run_guide(
-    settings: Settings,
-    inputs: Inputs,
-    problem: CrystalProblem,
-    guide: Guide,
-    *,
-    checkpoints: Checkpoints,
-    on_step: Callable[[int], None],
-) -> GuideRun:
-    """Sample, regularise, select and refine under one way of guidance."""
-    recipe = inputs.recipe
-    density = None if guide == "none" else density_term(problem, guide, problem.b_start, recipe)
-    geometry = GeometryObjective(problem.restraints())
-    if guide not in checkpoints.finished:
-        atoms, trace = sampled(
-            settings, inputs, problem, guide, density, checkpoints=checkpoints, on_step=on_step
-        )
-        checkpoints.finish(guide, {"atoms": atoms, "trace": trace})
-    done = checkpoints.finished[guide]
-
-    def settle(ensemble: Ensemble) -> Ensemble:
-        if density is None:
-            return ensemble
-        return refine(problem, ensemble, geometry, recipe.finish, mode_of(guide))
-
-    selected, ensemble = choose_members(problem, done["atoms"], keep=settings.keep, settle=settle)
-    return GuideRun(done["atoms"], selected, ensemble, done["trace"])
 
 
 def evaluate(
@@ -348,7 +234,7 @@ def run_xray(
     check_output(out, force=force, resume=resume)
     with clock("read"):
         inputs = load(settings)
-        make_prior(settings, inputs)  # what it cannot do is said before anything is written
+        prior = make_prior(settings, inputs)  # what it cannot do is said before anything is written
         states = reference_states(reference, inputs.stretches)
     for message in inputs.model.messages:
         tell.message(message)
@@ -362,6 +248,14 @@ def run_xray(
     if resume:
         checkpoints.load()
     write_map(folder / MAP_FILE, problem.target)
+    draw = Draw(
+        prior=prior,
+        recipe=inputs.recipe,
+        members=settings.members,
+        keep=settings.keep,
+        steps=settings.steps,
+        seed=settings.seed,
+    )
     runs: dict[Guide, GuideRun] = {}
     for guide in settings.guides:
         with (
@@ -370,9 +264,7 @@ def run_xray(
                 f"guide: {guide}", sum(p.steps for p in passes_of(guide, settings.steps, inputs.recipe))
             ) as on_step,
         ):
-            runs[guide] = run_guide(
-                settings, inputs, problem, guide, checkpoints=checkpoints, on_step=on_step
-            )
+            runs[guide] = run_guide(problem, draw, guide, checkpoints=checkpoints, on_step=on_step)
     with clock("evaluate"):
         tell.message("R factors")
         found = evaluate(inputs, problem, runs, states, "" if reference is None else reference.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from densemble.sidechains.packing import SideChains, window_of
 from densemble.sidechains.residues import chi_atoms, complete_topology
 
 Guide = Literal["none", "each", "ensemble"]
+Problem = TypeVar("Problem", bound="RegionProblem")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,16 +195,16 @@ class Surroundings:
 
 
 @dataclass(frozen=True, eq=False)
-class CrystalProblem:
-    """The density of a region in a crystal, and the model of it.
+class RegionProblem:
+    """The density of a region, and the model of it.
 
     Attributes:
         stretches: the free part of the model.
         around: the fixed part within reach.
-        target: density of the region alone, e/Å^3.
+        target: density of the region alone, in the unit of ``forward``: e/Å^3 in a crystal.
         mask: weight of each voxel, from the start's reach alone.
-        forward: atoms to density, less the solvent that they displace: what the target shows.
-        sigma: noise of a voxel, e/Å^3, such that the log-likelihood counts independent data.
+        forward: atoms to density: what the target shows.
+        sigma: noise of a voxel, in that unit, such that the log-likelihood counts independent data.
     """
 
     stretches: Stretches
@@ -214,32 +215,34 @@ class CrystalProblem:
     sigma: float
 
     @classmethod
-    def of(cls, stretches: Stretches, maps: StretchMap, recipe: Density) -> CrystalProblem:
-        """Sample the region's density onto a box and prepare the forward model.
+    def within(
+        cls: type[Problem],
+        stretches: Stretches,
+        around: Surroundings,
+        target: DensityMap,
+        forward: XrayDensity,
+        *,
+        reach: float,
+        d_min: float,
+    ) -> Problem:
+        """Weigh the voxels and estimate their noise.
 
         Args:
             stretches: the free part.
-            maps: of the whole crystal and of what is not the region.
-            recipe: box, spacing and reach.
+            around: the fixed part.
+            target: density of the free part.
+            forward: atoms to density.
+            reach: Å from the start within which voxels count.
+            d_min: Å, resolution of the target.
         """
         start = stretches.start.double().numpy()
-        grid = Grid.around(start, margin=recipe.margin, spacing=recipe.spacing)
-        around = Surroundings.of(stretches, reach=recipe.margin + 3.0)
-        structure, d_min = stretches.model.structure, maps.total.d_min
-        images = SymmetryImages.reaching(grid, start, structure.cell, structure.find_spacegroup(), margin=3.0)
-        target = sample(maps.stretch, grid)
-        mask = reach_mask(grid, start, recipe.reach, exclude=around.coords)
-        topology = stretches.topology
-        volumes = displaced_volumes(topology.residue_names, topology.names, topology.elements)
-        solvent = displacement_factors(volumes, density=maps.solvent.density, b_solvent=maps.solvent.b)
-        extra = FormFactors(*solvent)
-        forward = XrayDensity(grid, topology.elements, d_min=d_min, images=images, extra=extra)
-        likelihood = DensityLikelihood(
-            forward, target, mask, b_iso=stretches.b_start.clamp(min=forward.b_min)
-        )
+        mask = reach_mask(target.grid, start, reach, exclude=around.coords)
+        b_iso = stretches.b_start.clamp(min=forward.b_min)
         # what the start leaves unexplained is the noise that is known before anything is fitted
-        noise = likelihood.rms(stretches.start[None], torch.ones(1))
-        sigma = effective_sigma(grid, noise, d_min)
+        noise = DensityLikelihood(forward, target, mask, b_iso=b_iso).rms(
+            stretches.start[None], torch.ones(1)
+        )
+        sigma = effective_sigma(target.grid, noise, d_min)
         return cls(stretches, around, target, mask, forward, sigma)
 
     def likelihood(self, mode: Literal["ensemble", "each"], b_iso: Tensor) -> DensityLikelihood:
@@ -306,3 +309,29 @@ class CrystalProblem:
             copies=self.around.copies,
             copy_elements=self.around.copy_elements,
         )
+
+
+class CrystalProblem(RegionProblem):
+    """The density of a region in a crystal: of its atoms less the solvent that they displace."""
+
+    @classmethod
+    def of(cls, stretches: Stretches, maps: StretchMap, recipe: Density) -> CrystalProblem:
+        """Sample the region's density onto a box and prepare the forward model.
+
+        Args:
+            stretches: the free part.
+            maps: of the whole crystal and of what is not the region.
+            recipe: box, spacing and reach.
+        """
+        start = stretches.start.double().numpy()
+        grid = Grid.around(start, margin=recipe.margin, spacing=recipe.spacing)
+        around = Surroundings.of(stretches, reach=recipe.margin + 3.0)
+        structure, d_min = stretches.model.structure, maps.total.d_min
+        images = SymmetryImages.reaching(grid, start, structure.cell, structure.find_spacegroup(), margin=3.0)
+        topology = stretches.topology
+        volumes = displaced_volumes(topology.residue_names, topology.names, topology.elements)
+        solvent = displacement_factors(volumes, density=maps.solvent.density, b_solvent=maps.solvent.b)
+        extra = FormFactors(*solvent)
+        forward = XrayDensity(grid, topology.elements, d_min=d_min, images=images, extra=extra)
+        target = sample(maps.stretch, grid)
+        return cls.within(stretches, around, target, forward, reach=recipe.reach, d_min=d_min)

@@ -32,7 +32,7 @@ from densemble.priors.edm import EDM
 from densemble.priors.embedded import EmbeddedPrior
 from densemble.priors.gaussian import GaussianPrior, anchored_chain
 from densemble.priors.protocol import Prior
-from densemble.problem import CrystalProblem, Guide, Stretches
+from densemble.problem import Guide, RegionProblem, Stretches
 from densemble.recipes import Finish, Recipe
 from densemble.rounds import Pass, Population, RoundsState, Score, sample_rounds
 from densemble.sampler import SamplerState, load_checkpoint, save_checkpoint
@@ -82,7 +82,7 @@ def holds_start(guide: Guide, recipe: Recipe) -> bool:
     return guide == "ensemble" and recipe.density.ensemble == "beside_start"
 
 
-def density_term(problem: CrystalProblem, guide: Guide, b_iso: Tensor, recipe: Recipe) -> Term:
+def density_term(problem: RegionProblem, guide: Guide, b_iso: Tensor, recipe: Recipe) -> Term:
     """Log-likelihood of the target, which is blurred to match the noise."""
     settings = recipe.density
     beside = problem.beside_start(b_iso)
@@ -99,7 +99,7 @@ def density_term(problem: CrystalProblem, guide: Guide, b_iso: Tensor, recipe: R
     return term
 
 
-def member_score(problem: CrystalProblem, guide: Guide, geometry: GeometryObjective, recipe: Recipe) -> Score:
+def member_score(problem: RegionProblem, guide: Guide, geometry: GeometryObjective, recipe: Recipe) -> Score:
     """By which members are compared between rounds: fit to the target plus stereochemistry, nats."""
     beside = problem.beside_start(problem.b_start)
     each = problem.likelihood("each", problem.b_start)
@@ -294,7 +294,7 @@ def _weighted(density: Term, weight: float, x: Tensor) -> Tensor:
 
 
 def rank_members(
-    problem: CrystalProblem, atoms: Float[Tensor, "k n 3"], *, keep: int
+    problem: RegionProblem, atoms: Float[Tensor, "k n 3"], *, keep: int
 ) -> tuple[tuple[int, ...], Float[Tensor, " n"]]:
     """Members in the order in which matching pursuit adds them (Algorithm A2), and their B factors.
 
@@ -314,7 +314,7 @@ def rank_members(
 
 
 def choose_members(
-    problem: CrystalProblem,
+    problem: RegionProblem,
     atoms: Float[Tensor, "k n 3"],
     *,
     keep: int,
@@ -351,7 +351,7 @@ def choose_members(
 
 
 def refine(
-    problem: CrystalProblem,
+    problem: RegionProblem,
     ensemble: Ensemble,
     geometry: GeometryObjective,
     finish: Finish,

@@ -37,6 +37,7 @@ LAYERS = (
     "problem",
     "evaluation",
     "run",
+    "region",
     "pipeline",
     "docking",
     "em",

@@ -1,0 +1,140 @@
+"""A region's members under one way of guidance: sampled, regularised, selected and refined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from densemble.atoms import Ensemble
+from densemble.geometry.objective import GeometryObjective
+from densemble.guidance.stage import Term
+from densemble.priors.protocol import Prior
+from densemble.problem import Guide, RegionProblem
+from densemble.recipes import Recipe
+from densemble.run import (
+    Checkpoints,
+    choose_members,
+    density_term,
+    guidance_terms,
+    holds_start,
+    member_score,
+    mode_of,
+    passes_of,
+    refine,
+    regularise_members,
+    sample_members,
+    stages_of,
+)
+from densemble.sidechains.completion import SideChainCompletion
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How members of a region are drawn.
+
+    Attributes:
+        prior: diffusion model of the region's backbone.
+        recipe: the method.
+        members: sampled together.
+        keep: at most this many are kept.
+        steps: of the reverse diffusion; the recipe's if None.
+        seed: of all randomness.
+    """
+
+    prior: Prior
+    recipe: Recipe
+    members: int
+    keep: int
+    steps: int | None
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class GuideRun:
+    """What one way of guidance gave.
+
+    Attributes:
+        members: all atoms of all members, regularised, Å.
+        selected: indices of those kept.
+        ensemble: those kept, refined, with their weights.
+        trace: value of every objective at every step.
+    """
+
+    members: Float[Tensor, "k n 3"]
+    selected: tuple[int, ...]
+    ensemble: Ensemble
+    trace: list[dict[str, float]]
+
+    @property
+    def final(self) -> Float[Tensor, "k n 3"]:
+        """All members, those kept as refined."""
+        return self.members.index_copy(0, torch.tensor(self.selected), self.ensemble.coords)
+
+
+def sampled(
+    problem: RegionProblem,
+    draw: Draw,
+    guide: Guide,
+    density: Term | None,
+    *,
+    checkpoints: Checkpoints,
+    on_step: Callable[[int], None],
+) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
+    """All members, regularised, the start first where it is one of them; and the trace."""
+    recipe, restraints = draw.recipe, problem.restraints()
+    with_start = holds_start(guide, recipe) and draw.members > 1
+    members = draw.members - 1 if with_start else draw.members
+    soft, geometry = GeometryObjective(restraints, cap=recipe.geometry_cap), GeometryObjective(restraints)
+    completion = SideChainCompletion(
+        problem.side_chains(members),
+        draw.prior.topology,
+        **recipe.sidechains.model_dump(exclude={"window", "density_gain"}),
+        seed=draw.seed,
+        log_likelihood=density,
+        density_at=None if density is None else problem.density_at(recipe.sidechains.density_gain),
+    )
+    atoms, trace = sample_members(
+        draw.prior,
+        stages_of(recipe, guidance_terms(restraints, density, recipe)),
+        completion,
+        guide=guide,
+        passes=passes_of(guide, draw.steps, recipe),
+        backbone=problem.stretches.backbone_atoms,
+        finish=lambda atoms: regularise_members(atoms, geometry, density, recipe.finish),
+        score=member_score(problem, guide, soft, recipe),
+        members=members,
+        seed=draw.seed,
+        checkpoints=checkpoints,
+        on_step=on_step,
+    )
+    return torch.cat([problem.stretches.start[None], atoms]) if with_start else atoms, trace
+
+
+def run_guide(
+    problem: RegionProblem,
+    draw: Draw,
+    guide: Guide,
+    *,
+    checkpoints: Checkpoints,
+    on_step: Callable[[int], None],
+) -> GuideRun:
+    """Sample, regularise, select and refine under one way of guidance."""
+    recipe = draw.recipe
+    density = None if guide == "none" else density_term(problem, guide, problem.b_start, recipe)
+    geometry = GeometryObjective(problem.restraints())
+    if guide not in checkpoints.finished:
+        atoms, trace = sampled(problem, draw, guide, density, checkpoints=checkpoints, on_step=on_step)
+        checkpoints.finish(guide, {"atoms": atoms, "trace": trace})
+    done = checkpoints.finished[guide]
+
+    def settle(ensemble: Ensemble) -> Ensemble:
+        if density is None:
+            return ensemble
+        return refine(problem, ensemble, geometry, recipe.finish, mode_of(guide))
+
+    selected, ensemble = choose_members(problem, done["atoms"], keep=draw.keep, settle=settle)
+    return GuideRun(done["atoms"], selected, ensemble, done["trace"])
