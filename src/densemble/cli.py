@@ -233,7 +233,20 @@ def xray(
     show_default=True,
     help="How atoms look in the map: electron form factors and B, or Gaussians as ChimeraX draws.",
 )
-@click.option("--ensemble", is_flag=True, help="The members together explain the map, instead of each alone.")
+@click.option("--ensemble", is_flag=True, help="Conformations that together explain the map; see --region.")
+@click.option(
+    "--region",
+    help="Stretches that the ensemble is of, the rest being held, for example A:176-191.  [default: all]",
+)
+@click.option(
+    "--region-members", type=click.IntRange(min=1), default=16, show_default=True, help="Sampled of it."
+)
+@click.option(
+    "--region-recipe",
+    default="embedded",
+    show_default=True,
+    help="Method for it: a name of xray's, or a .toml file.",
+)
 @click.option(
     "--keep",
     type=click.IntRange(1, 26),
@@ -262,7 +275,8 @@ def cryoem(
     With --prior boltz1 or boltz2 the model is folded from --sequence, or from the sequences of --model.
 
     Each member is a sample of its own (one map, one state). The best is written alone, and all of them as
-    the models of one file.
+    the models of one file. With --ensemble and --region, conformations of the region that together explain
+    the map are then sought, the rest of the best being held, and written as altlocs with occupancies.
     """
     from densemble.cryoem import run_cryoem
     from densemble.em.inputs import StateSettings

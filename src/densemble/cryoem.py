@@ -12,6 +12,7 @@ from torch import Tensor
 
 from densemble.atoms import Region
 from densemble.em.evaluation import Judge, Seen, check_reference
+from densemble.em.flexible import Flexible, RegionPlan, flexible
 from densemble.em.folding import fold_steps, folded
 from densemble.em.inputs import StateInputs, StateSettings, load
 from densemble.em.problem import StateProblem, problem_of
@@ -59,7 +60,6 @@ class Judged:
         records: of each.
         seen: how each agrees with the map, by residue.
         start: fit of the start where it was docked.
-        messages: what the user should know.
         plddt: the network's confidence in each residue, 0 to 1, shape=(K, R); None if it has none.
     """
 
@@ -67,8 +67,19 @@ class Judged:
     records: list[StateMember]
     seen: list[Seen]
     start: Fit
-    messages: tuple[str, ...]
     plddt: Float[Tensor, "k r"] | None
+
+    @property
+    def start_is_better(self) -> bool:
+        """Whether no sample fits the map as well as the docked start does."""
+        return self.seen[0].fit.correlation < self.start.correlation - WORSE
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What the user should know."""
+        if not self.start_is_better:
+            return ()
+        return ("no sample fits the map as well as the docked start does; do not use them",)
 
 
 def judged(judge: Judge, samples: Samples) -> Judged:
@@ -84,11 +95,8 @@ def judged(judge: Judge, samples: Samples) -> Judged:
         for k, i in enumerate(order)
     ]
     start = judge.fit(torch.from_numpy(judge.start.coords).float())
-    messages: tuple[str, ...] = ()
-    if seen[0].fit.correlation < start.correlation - WORSE:
-        messages = ("no sample fits the map as well as the docked start does; do not use them",)
     plddt = samples.confidence.get("plddt")
-    return Judged(members[order], records, seen, start, messages, None if plddt is None else plddt[order])
+    return Judged(members[order], records, seen, start, None if plddt is None else plddt[order])
 
 
 def map_record(inputs: StateInputs, problem: StateProblem, form: AtomForm) -> MapRecord:
@@ -115,10 +123,14 @@ def write_results(
     problem: StateProblem,
     judge: Judge,
     found: Judged,
+    region: Flexible | None,
     trace: list[dict[str, float]],
     result: StateResult,
 ) -> None:
-    """The start as placed, all models by rank, the best one, its residues, the trace and ``result.json``."""
+    """The start as placed, all models by rank, the best one, its residues, the trace and ``result.json``.
+
+    And the conformations of a region, if it has an ensemble of its own.
+    """
     model = problem.model
     residue, columns = model.topology.residue_index, None
     if settings.fit_in_b:
@@ -130,6 +142,9 @@ def write_results(
     write_models(folder / MODELS_FILE, model, coords, b_iso=columns)
     write_models(folder / BEST_FILE, model, coords[:1], b_iso=None if columns is None else columns[:1])
     write_residues(folder / RESIDUES_FILE, judge.residues(found.seen[0]))
+    if region is not None:
+        region.write(folder)
+        trace = [*trace, *region.run.trace]
     write_trace(folder / TRACE_FILE, trace)
     write_state_result(folder, result)
 
@@ -169,9 +184,11 @@ def run_cryoem(
     fold = None
     if settings.fold is not None:
         with clock("fold"):
-            fold = folded(
-                settings, inputs.model, steps=settings.steps or fold_steps(inputs.recipe), tell=tell
-            )
+            steps = settings.steps or fold_steps(inputs.recipe)
+            fold = folded(settings, inputs.model, steps=steps, tell=tell)
+    begun = inputs.model if fold is None else fold.model
+    assert begun is not None  # load has seen to it
+    plan = RegionPlan.of(settings, begun, reference)
     with clock("map and docking"):
         problem = problem_of(settings, inputs, tell, fold=fold)
         if known is not None:
@@ -180,13 +197,13 @@ def run_cryoem(
     messages = [*inputs.messages, *(fold.messages if fold is not None else ()), *problem.messages]
     for message in messages:
         tell.message(message)
-    sampling = guided(
-        settings, inputs, problem, fold=fold
-    )  # what cannot be done is said before anything is written
+    # What cannot be done is said before anything is written.
+    sampling = guided(settings, inputs, problem, fold=fold)
     folder = prepare_output(out, force=force, resume=resume, own=OWN_STATE_FILES)
-    checkpoints = Checkpoints(
-        folder / "checkpoint.pt", run_key(settings.record(), inputs.files, inputs.recipe)
-    )
+    described = settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")}
+    if plan is not None:
+        described["region_recipe_values"] = plan.recipe.model_dump(mode="json")
+    checkpoints = Checkpoints(folder / "checkpoint.pt", run_key(described, inputs.files, inputs.recipe))
     if resume:
         checkpoints.load()
     write_map(folder / MAP_FILE, problem.prepared.density)
@@ -205,9 +222,17 @@ def run_cryoem(
         found = judged(judge, samples)
     for message in found.messages:
         tell.message(message)
+    region = None
+    if plan is not None:
+        with clock("region"), tell.steps(f"region {plan.region}", plan.steps) as on_step:
+            best = found.members[0].double().numpy()
+            state = problem.model.coords if found.start_is_better else best
+            region = flexible(
+                plan, settings, inputs, problem, state, checkpoints=checkpoints, on_step=on_step
+            )
     result = StateResult(
         inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
-        settings=settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")},
+        settings=described,
         seed=settings.seed,
         versions=versions(),
         device=device(),
@@ -218,9 +243,10 @@ def run_cryoem(
         start=found.start,
         start_reference=judge.distance(problem.model.coords),
         reference_fit=judge.reference_fit(),
-        ensemble=judge.mixture(found.members, keep=settings.keep) if settings.ensemble else None,
+        ensemble=judge.mixture(found.members, keep=settings.keep) if settings.whole_ensemble else None,
+        region=None if region is None else region.record,
         members=found.records,
     )
-    write_results(folder, settings, problem, judge, found, samples.trace, result)
+    write_results(folder, settings, problem, judge, found, region, samples.trace, result)
     checkpoints.path.unlink(missing_ok=True)
     return result

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densemble.io.results import Result
-from densemble.io.state_results import Distance, Fit, Mixture, StateResult
+from densemble.io.state_results import Distance, Fit, Mixture, RegionRecord, StateResult
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -66,8 +66,29 @@ def state_summary(result: StateResult, out: Path) -> str:
         )
     if result.ensemble is not None:
         lines.append(_mixture_line(result.ensemble))
-    lines.append(f"Written to {out}/: best.cif, models.cif, start.cif, residues.csv, map.ccp4, result.json")
+    files = "best.cif, models.cif, start.cif, residues.csv, map.ccp4, result.json"
+    if result.region is not None:
+        lines += ["", *_region_lines(result.region), ""]
+        files = f"ensemble.cif, members/, {files}"
+    lines.append(f"Written to {out}/: {files}")
     return "\n".join(lines)
+
+
+def _region_lines(region: RegionRecord) -> list[str]:
+    """The one state and the ensemble over the region, and the members kept."""
+    other, rows = region.held_out, []
+    for subject, name in (("start", "one state"), ("ensemble", "ensemble")):
+        row = [name, f"{region.metrics.rscc[subject]:.3f}", f"{region.metrics.cosine[subject]:.3f}"]  # type: ignore[index]
+        rows.append(row if other is None else [*row, f"{other[subject]:.3f}"])  # type: ignore[index]
+    header = [region.region, "RSCC", "cosine", *([] if other is None else ["held out"])]
+    lines = [*table(header, rows), f"Map fit: {region.metrics.voxels}."]
+    kept = [m for m in region.members if m.selected]
+    names = list(kept[0].rmsd or {})
+    to = [f"to {name or 'its one state'}, Å" for name in names]
+    cells = [
+        [f"member {m.id}", f"{m.weight:.2f}", *(f"{(m.rmsd or {})[n]:.2f}" for n in names)] for m in kept
+    ]
+    return [*lines, *table(["kept", "weight", *to], cells)]
 
 
 def _mixture_line(mixture: Mixture) -> str:

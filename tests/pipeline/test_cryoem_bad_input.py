@@ -144,3 +144,13 @@ def test_map_of_the_wrong_hand_is_said(state, tmp_path):
     result = run_cryoem(settings, tmp_path / "out")
     assert any("wrong hand" in message for message in result.messages)
     assert np.isfinite(result.best.fit.correlation)
+
+
+def test_region_that_cannot_be_sampled(complaint, state):
+    assert "--ensemble" in complaint("--region", "A:70-75")
+    assert "B:70" in complaint("--ensemble", "--region", "B:70-75")
+    assert "at most 24" in complaint("--ensemble", "--region", "A:62-90")
+    assert "guesswork" in complaint("--ensemble", "--region", "A:70-75", "--region-recipe", "guesswork")
+    assert "starts.cif" in complaint(
+        "--ensemble", "--region", "A:70-75", "--reference", state.truth.with_name("starts.cif")
+    )

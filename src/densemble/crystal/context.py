@@ -21,7 +21,7 @@ def symmetry_copies(
     """Copies of atoms, other than themselves, that lie within reach of some points.
 
     Args:
-        structure: its cell and space group.
+        structure: its cell and space group; nothing is copied without a unit cell.
         coords: Å, the atoms, shape=(n, 3).
         near: Å, shape=(m, 3).
         reach: Å.
@@ -29,7 +29,7 @@ def symmetry_copies(
     Returns:
         Å, positions of the copies, shape=(c, 3), and which atom each is a copy of, shape=(c,).
     """
-    if len(coords) == 0:
+    if len(coords) == 0 or not structure.cell.is_crystal():
         return np.zeros((0, 3)), np.zeros(0, dtype=np.int64)
     box = Grid.around(near, margin=0.0, spacing=1.0)
     images = SymmetryImages.reaching(box, coords, structure.cell, structure.find_spacegroup(), margin=reach)

@@ -41,6 +41,9 @@ class StateSettings:
         forward: how atoms look in the sharp map: ``electron`` or ``molmap``.
         steps: of the reverse diffusion; the recipe's if None.
         ensemble: the members together explain the map (paper 1), instead of each alone.
+        region: stretches of which the ensemble is, for example ``A:176-191``; of the whole model if None.
+        region_members: sampled of a region.
+        region_recipe: how: one of the recipes for crystals, or a TOML file.
         keep: of an ensemble, at most so many.
         seed: of all randomness.
         fit_in_b: write each residue's map correlation into the B column, times 100.
@@ -60,6 +63,9 @@ class StateSettings:
     forward: FormKind = "electron"
     steps: int | None = None
     ensemble: bool = False
+    region: str | None = None
+    region_members: int = 16
+    region_recipe: str = "embedded"
     keep: int = 5
     seed: int = 0
     fit_in_b: bool = False
@@ -80,6 +86,11 @@ class StateSettings:
     def target(self) -> Path:
         """The map that is fitted."""
         return self.half1 or self.map
+
+    @property
+    def whole_ensemble(self) -> bool:
+        """Whether the samples of the whole model are to explain the map together."""
+        return self.ensemble and self.region is None
 
     def record(self) -> dict[str, JsonValue]:
         """Plain values, files by name, for ``result.json``."""

@@ -53,7 +53,7 @@ def terms_of(settings: StateSettings, problem: StateProblem, recipe: StateRecipe
     wanted = {stage.term for stage in recipe.stages}
     terms: dict[str, Term] = {}
     if "density" in wanted:
-        make = ensemble_term if settings.ensemble else density_term
+        make = ensemble_term if settings.whole_ensemble else density_term
         terms["density"] = make(problem.likelihood, recipe.target)
     if "cloud" in wanted:
         prepared = problem.prepared
@@ -183,12 +183,12 @@ def sampled(
     recipe, voxels = inputs.recipe, problem.likelihood.mask.numel()
     steps = settings.steps or sampling.steps
     together = batches(settings.members, len(problem.model.topology.residues), voxels, sampling.together)
-    if settings.ensemble:
+    if settings.whole_ensemble:
         together = [range(1, settings.members + 1)]
 
     def finish(members: Tensor) -> Tensor:
         likelihood = fitted_to_best(problem.likelihood, members, settings.forward)
-        groups = [members] if settings.ensemble else list(members[:, None])
+        groups = [members] if settings.whole_ensemble else list(members[:, None])
         return torch.cat([refined(problem.model, x, likelihood, recipe.finish) for x in groups])
 
     with tell.steps("samples", steps * len(together)) as on_step:

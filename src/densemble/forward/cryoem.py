@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.forward.electron import ElectronDensity
-from densemble.forward.molmap import MolmapDensity
+from densemble.forward.molmap import MolmapDensity, NuclearDensity
+from densemble.forward.xray import XrayDensity
 from densemble.grid import Grid
 
 FormKind = Literal["molmap", "electron"]
@@ -73,6 +74,19 @@ class AtomForm:
             grid, elements, occupancy=occupancy, d_min=self.d_min, b_min=B_LEAST, dtype=dtype
         )
         return _WithB(forward, self.spread)
+
+    def with_b(
+        self, grid: Grid, elements: Sequence[str], *, occupancy: Float[Tensor, " n"] | None = None
+    ) -> tuple[XrayDensity, float]:
+        """The same as a density that takes B factors, and the B in Å^2 with which it is the same.
+
+        For ``molmap`` it is so but for a constant factor: a Gaussian of ``spread / (pi sqrt 2)`` Å is a
+        point with B = 4 spread^2.
+        """
+        if self.kind == "molmap":
+            return NuclearDensity(grid, elements, occupancy=occupancy), 4 * self.spread**2
+        forward = ElectronDensity(grid, elements, occupancy=occupancy, d_min=self.d_min, b_min=B_LEAST)
+        return forward, self.spread
 
 
 B_LEAST = 10.0

@@ -6,13 +6,22 @@ import math
 from collections.abc import Sequence
 
 import gemmi
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from densemble.errors import InputError
 from densemble.forward.kernel import gaussian_density
+from densemble.forward.scattering import FormFactors, FormFactorTable
+from densemble.forward.xray import XrayDensity
 from densemble.grid import Grid
+
+
+def _nuclear(elements: Sequence[str]) -> FormFactors:
+    """Form factors of points: the atomic number at all angles."""
+    charge = np.array([[gemmi.Element(symbol).atomic_number] for symbol in elements], dtype=np.float64)
+    return FormFactors(a=charge, b=np.zeros_like(charge))
 
 
 class MolmapDensity:
@@ -93,3 +102,13 @@ class MolmapDensity:
         variance = self.sigma**2 + blur**2
         height = (self._height * (self.sigma**2 / variance) ** 1.5).expand(k, -1)[..., None]
         return height, torch.full_like(height, 1 / (2 * variance))
+
+
+class NuclearDensity(XrayDensity):
+    """Points of an atom's charge, spread by its B factor alone: ``MolmapDensity`` where B may differ.
+
+    ``rho(xi) = sum_i occ_i Z_i (4 pi / B_i)^(3/2) exp(-4 pi^2 |x_i - xi|^2 / B_i)``: times a constant, what
+    ``molmap`` draws at ``resolution = sqrt(B) / 2``.
+    """
+
+    _table: FormFactorTable = staticmethod(_nuclear)

@@ -13,7 +13,15 @@ from pydantic import Field
 
 from densemble.io.models import Model
 from densemble.io.output import MAP_FILE, RESULT_FILE, TRACE_FILE, Record, RunRecord, write_record, write_text
-from densemble.io.results import forget_frame, write_structure
+from densemble.io.results import (
+    ENSEMBLE_FILE,
+    MEMBERS_FOLDER,
+    Member,
+    Metrics,
+    Subject,
+    forget_frame,
+    write_structure,
+)
 
 SCHEMA: Literal["densemble.cryoem/1"] = "densemble.cryoem/1"
 
@@ -29,6 +37,8 @@ OWN_STATE_FILES = (
     MAP_FILE,
     TRACE_FILE,
     RESULT_FILE,
+    ENSEMBLE_FILE,
+    f"{MEMBERS_FOLDER}/member_*.cif",
     "checkpoint.pt",
 )
 """What ``densemble cryoem`` writes into an output folder, and may replace there."""
@@ -150,6 +160,28 @@ class Mixture(Record):
     best_alone_held_out: float | None = None
 
 
+class RegionRecord(Record):
+    """A flexible region, as an ensemble of conformations beside the one state of the rest.
+
+    Attributes:
+        region: its stretches.
+        metrics: of the state that is held (``start``: the best model, or the docked start where that fits
+            better) and of the ensemble, with the map less all that stays.
+        held_out: RSCC of the same, over the same voxels, in the half map that was not used.
+        b_around: Å^2, B factor of the atoms around the region. Of ``molmap``, that of a point that spreads
+            as far as its Gaussians do.
+        b_iso: Å^2, of the region's.
+        members: all that were sampled; distances are in place, chains are not exchanged.
+    """
+
+    region: str
+    metrics: Metrics
+    held_out: dict[Subject, float] | None = None
+    b_around: float
+    b_iso: float
+    members: list[Member]
+
+
 class StateResult(RunRecord):
     """The contents of ``result.json`` of ``densemble cryoem``."""
 
@@ -161,6 +193,7 @@ class StateResult(RunRecord):
     start_reference: Distance | None = None
     reference_fit: Fit | None = None
     ensemble: Mixture | None = None
+    region: RegionRecord | None = None
     members: list[StateMember]
 
     @property

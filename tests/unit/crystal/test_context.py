@@ -14,6 +14,13 @@ CELLS = {
 }
 
 
+def test_nothing_is_copied_without_a_cell():
+    coords = np.random.default_rng(0).uniform(-5, 25, size=(30, 3))
+    copies, sources = symmetry_copies(gemmi.Structure(), coords, coords, reach=50.0)
+    assert copies.shape == (0, 3)
+    assert len(sources) == 0
+
+
 @pytest.mark.parametrize("group", CELLS)
 def test_every_copy_within_reach_is_found_once(group):
     structure = gemmi.Structure()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from densemble.errors import InputError
+from densemble.forward.cryoem import AtomForm
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import Grid
 from densemble.likelihood.blur import gaussian_blur
@@ -107,3 +108,16 @@ def test_elements_must_be_known_and_heavy():
         MolmapDensity(GRID, ["C", "Qq"], resolution=3.0)
     with pytest.raises(ValueError, match="hydrogens"):
         MolmapDensity(GRID, ["H"], resolution=3.0)
+
+
+@pytest.mark.parametrize("kind", ["molmap", "electron"])
+def test_a_form_with_b_factors_is_the_same_form(kind):
+    """But for a constant: ``molmap`` gives a lone atom the height Z, a point spread by B has the charge Z."""
+    form = AtomForm(kind, spread=5.0 if kind == "molmap" else 60.0, d_min=4.0)
+    coords = torch.tensor(ATOMS, dtype=torch.float32)
+    occupancy = torch.linspace(0.5, 1.0, len(ELEMENTS))
+    forward, b_iso = form.with_b(GRID, ELEMENTS, occupancy=occupancy)
+    found = forward.members(coords, torch.tensor(b_iso))
+    expected = form.density(GRID, ELEMENTS, occupancy=occupancy).members(coords)
+    constant = (4 * math.pi / b_iso) ** 1.5 if kind == "molmap" else 1.0
+    torch.testing.assert_close(found, constant * expected, rtol=1e-4, atol=1e-4 * float(found.max()))

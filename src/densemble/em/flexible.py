@@ -1,0 +1,211 @@
+"""A flexible region of a state: the few conformations of it that together make up the map, the rest held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from densemble.atoms import Ensemble, Region
+from densemble.em.inputs import StateInputs, StateSettings
+from densemble.em.problem import StateProblem, less
+from densemble.em.rest import Rest
+from densemble.errors import InputError
+from densemble.evaluation import map_fit, map_fits, member_records, reference_states, start_ensemble
+from densemble.forward.cryoem import FormKind
+from densemble.grid import DensityMap
+from densemble.io.models import Model
+from densemble.io.results import Subject, write_ensemble, write_members
+from densemble.io.state_results import RegionRecord, models_structure
+from densemble.problem import RegionProblem, Stretches, Surroundings
+from densemble.recipes import Recipe, load_recipe
+from densemble.region import Draw, GuideRun, run_guide
+from densemble.run import Checkpoints, embedded_prior, passes_of
+
+ANY_B = 30.0
+"""Å^2, of all atoms until the map has been asked; nothing depends on it."""
+
+
+def standing(model: Model, coords: Float[np.ndarray, "n 3"], b_iso: float) -> Model:
+    """A model at other coordinates in the map, in no crystal, with one B factor in Å^2 for all atoms."""
+    column = np.full(len(coords), b_iso)
+    structure = models_structure(model, [coords], b_iso=[column])
+    return replace(model, structure=structure, coords=coords, b_iso=column)
+
+
+@dataclass(frozen=True, eq=False)
+class RegionPlan:
+    """What is to be done about a region once the state is found.
+
+    Attributes:
+        region: stretches of chain.
+        recipe: of its sampling.
+        states: its atoms in the altlocs of a reference, by letter; evaluation only.
+        source: of these, a file's name.
+    """
+
+    region: Region
+    recipe: Recipe
+    states: dict[str, np.ndarray]
+    source: str
+
+    @classmethod
+    def of(cls, settings: StateSettings, start: Model, reference: Path | None) -> RegionPlan | None:
+        """See what is asked for and that it can be done; None where no region is asked for.
+
+        Args:
+            settings: of the run.
+            start: the model as read, in any pose.
+            reference: a model whose altlocs the result is compared with.
+
+        Raises:
+            InputError: a region without an ensemble; it is not one of the model's, or not one that the prior
+                can move; the reference has nothing of it.
+        """
+        if settings.region is None:
+            return None
+        if not settings.ensemble:
+            raise InputError(f"--region {settings.region} says what --ensemble samples; give both")
+        region, recipe = Region.parse(settings.region), load_recipe(settings.region_recipe)
+        placed = standing(start, start.coords, ANY_B)
+        stretches = Stretches.of(placed, region, window=recipe.sidechains.window)
+        embedded_prior(stretches, recipe)
+        states = reference_states(reference, stretches)
+        return cls(region, recipe, states, "" if reference is None else reference.name)
+
+    @property
+    def steps(self) -> int:
+        """Of the reverse diffusion, in all passes."""
+        return sum(this.steps for this in passes_of("ensemble", None, self.recipe))
+
+
+def region_problem(
+    density: DensityMap,
+    state: Model,
+    region: Region,
+    recipe: Recipe,
+    *,
+    kind: FormKind,
+    resolution: float,
+) -> tuple[RegionProblem, Rest]:
+    """The density of a region in a cryo-EM map and the model of it, as for a crystal; and the rest.
+
+    Args:
+        density: the map, its solvent at zero.
+        state: the fitted model, which stays outside the region.
+        region: stretches of chain.
+        recipe: of the region's sampling.
+        kind: how atoms look in the map.
+        resolution: Å, of the map.
+
+    Raises:
+        InputError: see ``Stretches.of`` and ``Rest.taken_out``.
+    """
+    free = Stretches.of(state, region, window=recipe.sidechains.window)
+    rest = Rest.of(
+        density, state, free.model_atoms, kind=kind, resolution=resolution, margin=recipe.density.margin
+    )
+    forward, b_iso = rest.form.with_b(rest.density.grid, free.topology.elements)
+    placed = standing(state, state.coords, max(b_iso, forward.b_min))
+    stretches = Stretches.of(placed, region, window=recipe.sidechains.window)
+    around = Surroundings.of(stretches, reach=recipe.density.margin + 3.0)
+    target = rest.taken_out(density)
+    problem = RegionProblem.within(
+        stretches, around, target, forward, reach=recipe.density.reach, d_min=resolution
+    )
+    return problem, rest
+
+
+@dataclass(frozen=True, eq=False)
+class Flexible:
+    """The conformations of a region.
+
+    Attributes:
+        problem: its density and the model of it.
+        run: members, those kept and their weights.
+        record: what ``result.json`` says of them.
+    """
+
+    problem: RegionProblem
+    run: GuideRun
+    record: RegionRecord
+
+    def write(self, folder: Path) -> None:
+        """The state with the region's altlocs, and each member as a whole model."""
+        stretches, run = self.problem.stretches, self.run
+        write_ensemble(folder, stretches.model, run.ensemble, stretches.model_atoms)
+        b_iso = run.ensemble.b_iso[:1].expand(len(run.members), -1)
+        equal = run.members.new_full((len(run.members),), 1 / len(run.members))
+        members = Ensemble(stretches.topology, run.final, equal, b_iso)
+        write_members(folder, stretches.model, members, stretches.model_atoms)
+
+
+def flexible(
+    plan: RegionPlan,
+    settings: StateSettings,
+    inputs: StateInputs,
+    problem: StateProblem,
+    state: Float[np.ndarray, "n 3"],
+    *,
+    checkpoints: Checkpoints,
+    on_step: Callable[[int], None],
+) -> Flexible:
+    """Sample a region as an ensemble that explains the map together, everything else held at the state.
+
+    Args:
+        plan: the region and how.
+        settings: of the run.
+        inputs: of the run.
+        problem: the map, and the start in it.
+        state: Å, the fitted model (the docked start where that fits better), shape=(n, 3).
+        checkpoints: of the run.
+        on_step: told the number of steps done.
+
+    Raises:
+        InputError: the map does not show what is around the region, or nothing of the region.
+    """
+    placed = standing(problem.model, state, ANY_B)
+    found, rest = region_problem(
+        problem.likelihood.target,
+        placed,
+        plan.region,
+        plan.recipe,
+        kind=settings.forward,
+        resolution=inputs.resolution,
+    )
+    draw = Draw(
+        prior=embedded_prior(found.stretches, plan.recipe),
+        recipe=plan.recipe,
+        members=settings.region_members,
+        keep=settings.keep,
+        steps=None,
+        seed=settings.seed,
+    )
+    run = run_guide(found, draw, "ensemble", checkpoints=checkpoints, on_step=on_step)
+    held_out = None if problem.held_out is None else less(problem.held_out, problem.prepared.solvent)
+    return Flexible(found, run, _record(plan, found, rest, run, held_out))
+
+
+def _record(
+    plan: RegionPlan, problem: RegionProblem, rest: Rest, run: GuideRun, held_out: DensityMap | None
+) -> RegionRecord:
+    """Fit of the state and of the ensemble, over the same voxels, and all members."""
+    ensembles: dict[Subject, Ensemble] = {"start": start_ensemble(problem), "ensemble": run.ensemble}
+    metrics, voxels = map_fits(problem, ensembles, plan.states, plan.source)
+    weights = dict(zip(run.selected, run.ensemble.weights.tolist(), strict=True))
+    b_iso = run.ensemble.b_iso[0]
+    other: dict[Subject, float] | None = None
+    if held_out is not None:
+        target = rest.taken_out(held_out)
+        other = {name: map_fit(problem.forward, target, voxels, e).rscc for name, e in ensembles.items()}
+    return RegionRecord(
+        region=str(plan.region),
+        metrics=metrics,
+        held_out=other,
+        b_around=float(problem.b_start.mean()),
+        b_iso=float(b_iso.mean()),
+        members=member_records(problem, voxels, run.final, weights, b_iso, plan.states),
+    )
