@@ -4,7 +4,7 @@
 
 The diffusion module has the released models' sizes, the trunk's place is taken by random numbers. Three steps
 from the same coordinates: without autograd, with autograd alone (the gradient of a linear function of the
-estimate), and guided by a simulated map through the network. Ratios are of one run, side by side. Needs boltz;
+estimate), guided by a simulated map through the network. Ratios are of one run, side by side. Needs boltz;
 runs on the GPU if there is one. ``--small`` takes the tests' reduced network, to see that the script works.
 """
 
