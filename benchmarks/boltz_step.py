@@ -132,7 +132,7 @@ def measured(network: Any, given: BoltzInput, members: int, device: torch.device
     n = given.atoms
     place = 4.0 * n ** (1 / 3) * torch.rand(n, 3, generator=torch.Generator().manual_seed(1))
     x = place + LEVEL * torch.randn(members, n, 3, generator=torch.Generator().manual_seed(2))
-    fits = members_that_fit(lambda y: prior.denoise(y, LEVEL), x[:1])
+    fits = members_that_fit(lambda y: prior.in_chunks(y, LEVEL), x[:1], device=prior.device)
     prior.together = min(members, fits)
     weights = torch.randn(n, 3, generator=torch.Generator().manual_seed(3))
     likelihood = likelihood_of(prior, place)

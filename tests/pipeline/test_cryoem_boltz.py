@@ -1,7 +1,8 @@
 """From a sequence and a map to files, with Boltz's own classes at small size and random weights."""
 
+import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,20 @@ def test_a_little_noise_keeps_the_model(folding, tmp_path):
     run_cryoem(settings, tmp_path / "out")
     best, truth = read_model(tmp_path / "out" / "best.cif"), read_model(folding.truth)
     assert np.sqrt(np.mean(np.sum((best.coords - truth.coords) ** 2, axis=1))) < 1.0
+
+
+def test_the_map_guides_also_from_little_noise(folding, tmp_path):
+    """The recipe's stages go by noise level: what begins at 8 Å is guided by cloud and density."""
+    fold = FoldSettings(prior=folding.kind, sequence=folding.sequence, from_noise=8.0, recycling=1)
+    settings = folding.settings(
+        model=folding.truth, placed=True, fold=fold, members=1, recipe="cryoboltz-2025"
+    )
+    run_cryoem(replace(settings, steps=None), tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "trace.csv").read_text().splitlines()))
+    levels = {name: [float(r["sigma"]) for r in rows if r[name]] for name in ("cloud", "density")}
+    assert max(levels["cloud"]) > 5 > 2.8 > min(levels["density"])
+    assert max(levels["density"]) < 3
+    assert len(levels["density"]) == 25
 
 
 @pytest.mark.parametrize(

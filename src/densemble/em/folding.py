@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 STEPS = 200
 """Of the reverse diffusion, as Boltz's command line."""
-ANCHORED = ("CA", "C1'")
-"""Atoms by which samples are placed: one for each residue of a polymer."""
+ANCHORED = {"protein": "CA", "nucleic": "C1'"}
+"""Atoms by which samples are placed, one for each residue of a polymer, by its kind."""
+PLACED_AT = 20.0
+"""Å of noise above which an estimate has no shape by which it could be placed, nor be guided."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +79,14 @@ class Fold:
 
         if self.boltz.settings.from_noise is not None:
             return  # they begin there
-        chosen = np.isin(start.topology.names, ANCHORED)
-        atoms = np.flatnonzero(chosen if chosen.sum() > 2 else np.ones_like(chosen))
-        places = torch.from_numpy(start.coords[atoms])
-        prior.process.anchor = Anchor(level, torch.from_numpy(atoms), places)
+        topology = start.topology
+        atoms = [
+            i
+            for i, (name, r) in enumerate(zip(topology.names, topology.residue_index, strict=True))
+            if name == ANCHORED.get(topology.residues[r].kind)
+        ]
+        index = torch.tensor(atoms if len(atoms) > 2 else range(len(topology)))
+        prior.process.anchor = Anchor(level, topology, torch.from_numpy(start.coords), index)
 
     def rated(self, prior: BoltzPrior, members: Float[Tensor, "k n 3"]) -> dict[str, Tensor]:
         """The network's confidence in samples that the prior has just drawn, by name."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from densemble.em.folding import Fold, fold_steps
+from densemble.em.folding import PLACED_AT, Fold, fold_steps
 from densemble.em.inputs import StateInputs, StateSettings
 from densemble.em.problem import StateProblem
 from densemble.em.state import (
@@ -120,12 +120,16 @@ def _guided_fold(
 ) -> Guided:
     """A network that folds, guided by its own noise levels and placed before the map guides it."""
     prior = fold.prior(problem.model)
-    steps = settings.steps or fold_steps(inputs.recipe)
-    seen = prior.process.levels(steps)
+    whole = fold_steps(inputs.recipe)
+    seen = prior.process.levels(whole)  # stages are counted from pure noise, wherever samples begin
     stages = stages_of(inputs.recipe, terms, inputs.resolution, seen)
-    guided_at = [i for i, level in enumerate(seen) if any(stage.active(level) for stage in stages)]
-    if guided_at:
-        fold.place(prior, problem.model, level=prior.process.times(steps)[guided_at[0]])
+    steps = settings.steps or prior.process.steps_below(whole)
+    levels = prior.process.levels_of(prior.process.times(steps))
+    guided_at = [i for i, level in enumerate(levels) if any(stage.active(level) for stage in stages)]
+    shaped = next((i for i, level in enumerate(levels) if level <= PLACED_AT), len(levels) - 1)
+    placed = max(shaped, guided_at[0]) if guided_at else shaped
+    fold.place(prior, problem.model, level=prior.process.times(steps)[placed])
+    stages = [s for s in (stage.below(levels[placed]) for stage in stages) if s is not None]
     return Guided(
         prior=prior,
         completion=AllAtom(prior.tokens),

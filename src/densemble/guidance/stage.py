@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxtyping import Float
@@ -56,6 +56,15 @@ class Stage:
             raise ValueError(f"stage {self.name}: clip must be positive, got {self.clip}")
         if self.limit is not None and self.limit <= 0:
             raise ValueError(f"stage {self.name}: limit must be positive, got {self.limit}")
+
+    def below(self, sigma: float) -> Stage | None:
+        """The stage from a noise level in Å on; None if it is over by then."""
+        high = min(self.high, sigma * (1 + 1e-6))
+        return (
+            None
+            if high <= self.low
+            else replace(self, high=high, weight=self.weight_at(min(sigma, self.high)))
+        )
 
     def active(self, sigma: float) -> bool:
         """Whether the stage guides at this noise level."""

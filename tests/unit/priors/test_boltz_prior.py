@@ -1,8 +1,10 @@
 """The Boltz prior against the released package: same random numbers, same samples."""
 
 import contextlib
+import itertools
 import logging
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +16,11 @@ from boltz.model.loss.diffusionv2 import weighted_rigid_align
 from boltz.model.modules.utils import quaternion_to_matrix
 from boltz_case import PARTS, BoltzCase
 
+from densemble.atoms import Residue, ResidueId, Topology
+from densemble.errors import InputError
 from densemble.guidance.guided import AllAtom, GuidedPrior
 from densemble.guidance.stage import Stage
+from densemble.priors.boltz import memory
 from densemble.priors.boltz.memory import bytes_kept, members_that_fit
 from densemble.priors.boltz.process import Anchor, Pose
 from densemble.priors.boltz.steering import Steering
@@ -237,18 +242,82 @@ def test_running_out_of_memory_halves_the_chunk(case, generator, caplog):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("together", [4, 2])
+def test_running_out_of_memory_on_the_way_back_halves_the_chunk(case, generator, together, monkeypatch):
+    """Of all members together the graph is kept; of chunks it is made again: both may not fit."""
+    x = 10 * torch.randn(4, case.atoms, 3, generator=generator)
+    prior, guided_x = case.prior(together=4), x.clone().requires_grad_()
+    expected = torch.autograd.grad(prior.denoise(guided_x, 5.0).square().sum(), guided_x)[0]
+    prior = case.prior(together=together)
+    leaf = x.clone().requires_grad_()
+    value = prior.denoise(leaf, 5.0).square().sum()
+    real = torch.autograd.grad
+
+    def small(outputs, inputs, *arguments, **options):
+        if getattr(outputs, "ndim", 0) == 3 and len(outputs) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(outputs, inputs, *arguments, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", small)
+    (found,) = real(value, leaf)
+    assert prior.together == 1
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_where_not_even_one_member_fits_it_says_so(case):
+    def nothing(x, sigma, **given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    case.diffusion.preconditioned_network_forward = nothing
+    try:
+        with pytest.raises(InputError, match="192 atoms do not fit into the memory"), torch.no_grad():
+            case.prior().denoise(torch.zeros(2, case.atoms, 3), 5.0)
+    finally:
+        del case.diffusion.preconditioned_network_forward
+
+
+def test_equal_chains_take_the_nearest_arrangement(generator):
+    """A ring of three chains, the samples with two of them exchanged: each comes to its own place."""
+    one = 5 * torch.randn(12, 3, generator=generator).double()
+    turns = [
+        quaternion_to_matrix(torch.tensor([1.0, 0.0, 0.0, w]).double()) for w in (0.0, 3**0.5, -(3**0.5))
+    ]
+    ring = [(one + torch.tensor([20.0, 0, 0])) @ turn for turn in turns]
+    residues = tuple(Residue(ResidueId(c, n), "ALA") for c in "ABC" for n in range(1, 13))
+    topology = Topology(("CA",) * 36, ("C",) * 36, np.arange(36), residues)
+    docked = torch.cat(ring).float() + torch.tensor([50.0, 60.0, 70.0])
+    sample = torch.cat([ring[0], ring[2], ring[1]]).float() @ turns[1].float()
+    anchor = Anchor(1.0, topology, docked, torch.arange(36))
+    rotation, shift = anchor.motion(torch.stack([sample, torch.cat(ring).float()]))
+    placed = torch.stack([sample, torch.cat(ring).float()]) @ rotation + shift
+    exchanged = docked.reshape(3, 12, 3)[[0, 2, 1]].reshape(36, 3)
+    for x in placed:
+        away = min(float((x - y).norm(dim=-1).max()) for y in arrangements(docked))
+        assert away < 0.01
+    assert min(float((placed[0] - y).norm(dim=-1).max()) for y in arrangements(exchanged)) < 0.01
+
+
+def arrangements(x):
+    return [x.reshape(3, 12, 3)[list(order)].reshape(36, 3) for order in itertools.permutations(range(3))]
+
+
 def test_memory_is_counted_and_chunks_keep_it_small(case):
     one = 10 * torch.randn(1, case.atoms, 3)
     prior = case.prior(together=4)
     prior.denoise(one, 5.0)
-    single = bytes_kept(lambda x: prior.denoise(x, 5.0), one)
+    single = bytes_kept(lambda x: prior.in_chunks(x, 5.0), one)
     # Each layer keeps more than the coordinates, and members keep as much each.
     assert single > 100 * one.nbytes
-    double = bytes_kept(lambda x: prior.denoise(x, 5.0), one.repeat(2, 1, 1))
+    double = bytes_kept(lambda x: prior.in_chunks(x, 5.0), one.repeat(2, 1, 1))
     assert double == pytest.approx(2 * single, rel=0.3)
-    prior.together = 1
+    prior.together = 1  # chunks keep nothing but coordinates until their gradient is taken
     assert bytes_kept(lambda x: prior.denoise(x, 5.0), one.repeat(4, 1, 1)) < single
-    assert members_that_fit(lambda x: prior.denoise(x, 5.0), one) > 4
+    call = lambda x: prior.in_chunks(x, 5.0)  # noqa: E731
+    assert members_that_fit(call, one, device=torch.device("cpu")) > 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "free_bytes", lambda device: 3 * single if device.type == "cuda" else 1 << 50)
+        # the network's device counts, not that of the coordinates; 0.6 of it are used
+        assert members_that_fit(call, one, device=torch.device("cuda")) == 1
 
 
 def test_a_sample_is_placed_where_it_belongs(case, generator):
@@ -258,7 +327,7 @@ def test_a_sample_is_placed_where_it_belongs(case, generator):
     times = prior.process.times(STEPS)
     level = times[18]
     every = torch.arange(case.atoms)
-    anchored = case.prior(anchor=Anchor(level, every, places))
+    anchored = case.prior(anchor=Anchor(level, prior.topology, places, every))
     seen = {}
     for name, this in (("free", prior), ("placed", anchored)):
         trace = []
@@ -342,7 +411,7 @@ def test_guided_sampling_follows_paper_2(case, generator):
         Stage("global", global_term, high=above[warm], low=above[first_end], weight=0.25, mode="ratio"),
         Stage("local", local_term, high=above[first_end], low=above[second_end], weight=0.5, mode="ratio"),
     ]
-    anchored = case.prior(anchor=Anchor(times[warm], torch.arange(n), docked))
+    anchored = case.prior(anchor=Anchor(times[warm], prior.topology, docked, torch.arange(n)))
     guided = GuidedPrior(anchored, stages)
     ours = []
     sample(guided, steps=total, members=MEMBERS, generator=torch.Generator().manual_seed(17),

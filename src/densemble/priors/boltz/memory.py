@@ -39,11 +39,12 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # not Linux: what it has, halved
 
 
-def members_that_fit(call: Callable[[Tensor], Tensor], one: Tensor) -> int:
+def members_that_fit(call: Callable[[Tensor], Tensor], one: Tensor, *, device: torch.device) -> int:
     """How many members a differentiable denoiser can take at once, at least one.
 
     Args:
         call: the denoiser.
         one: coordinates of a single member, shape=(1, N, 3).
+        device: where it keeps what its gradient needs.
     """
-    return max(1, int(SHARE * free_bytes(one.device) / max(bytes_kept(call, one), 1)))
+    return max(1, int(SHARE * free_bytes(device) / max(bytes_kept(call, one), 1)))

@@ -21,6 +21,7 @@ from densemble.priors.boltz.matching import Match, matched, renamed
 from densemble.priors.boltz.memory import members_that_fit
 from densemble.priors.boltz.prior import BoltzPrior
 from densemble.priors.boltz.process import Anchor
+from densemble.priors.boltz.standing import standing_atoms
 from densemble.priors.boltz.steering import Steering
 from densemble.priors.boltz.trunk import Trunk, conditioning, trunk_of
 from densemble.priors.boltz.weights import find_files, load_network, weights_key
@@ -83,7 +84,7 @@ class BoltzModel:
         )
         if together is None:
             one = torch.zeros(1, len(self.topology), 3)
-            prior.together = members_that_fit(lambda x: prior.denoise(x, 10.0), one)
+            prior.together = members_that_fit(lambda x: prior.in_chunks(x, 10.0), one, device=prior.device)
         return prior
 
     def confidence(self, prior: BoltzPrior, x: Float[Tensor, "k n 3"]) -> Confidence | None:
@@ -92,21 +93,16 @@ class BoltzModel:
         return confidence(self.network, self.given, self.trunk, x, s_diffusion=tokens)
 
     def standing(self, fold: Model, docked: Model) -> Float[np.ndarray, "n 3"]:
-        """Å, a fold brought to the docked starting model, and given the places of the atoms that this has.
+        """Å, the docked starting model, with what it lacks of the fold; see ``standing_atoms``.
 
         Args:
             fold: all atoms of the input, anywhere.
             docked: the starting model.
         """
         assert self.match is not None
-        own, other = self.match.atoms, self.match.model_atoms
-        places = docked.coords[other]
-        anchor = Anchor(0.0, torch.from_numpy(own), torch.from_numpy(places))
-        x = torch.from_numpy(fold.coords)[None]
-        rotation, shift = anchor.motion(x)
-        standing = (x @ rotation + shift)[0].numpy()
-        standing[own] = places
-        return standing
+        places = np.full(fold.coords.shape, np.nan)
+        places[self.match.atoms] = docked.coords[self.match.model_atoms]
+        return standing_atoms(self.topology, fold.coords, places)
 
 
 def open_boltz(settings: FoldSettings, model: Model | None, *, progress: Progress) -> BoltzModel:

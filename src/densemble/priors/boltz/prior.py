@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from densemble.atoms import Topology
+from densemble.errors import InputError
 from densemble.priors.boltz.process import Anchor, BoltzNoise, BoltzProcess, Pose
 from densemble.priors.boltz.steering import Steering
 
-Kind = Literal["boltz1", "boltz2"]
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ class BoltzPrior:
         together: members denoised in one call; bounds memory. Halved for good when memory runs out.
         anchor: where to place samples in the map.
         steering: Boltz's own potentials, applied to every estimate of x0.
-        step_scale: instead of the model's own.
     """
 
     def __init__(
@@ -49,11 +48,7 @@ class BoltzPrior:
         first: float | None = None,
         anchor: Anchor | None = None,
         steering: Steering | None = None,
-        step_scale: float | None = None,
     ) -> None:
-        noise = BoltzNoise.of(diffusion)
-        if step_scale is not None:
-            noise = replace(noise, step_scale=step_scale)
         self.topology = topology
         self.together = together
         self._diffusion, self._conditioning, self._steering = diffusion, conditioning, steering
@@ -62,7 +57,7 @@ class BoltzPrior:
         self._caches: dict[int, dict[str, Any]] | None = {} if cached else None
         self._mask: Tensor = conditioning["feats"]["atom_pad_mask"].float()
         self._process = BoltzProcess(
-            noise,
+            BoltzNoise.of(diffusion),
             atoms=len(topology),
             centre=centre if start is None else start,
             first=first,
@@ -83,7 +78,7 @@ class BoltzPrior:
         """E[x0 | x_t], differentiable in ``x_t``; in the pose of the step under way, or merely centred.
 
         Raises:
-            torch.OutOfMemoryError: not even one member fits.
+            InputError: not even one member fits into memory.
         """
         pose = self._process.pose or Pose.centred(x_t)
         x0 = pose.back(self._estimates(pose.seen(x_t), t))
@@ -94,40 +89,56 @@ class BoltzPrior:
 
     def _estimates(self, seen: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """The network's estimates in its own frame, in chunks that fit into memory."""
+        if torch.is_grad_enabled() and seen.requires_grad:
+            return _Estimates.apply(seen, self, t)
+        return self.fitting(lambda: self.in_chunks(seen, t), len(seen))
+
+    def fitting(self, call: Callable[[], Result], members: int) -> Result:
+        """The result of ``call``, with ever smaller chunks where memory runs out.
+
+        Raises:
+            InputError: not even one member fits.
+        """
         while True:
             try:
-                return self._in_chunks(seen, t)
+                return call()
             except RuntimeError as error:
-                if "out of memory" not in str(error) or self.together == 1:
+                if "out of memory" not in str(error):
                     raise
-            self.together = max(1, min(self.together, len(seen)) // 2)
+                if min(self.together, members) == 1:
+                    raise InputError(
+                        f"{len(self.topology)} atoms do not fit into the memory of {self.device}, not even "
+                        "one sample at a time; take a larger device, or fold fewer chains"
+                    ) from error
+            self.together = min(self.together, members) // 2
             self._caches = None if self._caches is None else {}
             _log.warning("out of memory: going on with %d members at a time", self.together)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _in_chunks(self, seen: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
-        """Estimates; of several chunks only one at a time keeps what its gradient needs."""
-        chunks = seen.split(self.together)
-        if self._caches is not None:
-            for chunk in (c for c in chunks if len(c) not in self._caches):
-                # Filled outside of autograd: what is kept does not depend on the coordinates.
-                self._caches[len(chunk)] = {}
-                with torch.no_grad():
-                    self._network(chunk.detach(), t)
-        apart = len(chunks) > 1 and torch.is_grad_enabled() and seen.requires_grad
-        found = [
-            checkpoint(self._network, chunk, t, use_reentrant=False, preserve_rng_state=False)
-            if apart
-            else self._network(chunk, t)
-            for chunk in chunks
-        ]
+    def in_chunks(self, seen: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
+        """Estimates of as many members at a time as fit."""
+        found = [self._network(chunk, t) for chunk in seen.split(self.together)]
         if self.tokens is not None:
             self.tokens.latest = torch.cat([tokens for _, tokens in found]).detach()
         return torch.cat([x0 for x0, _ in found])
 
+    def without_tokens(self, seen: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
+        """Estimates of one chunk, which leave no trace in the memory of tokens."""
+        return self._network(seen, t)[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._mask.device
+
     def _network(self, seen: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """One call of the network: x0 of the atoms, and Boltz-1's representation of tokens (else empty)."""
+        if self._caches is not None and len(seen) not in self._caches:
+            # Filled outside of autograd: what is kept does not depend on the coordinates.
+            self._caches[len(seen)] = {}
+            with torch.no_grad():
+                self._network(seen.detach(), t)
         given = {"multiplicity": len(seen), **self._conditioning}
         if self._caches is not None:
             given["model_cache"] = self._caches[len(seen)]
@@ -140,6 +151,47 @@ class BoltzPrior:
     def _with_padding(self, x: Float[Tensor, "k n 3"]) -> Float[Tensor, "k m 3"]:
         """On the network's device; Boltz pads atoms to whole windows, and masks what it is shown there."""
         return torch.nn.functional.pad(x, (0, 0, 0, self._mask.shape[1] - x.shape[1])).to(self._mask)
+
+
+class _Estimates(torch.autograd.Function):
+    """Estimates whose gradient survives a want of memory, also while it is taken.
+
+    If all members fit together their graph is kept, as usual. Otherwise, or when memory runs out on the way
+    back, each chunk is estimated anew with its graph, one after the other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, seen: Tensor, prior: BoltzPrior, t: float) -> Tensor:
+        ctx.prior, ctx.t, ctx.leaf, ctx.kept = prior, t, seen.detach(), None
+
+        def estimate() -> Tensor:
+            if len(seen) > prior.together:
+                return prior.in_chunks(ctx.leaf, t)
+            leaf = ctx.leaf.requires_grad_()
+            with torch.enable_grad():
+                ctx.kept = (leaf, prior.in_chunks(leaf, t))
+            return ctx.kept[1].detach()
+
+        return prior.fitting(estimate, len(seen))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        prior, t = ctx.prior, ctx.t
+
+        def gradient() -> Tensor:
+            kept, ctx.kept = ctx.kept, None
+            if kept is not None:
+                (found,) = torch.autograd.grad(kept[1], kept[0], grad, retain_graph=True)
+                ctx.kept = kept
+                return found
+            parts = []
+            with torch.enable_grad():
+                for x, g in zip(ctx.leaf.split(prior.together), grad.split(prior.together), strict=True):
+                    leaf = x.detach().requires_grad_()
+                    parts.append(torch.autograd.grad(prior.without_tokens(leaf, t), leaf, g)[0])
+            return torch.cat(parts)
+
+        return prior.fitting(gradient, len(grad)), None, None
 
 
 class TokenMemory:

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from boltz.model.loss.diffusionv2 import weighted_rigid_align
 from boltz.model.modules.utils import quaternion_to_matrix
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from densemble.atoms import Topology
+from densemble.metrics.chains import best_chain_assignment, interchangeable_chains
 from densemble.priors.protocol import Denoiser
 from densemble.priors.rigid import nearest_rotation
 
@@ -86,27 +89,51 @@ class Pose:
         return Pose(self.centre @ rotation + shift, rotation.mT @ self.rotation, self.shift)
 
 
+Motion = tuple[Float[Tensor, "k 3 3"], Float[Tensor, "k 1 3"]]
+"""A rotation Q and a shift b for each member: x goes to x Q + b."""
+
+
+def superposing(x: Float[Tensor, "k a 3"], places: Float[Tensor, "k a 3"]) -> Motion:
+    """The motions that bring x nearest to its places, by least squares."""
+    own, goal = x.double(), places.double()
+    middle, centre = own.mean(1, keepdim=True), goal.mean(1, keepdim=True)
+    rotation = nearest_rotation((own - middle).mT @ (goal - centre))
+    return rotation.to(x), (centre - middle @ rotation).to(x)
+
+
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """Where samples stand in the map, known for some of their atoms (paper 2, appendix A.3).
+    """Where samples stand in the map (paper 2, appendix A.3).
+
+    Chains of one sequence are exchanged where a sample has them in another arrangement.
 
     Attributes:
         level: the sample is placed at the start of the step from this noise level, Å.
-        atoms: indices into the model's atoms, shape=(a,).
-        places: Å, of a model docked into the map, shape=(a, 3).
+        topology: of the samples.
+        coords: Å, all their atoms in a model docked into the map, shape=(N, 3).
+        atoms: indices of those to superpose, shape=(a,).
     """
 
     level: float
+    topology: Topology
+    coords: Float[Tensor, "n 3"]
     atoms: Int[Tensor, " a"]
-    places: Float[Tensor, "a 3"]
 
-    def motion(self, x0: Float[Tensor, "k n 3"]) -> tuple[Float[Tensor, "k 3 3"], Float[Tensor, "k 1 3"]]:
-        """The rotation Q and shift b for which x0 Q + b is nearest to the places, by least squares."""
-        own = x0[:, self.atoms].double()
-        places = self.places.to(own)
-        middle, goal = own.mean(1, keepdim=True), places.mean(0)
-        rotation = nearest_rotation((own - middle).mT @ (places - goal))
-        return rotation.to(x0), (goal - middle @ rotation).to(x0)
+    def motion(self, x0: Float[Tensor, "k n 3"]) -> Motion:
+        """What brings each member's atoms nearest to where they belong."""
+        return superposing(x0[:, self.atoms], self._places(x0)[:, self.atoms].to(x0))
+
+    def _places(self, x0: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
+        """The docked coordinates with equal chains in the arrangement of each member."""
+        places = self.coords[None].expand(len(x0), -1, -1)
+        if all(len(alike) == 1 for alike in interchangeable_chains(self.topology)):
+            return places
+        docked = self.coords.double().cpu().numpy()
+        found = []
+        for x in x0.double().cpu().numpy():
+            arranged = best_chain_assignment(self.topology, docked, x).coords
+            found.append(torch.from_numpy(np.where(np.isfinite(arranged), arranged, docked)))
+        return torch.stack(found).to(places)
 
 
 @runtime_checkable
@@ -175,12 +202,21 @@ class BoltzProcess:
         high = ((self._first if first is None else first) / n.sigma_data) ** (1 / n.rho)
         low = n.sigma_min ** (1 / n.rho)
         ramp = torch.arange(steps, dtype=torch.float32) / (steps - 1)
-        self._steps = steps
+        self._steps = steps  # by which Boltz counts its steering time
         return [*((high + ramp * (low - high)) ** n.rho * n.sigma_data).tolist(), 0.0]
 
     def levels(self, steps: int) -> list[float]:
-        """Å, the noise that the network sees at each step: raised."""
-        return [self._raised(t, t_next) for t, t_next in pairwise(self.times(steps))]
+        """Å, the noise that the network sees at each of so many steps from pure noise: raised."""
+        return self.levels_of(self.times(steps, self.noise.sigma_max * self.noise.sigma_data))
+
+    def levels_of(self, times: list[float]) -> list[float]:
+        """Å, the noise that the network sees at the step from each of these levels but the last."""
+        return [self._raised(t, t_next) for t, t_next in pairwise(times)]
+
+    def steps_below(self, steps: int) -> int:
+        """How many of so many steps from pure noise begin at or below the process's own first level."""
+        whole = self.times(steps, self.noise.sigma_max * self.noise.sigma_data)[:-1]
+        return max(2, sum(t <= self._first * (1 + 1e-6) for t in whole))
 
     def _raised(self, t: float, t_next: float) -> float:
         """The level of a step with the noise added to it; gamma is a float32 in Boltz."""
