@@ -21,7 +21,7 @@ def main() -> None:
     """Run the demo for every seed and print mean and spread."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--prior", default="gaussian")
+    parser.add_argument("--prior", default="embedded")
     args = parser.parse_args()
     found: dict[str, list[tuple[float, float, float]]] = {subject: [] for subject in SUBJECTS}
     for seed in range(args.seeds):

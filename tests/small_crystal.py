@@ -42,6 +42,7 @@ class SmallCrystal:
             model=self.model,
             data=self.data,
             region=LOOP,
+            prior="gaussian",
             members=3,
             keep=2,
             steps=6,

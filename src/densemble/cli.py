@@ -91,7 +91,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--prior",
             type=click.Choice(["embedded", "gaussian"]),
-            default="gaussian",
+            default="embedded",
             show_default=True,
             help="The diffusion model of the backbone.",
         ),

@@ -67,7 +67,7 @@ class Settings:
         map: the target.
         seed: of all randomness.
         steps: of the reverse diffusion; the recipe's if None.
-        prior: ``embedded`` or ``gaussian``.
+        prior: ``embedded`` (the packaged network) or ``gaussian`` (in closed form).
         recipe: name of one of the package's, or a TOML file; the one made for the prior if None.
         labels: columns of the amplitudes and their uncertainties, where the data have several.
         free_label: column of the free flags, where the data have several that differ.
@@ -83,7 +83,7 @@ class Settings:
     map: MapKind = "omit"
     seed: int = 0
     steps: int | None = None
-    prior: Literal["embedded", "gaussian"] = "gaussian"
+    prior: Literal["embedded", "gaussian"] = "embedded"
     recipe: str | None = None
     labels: tuple[str, str] | None = None
     free_label: str | None = None
