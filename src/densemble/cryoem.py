@@ -203,7 +203,12 @@ def run_cryoem(
     described = settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")}
     if plan is not None:
         described["region_recipe_values"] = plan.recipe.model_dump(mode="json")
-    checkpoints = Checkpoints(folder / "checkpoint.pt", run_key(described, inputs.files, inputs.recipe))
+    key = run_key(
+        described if fold is None else described | {"fold_record": fold.record.model_dump()},
+        inputs.files,
+        inputs.recipe,
+    )
+    checkpoints = Checkpoints(folder / "checkpoint.pt", key)
     if resume:
         checkpoints.load()
     write_map(folder / MAP_FILE, problem.prepared.density)
@@ -240,6 +245,7 @@ def run_cryoem(
         messages=[*messages, *found.messages],
         map=map_record(inputs, problem, found.seen[0].form),
         placement=problem.placement,
+        fold=None if fold is None else fold.record,
         start=found.start,
         start_reference=judge.distance(problem.model.coords),
         reference_fit=judge.reference_fit(),

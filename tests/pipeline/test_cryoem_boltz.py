@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from densemble.cli import main
 from densemble.cryoem import run_cryoem
 from densemble.em.folding import folded
 from densemble.em.inputs import StateSettings
+from densemble.errors import InputError
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import write_map
 from densemble.io.models import read_model
+from densemble.io.output import InputFile
 from densemble.io.state_results import write_models
 from densemble.priors.fold import FoldSettings
 from densemble.progress import Progress
@@ -178,6 +181,40 @@ def test_killed_and_resumed_it_ends_the_same(folding, whole, tmp_path, monkeypat
     assert ("samples", 19) not in last.seen  # it went on from step 20
     assert contents(whole[0])["models.cif"] == contents(out)["models.cif"]
     assert result.model_dump(exclude={"timings"}) == whole[1].model_dump(exclude={"timings"})
+
+
+@pytest.mark.parametrize("other", ["weights", "alignment"])
+def test_other_weights_or_alignments_are_not_resumed(folding, tmp_path, other):
+    """Of files of the same names."""
+    weights = tmp_path / "w.ckpt"
+    weights.write_bytes((folding.cache / f"{folding.kind}_conf.ckpt").read_bytes())
+    sequence, alignment = tmp_path / "s.fasta", tmp_path / "a.a3m"
+    sequence.write_text(">A|protein|a.a3m\nMKTAYIAGLE\n")
+    alignment.write_text(">query\nMKTAYIAGLE\n>hit\nMKTAYIAGLW\n")
+    fold = FoldSettings(prior=folding.kind, sequence=sequence, weights=weights, recycling=0)
+    settings, out = folding.settings(fold=fold, members=1), tmp_path / "out"
+    with pytest.raises(StoppedError):
+        run_cryoem(settings, out, progress=StopAt("samples", 11))
+    if other == "weights":
+        changed = reduced_model(folding.kind)
+        changed.structure_module.score_model.single_conditioner.fourier_embed.proj.weight.mul_(1.01)
+        save_checkpoint(changed, weights)
+    else:
+        alignment.write_text(">query\nMKTAYIAGLE\n>hit\nMKTAYIAGLK\n")
+    with pytest.raises(InputError, match="belongs to a run with other inputs or settings"):
+        run_cryoem(settings, out, resume=True)
+
+
+def test_the_record_names_network_weights_and_input(folding, whole):
+    result = whole[1]
+    file = folding.cache / f"{folding.kind}_conf.ckpt"
+    assert result.settings["prior"] == result.fold.prior == folding.kind
+    assert result.fold.weights == InputFile.of(file)
+    assert re.fullmatch("[0-9a-f]{64}", result.fold.input)
+    assert result.fold.recycling == 1
+    assert result.fold.step_scale == {"boltz1": 1.638, "boltz2": 1.5}[folding.kind]
+    assert result.fold.potentials is False
+    assert "fold" in json.loads((whole[0] / "result.json").read_text())
 
 
 def test_a_model_is_docked_and_names_the_atoms(folding, tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor
 from densemble.em.inputs import StateSettings
 from densemble.io.built import built_model
 from densemble.io.models import Model
+from densemble.io.state_results import FoldRecord
 from densemble.progress import Progress
 from densemble.recipes.state import StateRecipe
 from densemble.sampler import sample
@@ -45,6 +46,19 @@ class Fold:
     def messages(self) -> tuple[str, ...]:
         """What the user should know."""
         return self.boltz.messages
+
+    @property
+    def record(self) -> FoldRecord:
+        """The network and its input, for ``result.json``."""
+        boltz = self.boltz
+        return FoldRecord(
+            prior=boltz.settings.prior,
+            weights=boltz.weights,
+            input=boltz.given.key,
+            recycling=boltz.settings.recycling,
+            step_scale=float(boltz.network.structure_module.step_scale),
+            potentials=boltz.settings.potentials,
+        )
 
     def standing(self, docked: Model) -> Model:
         """All atoms of the input in the map.

@@ -94,7 +94,8 @@ class StateSettings:
 
     def record(self) -> dict[str, JsonValue]:
         """Plain values, files by name, for ``result.json``."""
-        return _plain(asdict(self))
+        values = _plain(asdict(self))
+        return values if self.fold is None else values | {"prior": self.fold.prior}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, JsonValue]:

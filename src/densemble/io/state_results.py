@@ -12,7 +12,16 @@ from jaxtyping import Float
 from pydantic import Field
 
 from densemble.io.models import Model
-from densemble.io.output import MAP_FILE, RESULT_FILE, TRACE_FILE, Record, RunRecord, write_record, write_text
+from densemble.io.output import (
+    MAP_FILE,
+    RESULT_FILE,
+    TRACE_FILE,
+    InputFile,
+    Record,
+    RunRecord,
+    write_record,
+    write_text,
+)
 from densemble.io.results import (
     ENSEMBLE_FILE,
     MEMBERS_FOLDER,
@@ -182,6 +191,26 @@ class RegionRecord(Record):
     members: list[Member]
 
 
+class FoldRecord(Record):
+    """What a network that folds was made of; part of a run's identity.
+
+    Attributes:
+        prior: which network.
+        weights: the checkpoint that was loaded.
+        input: SHA-256 in hexadecimal of its features: of sequences, ligands, alignments and templates.
+        recycling: rounds of the trunk after the first.
+        step_scale: of the sampler, also where it is the network's own.
+        potentials: whether the network's own potentials were applied.
+    """
+
+    prior: str
+    weights: InputFile
+    input: str
+    recycling: int
+    step_scale: float
+    potentials: bool
+
+
 class StateResult(RunRecord):
     """The contents of ``result.json`` of ``densemble cryoem``."""
 
@@ -189,6 +218,7 @@ class StateResult(RunRecord):
     messages: list[str]
     map: MapRecord
     placement: Placement
+    fold: FoldRecord | None = None
     start: Fit
     start_reference: Distance | None = None
     reference_fit: Fit | None = None

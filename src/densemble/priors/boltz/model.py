@@ -14,6 +14,7 @@ from torch import Tensor
 
 from densemble.atoms import Topology
 from densemble.io.models import Model
+from densemble.io.output import InputFile
 from densemble.priors.boltz.alignments import MsaServer
 from densemble.priors.boltz.confidence import Confidence, confidence
 from densemble.priors.boltz.inputs import BoltzInput, input_of_model, read_input
@@ -42,6 +43,7 @@ class BoltzModel:
         topology: its N atoms, named as in the starting model where that has them.
         match: what the input and the starting model have in common; None without a starting model.
         network: Boltz-1 or Boltz-2.
+        weights: the checkpoint that it was loaded from.
         trunk: of the input.
         messages: what the user should know.
     """
@@ -51,6 +53,7 @@ class BoltzModel:
     topology: Topology
     match: Match | None
     network: Any
+    weights: InputFile
     trunk: Trunk
     messages: tuple[str, ...]
 
@@ -130,14 +133,15 @@ def open_boltz(settings: FoldSettings, model: Model | None, *, progress: Progres
         topology = renamed(topology, match, model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(settings.prior, files.weights, device=device, step_scale=settings.step_scale)
+    weights = InputFile(name=files.weights.name, sha256=weights_key(files.weights))
     given = given.to(device)
     trunk = trunk_of(
         network,
         given,
-        weights=weights_key(files.weights),
+        weights=weights.sha256,
         cache=cache,
         recycling=settings.recycling,
         progress=progress,
     )
     messages = given.messages + (() if match is None else match.messages)
-    return BoltzModel(settings, given, topology, match, network, trunk, messages)
+    return BoltzModel(settings, given, topology, match, network, weights, trunk, messages)
