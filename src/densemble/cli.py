@@ -110,14 +110,18 @@ _fold_options = _with(
         click.option(
             "--use-msa-server", is_flag=True, help="Send sequences to api.colabfold.com for alignments."
         ),
-        click.option("--step-scale", type=float, help="Of Boltz's sampler; larger steps vary less."),
+        click.option(
+            "--step-scale",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Of Boltz's sampler; larger steps vary less.",
+        ),
         click.option("--potentials", is_flag=True, help="Apply Boltz's potentials for stereochemistry."),
         click.option(
             "--recycling", type=click.IntRange(min=0), default=3, show_default=True, help="Of Boltz's trunk."
         ),
         click.option(
             "--from-noise",
-            type=float,
+            type=click.FloatRange(min=0, min_open=True),
             help="Start from --model with so much noise in Å, not from pure noise.",
         ),
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from densemble.atoms import Region
 from densemble.em.evaluation import Judge, Seen, check_reference
 from densemble.em.flexible import Flexible, RegionPlan, flexible
-from densemble.em.folding import fold_steps, folded
+from densemble.em.folding import check_steps, fold_steps, folded
 from densemble.em.inputs import StateInputs, StateSettings, load
 from densemble.em.problem import StateProblem, problem_of
 from densemble.em.sampling import Samples, guided, sampled
@@ -185,6 +185,7 @@ def run_cryoem(
     if settings.fold is not None:
         with clock("fold"):
             steps = settings.steps or fold_steps(inputs.recipe)
+            check_steps(inputs.recipe, steps)
             fold = folded(settings, inputs.model, steps=steps, tell=tell)
     begun = inputs.model if fold is None else fold.model
     assert begun is not None  # load has seen to it

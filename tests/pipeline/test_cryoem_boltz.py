@@ -130,6 +130,10 @@ def command(*arguments):
     return done.exit_code, done.output
 
 
+DENSEMBLE = ["--recipe", "densemble"]
+DIVERGES = ["--prior", "boltz2", "--sequence", "SEQUENCE", "--steps", "8", "--step-scale", "20"]
+
+
 def test_from_sequence_and_map_to_files(folding, tmp_path):
     out = tmp_path / "out"
     code, said = command(
@@ -286,6 +290,16 @@ def test_the_map_guides_also_from_little_noise(folding, tmp_path):
         (["--prior", "boltz2", "--sequence", "SEQUENCE", "--from-noise", "2"], ["--from-noise", "--model"]),
         (["--prior", "boltz2", "--sequence", "SEQUENCE", "--weights", "no.ckpt"], ["no.ckpt", "no such"]),
         (["--prior", "boltz2", "--sequence", "SEQUENCE", "--weights", "BOLTZ1"], ["Boltz-1", "boltz1"]),
+        (["--prior", "boltz2", "--sequence", "SEQUENCE", "--steps", "1"], ["--steps 1", "at least 7"]),
+        (["--prior", "boltz1", "--sequence", "SEQUENCE", "--steps", "5"], ["--steps 5", "at least 7"]),
+        (["--prior", "boltz1", "--sequence", "SEQUENCE", *DENSEMBLE, "--steps", "1"], ["at least 2"]),
+        (["--prior", "boltz2", "--model", "TRUTH", "--from-noise", "-5"], ["--from-noise", "-5", "x>0"]),
+        (["--prior", "boltz2", "--model", "TRUTH", "--from-noise", "0"], ["--from-noise", "x>0"]),
+        (["--prior", "boltz2", "--model", "TRUTH", "--from-noise", "0.001"], ["-noise 0.001 Å", "0.01"]),
+        (["--prior", "boltz2", "--sequence", "SEQUENCE", "--step-scale", "0"], ["--step-scale", "x>0"]),
+        (["--prior", "boltz2", "--sequence", "SEQUENCE", "--step-scale", "nan"], ["-scale nan", "zero"]),
+        (DIVERGES, ["the fold diverged", "Å apart", "--step-scale"]),
+        ([*DIVERGES, "--step-scale", "1e30"], ["the fold", "diverged at step", "--step-scale"]),
         (["--prior", "boltz2", "--sequence", "ODD"], ["odd.fasta", "residue 3", "'?'"]),
         (["--prior", "boltz2", "--sequence", "OTHER", "--model", "TRUTH"], ["identical", "truth.cif"]),
     ],

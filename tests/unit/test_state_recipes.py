@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_crystal import toml
 
+from densemble.em.state import stages_of
 from densemble.errors import InputError
 from densemble.priors.edm import EDM
 from densemble.recipes.state import StateRecipe, load_state_recipe
@@ -53,6 +54,36 @@ def test_intervals_scale_with_the_resolution():
     (stage,) = recipe.stages
     high, low = recipe.interval(stage, 2.0)
     assert recipe.interval(stage, 4.0) == pytest.approx((2 * high, 2 * low))
+
+
+def possible(recipe, steps):
+    """Whether there are stages of guidance for a prior with so many levels of its own."""
+    terms = {stage.term: lambda x, sigma: x.sum() for stage in recipe.stages}
+    try:
+        stages_of(recipe, terms, 3.0, [float(steps - i) for i in range(steps)])
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("changes", "least"),
+    [
+        ({}, 7),  # of 5 and 6 steps one stage has none, of 4 both happen to have one
+        ({"steps = [150, 175]": "steps = [198, 200]"}, 51),  # 0.99 of 50 is rounded to 50
+        ({"steps = [125, 150]": "steps = [125, 199]"}, 101),  # a changing weight cannot go down to no noise
+    ],
+)
+def test_least_steps_are_from_where_on_every_stage_has_one(tmp_path, changes, least):
+    text = resources.files("densemble.recipes.state").joinpath("cryoboltz-2025.toml").read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "recipe.toml").write_text(text)
+    recipe = load_state_recipe(str(tmp_path / "recipe.toml"))
+    assert recipe.least_steps() == least
+    assert not possible(recipe, least - 1)
+    assert all(possible(recipe, steps) for steps in range(least, 420))
 
 
 @pytest.mark.parametrize(

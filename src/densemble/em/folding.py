@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.em.inputs import StateSettings
+from densemble.errors import InputError
 from densemble.io.built import built_model
 from densemble.io.models import Model
 from densemble.io.state_results import FoldRecord
@@ -28,6 +29,11 @@ ANCHORED = {"protein": "CA", "nucleic": "C1'"}
 """Atoms by which samples are placed, one for each residue of a polymer, by its kind."""
 PLACED_AT = 20.0
 """Å of noise above which an estimate has no shape by which it could be placed, nor be guided."""
+FEWEST = 2
+"""Steps of Boltz's schedule, which divides by one less."""
+APART = 50.0
+"""Å from one atom of the input to the next, which are bonded or nearly so: 1 to 3 Å in a molecule."""
+REMEDY = "take more --steps, leave --step-scale out, or see whether the --weights are the released ones"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +119,30 @@ def fold_steps(recipe: StateRecipe) -> int:
     return STEPS if recipe.schedule is None else recipe.schedule.steps
 
 
+def check_steps(recipe: StateRecipe, steps: int) -> None:
+    """See that the steps are enough for the networks' noise and for every stage of the recipe.
+
+    Raises:
+        InputError: says how many it takes.
+    """
+    least = max(FEWEST, recipe.least_steps())
+    if steps < least:
+        raise InputError(
+            f"--steps {steps}: a fold with recipe {recipe.name} takes at least {least}, or leave --steps out"
+        )
+
+
+def check_fold(x: Float[Tensor, "n 3"]) -> None:
+    """See that an unguided sample is a molecule: that sampling did not diverge.
+
+    Raises:
+        InputError: it is none.
+    """
+    apart = float((x[1:] - x[:-1]).norm(dim=1).median()) if len(x) > 1 else 0.0
+    if not bool(torch.isfinite(x).all()) or apart > APART:
+        raise InputError(f"the fold diverged: atoms that should be bonded are {apart:.3g} Å apart; {REMEDY}")
+
+
 def folded(settings: StateSettings, given: Model | None, *, steps: int, tell: Progress) -> Fold:
     """Run the trunk and draw one sample without a map.
 
@@ -123,7 +153,7 @@ def folded(settings: StateSettings, given: Model | None, *, steps: int, tell: Pr
         tell: told of downloads, the trunk and steps.
 
     Raises:
-        InputError: the input, the weights or the package is missing or wrong.
+        InputError: the input, the weights or the package is missing or wrong; or sampling diverged.
     """
     from densemble.priors.boltz.model import open_boltz
 
@@ -131,10 +161,14 @@ def folded(settings: StateSettings, given: Model | None, *, steps: int, tell: Pr
     boltz = open_boltz(settings.fold, given, progress=tell)
     prior = boltz.prior(together=1)
     generator = torch.Generator().manual_seed(settings.seed)
-    with tell.steps("fold", steps) as on_step, torch.no_grad():
-        x = sample(
-            prior, steps=steps, members=1, generator=generator, on_step=lambda state: on_step(state.step)
-        )
+    try:
+        with tell.steps("fold", steps) as on_step, torch.no_grad():
+            x = sample(
+                prior, steps=steps, members=1, generator=generator, on_step=lambda state: on_step(state.step)
+            )
+    except FloatingPointError as error:
+        raise InputError(f"the fold: {error}; {REMEDY}") from error
+    check_fold(x[0])
     topology, opinion = boltz.topology, boltz.confidence(prior, x)
     column = np.zeros(len(topology))
     if opinion is not None:

@@ -134,6 +134,25 @@ class StateRecipe(Part):
                 raise ValueError(f"steps {list(stage.steps)} go beyond the schedule's {self.schedule.steps}")
         return self
 
+    def least_steps(self) -> int:
+        """From how many steps on every stage has one, where counts are taken in proportion."""
+        if self.schedule is None:
+            return 1
+        # In the schedule's own number, and in any greater one, a stage's ends are a step or more apart.
+        for steps in range(self.schedule.steps, 0, -1):
+            for stage in self.stages:
+                if stage.steps is None:
+                    continue
+                first, last = self._places(stage.steps, steps)
+                if first >= last or (stage.weight_end is not None and last == steps):
+                    return steps + 1
+        return 1
+
+    def _places(self, ends: tuple[int, int], steps: int) -> list[int]:
+        """The first step and the one after the last, of so many instead of the schedule's."""
+        assert self.schedule is not None
+        return [round(step * steps / self.schedule.steps) for step in ends]
+
     def interval(
         self, stage: StateStage, resolution: float, levels: Sequence[float] | None = None
     ) -> tuple[float, float]:
@@ -150,7 +169,7 @@ class StateRecipe(Part):
         if levels is None:
             found = [self.schedule.level(step) for step in stage.steps]
         else:
-            places = [round(step * len(levels) / self.schedule.steps) for step in stage.steps]
+            places = self._places(stage.steps, len(levels))
             found = [[*levels, 0.0][place] for place in places]
         # a hair above, so that the first step's own level is within, and the last one's is not
         first, end = (level * (1 + 1e-6) for level in found)
