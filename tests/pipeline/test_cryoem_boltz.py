@@ -321,6 +321,23 @@ def test_bad_input_is_said_and_nothing_is_written(folding, tmp_path, options, wo
     assert not out.exists()
 
 
+def test_alignments_are_asked_for_without_a_sequence_file(folding, tmp_path, monkeypatch):
+    def fails(data, **_):
+        raise ConnectionError(f"asked for {sorted(data.values())}")
+
+    monkeypatch.setattr("boltz.main.compute_msa", fails)
+    model = gemmi.read_structure(str(folding.truth))
+    for name in ("L", "Z"):
+        model[0].remove_chain(name)
+    model.make_mmcif_document().write_file(str(tmp_path / "proteins.cif"))
+    code, said = command(
+        folding.map, "--model", tmp_path / "proteins.cif", "--prior", folding.kind, "--use-msa-server",
+        "--resolution", 5, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2
+    assert "proteins.cif: no alignments from https://api.colabfold.com (asked for ['" in said
+
+
 def test_without_the_package_it_says_how_to_install_it(folding, tmp_path, monkeypatch):
     monkeypatch.setattr(package.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Exception, match=r"pip install 'densemble\[boltz\]'.*") as caught:

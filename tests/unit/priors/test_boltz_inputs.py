@@ -20,8 +20,9 @@ from boltz_models import Chain, protein, write_model
 from boltz_networks import EXAMPLE_ATOMS, boltz_files, example_input
 
 from densemble.errors import InputError
+from densemble.io.models import read_model
 from densemble.priors.boltz.alignments import MsaServer
-from densemble.priors.boltz.inputs import read_input
+from densemble.priors.boltz.inputs import input_of_model, read_input
 
 A3M = ">query\nMKTAYSIAGL\n>one\nMRT-YSLAGL\n>two\nMKTaaAYSIA--\n"
 RICH = """version: 1
@@ -346,6 +347,20 @@ def test_alignments_from_a_server(files, tmp_path, colabfold):
     again = read_input(path, files, server=server)
     assert again.key == found.key
     assert len(asked) == 2, "what the server made is kept"
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_alignments_of_the_sequences_of_a_model(files, tmp_path, colabfold):
+    url, asked = colabfold
+    chain = Chain("A", protein("MKTAYSIAGL"), [str(n) for n in range(1, 11)])
+    model = read_model(write_model(tmp_path / "m.cif", [chain]))
+    alone = input_of_model(model, files)
+    assert asked == []
+    assert any("--use-msa-server" in message for message in alone.messages)
+    found = input_of_model(model, files, server=MsaServer(tmp_path / "msa", url=url))
+    assert asked == ["/ticket/msa"]
+    assert found.messages == ()
+    assert len(alone.feats["msa"][0]) == 1 < len(found.feats["msa"][0])
 
 
 def test_a_server_that_fails(files, tmp_path, monkeypatch):

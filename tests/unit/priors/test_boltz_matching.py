@@ -101,7 +101,9 @@ def test_model_of_nothing_that_boltz_models(tmp_path):
 
 def test_component_that_is_not_in_the_dictionary(files, tmp_path):
     model = model_of(tmp_path, Chain("A", protein("MKT"), ["1", "2", "3"], [("QQQ", "5")]))
-    with pytest.raises(InputError, match=r"model .*model\.cif: chain .: the component QQQ is not in"):
+    with pytest.raises(
+        InputError, match=r"model .*model\.cif: chain .: the component QQQ is not in.*--sequence.*smiles"
+    ):
         input_of_model(model, files)
 
 

@@ -89,13 +89,18 @@ def read_input(path: Path, files: BoltzFiles, *, server: MsaServer | None = None
     return featurized(read_contents(path), files, server=server)
 
 
-def input_of_model(model: Model, files: BoltzFiles) -> BoltzInput:
-    """The features of the sequences and ligands of a model, without alignments.
+def input_of_model(model: Model, files: BoltzFiles, *, server: MsaServer | None = None) -> BoltzInput:
+    """The features of the sequences and ligands of a model.
+
+    Args:
+        model: a model.
+        files: of the network; its dictionary is used.
+        server: where alignments come from; without it, there are none.
 
     Raises:
         InputError: it has nothing that Boltz models, or a component that is not in the dictionary.
     """
-    return featurized(model_contents(model), files)
+    return featurized(model_contents(model, alone=server is None), files, server=server)
 
 
 def featurized(contents: Contents, files: BoltzFiles, *, server: MsaServer | None = None) -> BoltzInput:
@@ -170,7 +175,8 @@ def _check_components(contents: Contents, files: BoltzFiles, dictionary: Diction
         if code not in dictionary and not (_folder(files) / f"{code}.pkl").is_file():
             raise InputError(
                 f"{contents.source}: chain {chain}: the component {code} is not in Boltz's chemical "
-                f"dictionary {files.dictionary}; check the code, or give a ligand as smiles in a Boltz YAML"
+                f"dictionary {files.dictionary}; check the code, or give --sequence, a Boltz YAML in which "
+                "the ligand is given as smiles"
             )
 
 

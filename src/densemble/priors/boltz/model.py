@@ -121,12 +121,12 @@ def open_boltz(settings: FoldSettings, model: Model | None, *, progress: Progres
     """
     cache = Path(get_cache_path()) / OWN_CACHE
     files = find_files(settings.prior, weights=settings.weights, progress=progress)
+    server = MsaServer(cache / "msa") if settings.use_msa_server else None
     if settings.sequence is not None:
-        server = MsaServer(cache / "msa") if settings.use_msa_server else None
         given = read_input(settings.sequence, files, server=server)
     else:
         assert model is not None
-        given = input_of_model(model, files)
+        given = input_of_model(model, files, server=server)
     match = None if model is None else matched(given.topology, model)
     topology = given.topology
     if match is not None and model is not None:

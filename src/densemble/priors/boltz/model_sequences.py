@@ -27,17 +27,21 @@ _STANDARD = {
 }
 
 
-def model_contents(model: Model) -> Contents:
-    """The schema of a model, for a fold from sequence without alignments.
+def model_contents(model: Model, *, alone: bool = True) -> Contents:
+    """The schema of a model, for a fold from its sequences.
 
     Polymers have the sequence that the file states (SEQRES, entity_poly_seq), or that of the residues which
     are there if it states none. Modified residues go by their component codes. Every ligand and ion is a
     chain of its own; covalent links to it are kept; waters and unknown atoms are left out.
 
+    Args:
+        model: proteins, nucleic acids and ligands.
+        alone: without alignments; otherwise they are still to be found.
+
     Raises:
         InputError: there is nothing in the model that Boltz models.
     """
-    reader = _Reader(model)
+    reader = _Reader(model, alone)
     for chain in model.structure[0]:
         reader.read(chain)
     if not reader.sequences:
@@ -45,10 +49,10 @@ def model_contents(model: Model) -> Contents:
     schema: dict[str, Any] = {"version": 1, "sequences": reader.sequences}
     if constraints := reader.links():
         schema["constraints"] = constraints
-    if any("protein" in item for item in reader.sequences):
+    if alone and any("protein" in item for item in reader.sequences):
         reader.messages.append(
             "the proteins are folded from their sequence alone, without alignments, which is less reliable; "
-            "give --sequence with alignments"
+            "give --use-msa-server, or --sequence with alignments"
         )
     return Contents(f"model {model.path}", schema, tuple(reader.messages))
 
@@ -56,6 +60,7 @@ def model_contents(model: Model) -> Contents:
 @dataclass
 class _Reader:
     model: Model
+    alone: bool
     sequences: list[dict[str, Any]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     places: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
@@ -106,7 +111,7 @@ class _Reader:
         entry: dict[str, Any] = {"id": own, "sequence": "".join(letters)}
         if changes:
             entry["modifications"] = changes
-        if kind == "protein":
+        if kind == "protein" and self.alone:
             entry["msa"] = "empty"
         self.sequences.append({kind: entry})
         for position, residue in enumerate(polymer, start=1):
