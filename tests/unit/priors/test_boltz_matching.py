@@ -248,6 +248,48 @@ def test_numbers_without_room_come_last(tmp_path):
     assert [r.id.number for r in back.residues] == [1, 2, 9, 10, 3, 4, 5, 6, 11, 12]
 
 
+def test_of_equal_ligands_the_bonded_one_is_taken(files, tmp_path):
+    """The input binds its first zinc to the chain that is the second in the model; the other is free."""
+    first, second = protein("MKTAYIAGLE"), protein("GSHWVNDPQRCF")
+    numbers = [str(n) for n in range(1, 13)]
+    model = model_of(
+        tmp_path,
+        Chain("A", first, numbers[:10], [("ZN", "301")]),
+        Chain("B", second, numbers, [("ZN", "302")]),
+    )
+    path = tmp_path / "linked.yaml"
+    path.write_text(
+        "sequences:\n  - protein: {id: P, sequence: MKTAYIAGLE, msa: empty}\n"
+        "  - protein: {id: Q, sequence: GSHWVNDPQRCF, msa: empty}\n  - ligand: {id: [Y, Z], ccd: ZN}\n"
+        "constraints:\n  - bond: {atom1: [Q, 11, SG], atom2: [Y, 1, ZN]}\n"
+    )
+    found = read_input(path, files)
+    assert [[str(found.topology.residues[r].id) for r in pair] for pair in found.links] == [["Q:11", "Y:1"]]
+    match = matched(found.topology, model, links=found.links)
+    partners = [str(model.topology.residues[m].id) for m in match.residues[-2:]]
+    assert partners == ["B:302", "A:301"]
+    in_order = matched(found.topology, model)
+    assert [str(model.topology.residues[m].id) for m in in_order.residues[-2:]] == ["A:301", "B:302"]
+
+
+def test_a_ligand_bound_to_the_very_residue_goes_first(files, tmp_path):
+    """Both are in the chain that the input names; the second has a bond with the residue."""
+    names = protein("MKTAYIAGLE")
+    chain = Chain("A", names, [str(n) for n in range(1, 11)], [("GOL", "301"), ("GOL", "302")])
+    model = model_of(tmp_path, chain)
+    index = model.topology.atom_index
+    rows = [str(r.id) for r in model.topology.residues]
+    model.coords[index[rows.index("A:302"), "O1"]] = model.coords[index[1, "NZ"]] + [1.4, 0, 0]
+    path = tmp_path / "linked.yaml"
+    path.write_text(
+        "sequences:\n  - protein: {id: A, sequence: MKTAYIAGLE, msa: empty}\n"
+        "  - ligand: {id: [Y, Z], ccd: GOL}\nconstraints:\n  - bond: {atom1: [A, 2, NZ], atom2: [Y, 1, O1]}\n"
+    )
+    found = read_input(path, files)
+    match = matched(found.topology, model, links=found.links)
+    assert [rows[m] for m in match.residues[-2:]] == ["A:302", "A:301"]
+
+
 def test_ligands_without_a_partner_are_named(files, tmp_path):
     model = model_of(tmp_path, Chain("A", protein("MKT"), ["1", "2", "3"], [("ZN", "5")]))
     path = tmp_path / "ligands.yaml"

@@ -70,6 +70,15 @@ class BoltzInput:
     key: str
     messages: tuple[str, ...] = ()
 
+    @property
+    def links(self) -> tuple[tuple[int, int], ...]:
+        """Residues that the input says are covalently bonded, pairs of indices into the topology's."""
+        tables = self.structure
+        bonds = tables.bonds if isinstance(tables, StructureV2) else tables.connections
+        residue = self.topology.residue_index
+        pairs = {(int(residue[b["atom_1"]]), int(residue[b["atom_2"]])) for b in bonds}
+        return tuple(sorted(pair for pair in pairs if pair[0] != pair[1]))
+
     def to(self, device: torch.device | str) -> BoltzInput:
         """The same with its features on a device."""
         return replace(self, feats={name: value.to(device) for name, value in self.feats.items()})

@@ -2,12 +2,13 @@
 
 Polymer chains are aligned residue by residue, so that tags, loops without coordinates, insertion codes and
 other numbering do not matter; chains of one sequence are paired one to one. Ligands and ions are paired by
-their component codes.
+their component codes; of several of one code, those that are bonded to what is paired come first.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -16,6 +17,7 @@ import gemmi
 import numpy as np
 from jaxtyping import Int
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
 from densemble.atoms import BACKBONE, Residue, ResidueId, Topology
 from densemble.errors import InputError
@@ -59,11 +61,16 @@ class _Alignment:
     identity: float
 
 
-def matched(topology: Topology, model: Model) -> Match:
+def matched(topology: Topology, model: Model, *, links: Sequence[tuple[int, int]] = ()) -> Match:
     """Pair the atoms of an input with those of a model.
 
     Of residues of the same kind (also modified: MSE and MET) the atoms of the same name and element are
     paired, of others the backbone.
+
+    Args:
+        topology: of the input.
+        model: the model.
+        links: residues of the input that are covalently bonded, by index.
 
     Raises:
         InputError: a chain of the input and a chain of the model are left over, or nothing is in common; says
@@ -82,6 +89,7 @@ def matched(topology: Topology, model: Model) -> Match:
     for a, b in chains.items():
         for i, j in alignments[a, b].pairs:
             residues[own[a][i]] = other[b][j]
+    _match_linked(topology, model, residues, chains, links)
     alone = _match_ligands(topology, model.topology, residues)
     atoms = _atom_pairs(topology, model.topology, residues)
     return Match(
@@ -176,15 +184,55 @@ def _check(
         )
 
 
+def _match_linked(
+    topology: Topology,
+    model: Model,
+    residues: Int[np.ndarray, " r"],
+    chains: dict[str, str],
+    links: Sequence[tuple[int, int]],
+) -> None:
+    """Pair ligands that the input binds to what is paired, in place.
+
+    With one bound to the same residue, or else with one of the same chain. What is bound to them follows.
+    """
+    theirs = model.topology.residues
+    places = [model.coords[model.topology.residue_index == m] for m in range(len(theirs))]
+    waiting = [(a, b) for pair in links for a, b in (pair, pair[::-1]) if _is_ligand(topology, b)]
+    while waiting:
+        ready = [(a, b) for a, b in waiting if not _is_ligand(topology, a) or residues[a] >= 0]
+        if not ready:
+            return
+        for a, b in ready:
+            chain = (
+                theirs[residues[a]].id.chain
+                if residues[a] >= 0
+                else chains.get(topology.residues[a].id.chain)
+            )
+            found = []
+            for m, residue in enumerate(theirs):
+                if residue.name != topology.residues[b].name or m in residues:
+                    continue
+                bound = residues[a] >= 0 and cdist(places[m], places[residues[a]]).min() < _BOND
+                if _is_ligand(model.topology, m) and (bound or residue.id.chain == chain):
+                    found.append((not bound, m))
+            if found and residues[b] < 0:
+                residues[b] = min(found)[1]
+        waiting = [pair for pair in waiting if pair not in ready]
+
+
+def _is_ligand(topology: Topology, r: int) -> bool:
+    return topology.residues[r].kind not in _POLYMERS
+
+
 def _match_ligands(topology: Topology, model: Topology, residues: Int[np.ndarray, " r"]) -> list[str]:
-    """Pair ligands and ions of the same code in their order, in place; what is left over."""
+    """Pair the other ligands and ions of the same code in their order, in place; what is left over."""
     free: dict[str, list[int]] = {}
     for r, residue in enumerate(model.residues):
-        if residue.kind not in _POLYMERS:
+        if residue.kind not in _POLYMERS and r not in residues:
             free.setdefault(residue.name, []).append(r)
     alone = []
     for r, residue in enumerate(topology.residues):
-        if residue.kind not in _POLYMERS:
+        if residue.kind not in _POLYMERS and residues[r] < 0:
             if same := free.get(residue.name):
                 residues[r] = same.pop(0)
             else:

@@ -127,7 +127,7 @@ def open_boltz(settings: FoldSettings, model: Model | None, *, progress: Progres
     else:
         assert model is not None
         given = input_of_model(model, files, server=server)
-    match = None if model is None else matched(given.topology, model)
+    match = None if model is None else matched(given.topology, model, links=given.links)
     topology = given.topology
     if match is not None and model is not None:
         topology = renamed(topology, match, model)
