@@ -271,7 +271,8 @@ def test_force_replaces_its_own_files_and_no_others(crystal, tmp_path):
 def test_command_line_does_what_the_api_does(finished, crystal, tmp_path):
     arguments = [
         *("xray", crystal.model, crystal.data, "--region", LOOP, "--members", 3, "--keep", 2, "--quiet"),
-        *("--steps", 12, "--seed", 1, "--recipe", crystal.recipe, "--out", tmp_path / "out"),
+        *("--prior", "gaussian", "--steps", 12, "--seed", 1, "--recipe", crystal.recipe),
+        *("--out", tmp_path / "out"),
     ]
     done = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
     assert done.exit_code == 0
