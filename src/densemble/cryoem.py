@@ -184,8 +184,10 @@ def run_cryoem(
     fold = None
     if settings.fold is not None:
         with clock("fold"):
-            steps = settings.steps or fold_steps(inputs.recipe)
-            check_steps(inputs.recipe, steps)
+            whole = fold_steps(inputs.recipe)
+            check_steps(inputs.recipe, settings.steps or whole)
+            # Steps from little noise are not those of a fold, which only gives what the model lacks.
+            steps = whole if settings.fold.from_noise is not None else settings.steps or whole
             fold = folded(settings, inputs.model, steps=steps, tell=tell)
     begun = inputs.model if fold is None else fold.model
     assert begun is not None  # load has seen to it

@@ -279,7 +279,7 @@ class BoltzProcess:
             self.pose, self.left = None, 0.0
         if self.memory is not None:
             self.memory.advance(raised)
-        if n.align:
+        if n.align and bool(torch.isfinite(x0).all()):  # else the sampler says that it diverged
             every = torch.ones_like(x[..., 0])
             x = weighted_rigid_align(x, x0, every, every)
         return x + n.step_scale * (t_next - raised) * (x - x0) / raised
