@@ -1,24 +1,27 @@
 # Two commands on a fresh machine with Python 3.11: `make demo` and `make test`.
+# `make chroma` makes a second environment that has Chroma too, `make test-chroma` runs its tests there.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CHROMA := .venv-chroma
+PIP := -m pip install -q --disable-pip-version-check
 
-.PHONY: env boltz demo test lint bench clean
+.PHONY: env boltz demo test lint bench chroma test-chroma clean
 
 env: $(VENV)/.ready
 
 # torch by its exact version first: a range resolves to a build with gigabytes of CUDA packages
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	$(BIN)/python $(PIP) -c constraints.txt torch==2.13.0
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[test,lint]'
 	touch $@
 
 # The released package boltz, for the priors boltz1 and boltz2 and the tests that compare with it.
 boltz: $(VENV)/.boltz
 
 $(VENV)/.boltz: $(VENV)/.ready
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[boltz]'
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[boltz]'
 	touch $@
 
 demo: env
@@ -35,5 +38,20 @@ lint: env boltz
 bench: env
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
+chroma: $(CHROMA)/.ready
+
+# generate-chroma asks for scikit-learn 1.1.2 and transformers 4.24, which it does not need here, and nglview
+# for JupyterLab: both without dependencies, and the extra `chroma` has what they import
+$(CHROMA)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CHROMA)
+	$(CHROMA)/bin/python $(PIP) -c constraints.txt torch==2.13.0
+	$(CHROMA)/bin/python $(PIP) -c constraints.txt -e '.[test,chroma]'
+	$(CHROMA)/bin/python $(PIP) --no-deps generate-chroma==1.0.0 nglview==4.0.1
+	$(CHROMA)/bin/python -c 'import chroma'
+	touch $@
+
+test-chroma: chroma
+	$(CHROMA)/bin/python -m pytest -n 2 -k chroma
+
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) $(CHROMA) build dist demo
