@@ -19,6 +19,7 @@ from torch import Tensor
 from densemble.atoms import Topology
 from densemble.guidance.guided import GuidedPrior
 from densemble.guidance.resampling import systematic, tempered_weights
+from densemble.priors.held import Held
 from densemble.priors.protocol import Prior
 from densemble.sampler import SamplerState, sample
 
@@ -74,30 +75,6 @@ class Population:
             torch.where(better[:, None, None], other.atoms, self.atoms),
             torch.where(better, other.score, self.score),
         )
-
-
-class Held:
-    """A prior with some atoms in known places: conditioning by replacement of the estimate.
-
-    An atom whose estimate is its known place x at every level has ``x_t = x + t z`` exactly, if it began so,
-    and that is what the network is shown of it (Lugmayr et al. 2022, RePaint, without its resampling).
-
-    Args:
-        prior: what the other atoms are sampled from; guided or not.
-        known: Å, shape=(K, N, 3).
-        held: which atoms are, shape=(K, N).
-    """
-
-    def __init__(self, prior: Prior, known: Float[Tensor, "k n 3"], held: Bool[Tensor, "k n"]) -> None:
-        self.prior = prior
-        self.topology = prior.topology
-        self.process = prior.process
-        self._known = known
-        self._held = held[..., None]
-
-    def denoise(self, x_t: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
-        """E[x0 | x_t], the known place for atoms that are held."""
-        return torch.where(self._held, self._known, self.prior.denoise(x_t, t))
 
 
 def held_outside_windows(

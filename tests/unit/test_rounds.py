@@ -6,7 +6,8 @@ import torch
 from densemble.guidance.guided import AllAtom, GuidedPrior
 from densemble.priors.edm import EDM
 from densemble.priors.gaussian import anchored_chain
-from densemble.rounds import Held, Pass, Population, held_outside_windows, sample_rounds
+from densemble.priors.held import Held
+from densemble.rounds import Pass, Population, held_outside_windows, sample_rounds
 from densemble.sampler import sample
 from densemble.testing import chain_topology
 

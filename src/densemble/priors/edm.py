@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from densemble.priors.correlated import conditional_factor, regression
 from densemble.priors.protocol import Denoiser
 
 
@@ -71,6 +72,21 @@ class EDM:
         if self.factor is not None:
             gradient = self.factor @ (self.factor.T @ gradient)
         return t**2 * gradient
+
+    def gain(self, held: Bool[Tensor, " n"]) -> Float[Tensor, "f h"]:
+        """K, with which the noise of held atoms foretells that of the others; zero for independent noise."""
+        if self.factor is None:
+            return self.center.new_zeros(int((~held).sum()), int(held.sum()))
+        return regression(self.factor, held)
+
+    def given(self, known: Float[Tensor, "n 3"], held: Bool[Tensor, " n"]) -> EDM:
+        """The process of the other atoms when those held are in known places.
+
+        It is centred where the noise alone would have them, with the covariance that is left to them.
+        """
+        missed = (known.to(self.center) - self.center)[held]
+        factor = None if self.factor is None else conditional_factor(self.factor, held)
+        return replace(self, center=self.center[~held] + self.gain(held) @ missed, factor=factor)
 
     def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
         """Noise of the first level about ``center``."""

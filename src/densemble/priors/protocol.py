@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from densemble.atoms import Topology
@@ -58,6 +58,22 @@ class NoiseProcess(Protocol):
 
         With x_t = x0 + sigma L z the shift is ``sigma^2 L L^T gradient``.
         """
+        ...
+
+    def unwhiten(self, z: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
+        """L z, noise as the process has it from standard normal noise."""
+        ...
+
+    def whiten(self, x: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
+        """L^-1 x."""
+        ...
+
+    def gain(self, held: Bool[Tensor, " n"]) -> Float[Tensor, "f h"]:
+        """The regression K of the noise of the other atoms on that of the held ones (``correlated``)."""
+        ...
+
+    def given(self, known: Float[Tensor, "n 3"], held: Bool[Tensor, " n"]) -> NoiseProcess:
+        """The noise of the other atoms when those held are in known places, Å."""
         ...
 
 
