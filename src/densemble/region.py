@@ -29,7 +29,7 @@ from densemble.run import (
     sample_members,
     stages_of,
 )
-from densemble.sidechains.completion import SideChainCompletion
+from densemble.sidechains.completion import RotamerPacker, SideChainCompletion
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def sampled(
         draw.prior.topology,
         **recipe.sidechains.model_dump(exclude={"window", "density_gain"}),
         seed=draw.seed,
+        packer=RotamerPacker(None if density is None else problem.density_at(recipe.sidechains.density_gain)),
         log_likelihood=density,
-        density_at=None if density is None else problem.density_at(recipe.sidechains.density_gain),
     )
     atoms, trace = sample_members(
         draw.prior,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +17,38 @@ Term = Callable[[Tensor, float], Tensor]
 DensityAt = Callable[[Tensor], Tensor]
 
 
+@runtime_checkable
+class Packer(Protocol):
+    """Draws the chi angles of all members anew, for their present backbones."""
+
+    def __call__(
+        self, side_chains: SideChains, backbone: Float[Tensor, "k g 4 3"], generator: torch.Generator
+    ) -> None:
+        """Change ``side_chains.chi``; the backbone is that of the region's residues, Å."""
+        ...
+
+
+@dataclass(frozen=True)
+class RotamerPacker:
+    """From the rotamer library; see ``SideChains.pack``.
+
+    Attributes:
+        density_at: gain of an electron at points in Å; None: rotamer frequency and contacts alone.
+        temperature: of the draw.
+    """
+
+    density_at: DensityAt | None = None
+    temperature: float = 1.0
+
+    def __call__(
+        self, side_chains: SideChains, backbone: Float[Tensor, "k g 4 3"], generator: torch.Generator
+    ) -> None:
+        """Draw rotamers."""
+        side_chains.pack(
+            backbone, generator=generator, density_at=self.density_at, temperature=self.temperature
+        )
+
+
 class SideChainCompletion:
     """Side chains on a backbone prior, resampled every T calls of ``update`` and refined in between.
 
@@ -25,9 +59,9 @@ class SideChainCompletion:
         gradient_steps: S.
         step_size: of the gradient steps on chi, radians^2.
         high: Å; above this noise side chains stay as they are.
-        seed: of the rotamer draws.
+        seed: of the draws.
+        packer: what draws.
         log_likelihood: of all atoms at a noise level, climbed by the gradient steps; None: no steps.
-        density_at: gain of an electron at points in Å; None: rotamer frequency and contacts alone.
     """
 
     def __init__(
@@ -40,8 +74,8 @@ class SideChainCompletion:
         step_size: float,
         high: float,
         seed: int,
+        packer: Packer | None = None,
         log_likelihood: Term | None = None,
-        density_at: DensityAt | None = None,
     ) -> None:
         self.side_chains = side_chains
         self._rows = torch.as_tensor(topology.backbone(range(len(topology.residues))))
@@ -50,17 +84,17 @@ class SideChainCompletion:
         self._step_size = step_size
         self._high = high
         self._log_likelihood = log_likelihood
-        self._density_at = density_at
+        self._packer: Packer = packer or RotamerPacker()
         self._generator = torch.Generator().manual_seed(seed)
         self._calls = 0
 
     def update(self, x0_hat: Float[Tensor, "k m 3"], sigma: float) -> None:
-        """Draw rotamers anew at every T-th call, climb the likelihood in chi at the others."""
+        """Draw chi anew at every T-th call, climb the likelihood in chi at the others."""
         if sigma > self._high:
             return
         backbone = x0_hat[:, self._rows]
         if self._calls % self._every == 0:
-            self.side_chains.pack(backbone, generator=self._generator, density_at=self._density_at)
+            self._packer(self.side_chains, backbone, self._generator)
         elif self._log_likelihood is not None and self._steps > 0:
             likelihood = self._log_likelihood
             self.side_chains.refine(

@@ -118,7 +118,8 @@ class SideChains:
                 chi[0, r] = library.chi[int(library.log_probability.argmax())].to(chi)
         return chi
 
-    def _whole_backbone(self, backbone: Tensor) -> Tensor:
+    def whole_backbone(self, backbone: Float[Tensor, "k g 4 3"]) -> Float[Tensor, "k r 4 3"]:
+        """N, CA, C and O of all residues: the region's as given, the window's as in the model."""
         whole = self._backbone.repeat(len(backbone), 1, 1, 1)
         return whole.index_copy(1, self._given.nonzero()[:, 0], backbone)
 
@@ -132,7 +133,7 @@ class SideChains:
         Args:
             backbone: Å, N, CA, C, O of the region's residues (without the window's), shape=(K, G, 4, 3).
         """
-        return self._builder.build(self._whole_backbone(backbone), self.chi.detach())
+        return self._builder.build(self.whole_backbone(backbone), self.chi.detach())
 
     @torch.no_grad()
     def pack(
@@ -159,7 +160,7 @@ class SideChains:
             temperature: of the draw.
             sweeps: visits of every residue.
         """
-        whole = self._whole_backbone(backbone)
+        whole = self.whole_backbone(backbone)
         table = self._candidates
         points = table.build(self._builder, whole)
         now = self._builder.build(whole, self.chi)
@@ -192,7 +193,7 @@ class SideChains:
         Returns:
             The log likelihood before each step.
         """
-        whole = self._whole_backbone(backbone.detach())
+        whole = self.whole_backbone(backbone.detach())
         turns = self._builder.chi_mask.copy()
         turns[[residue.name == "PRO" for residue in self.topology.residues]] = False
         mask = torch.as_tensor(turns, device=self.chi.device)

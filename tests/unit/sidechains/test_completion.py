@@ -10,7 +10,7 @@ import densemble
 from densemble.atoms import Region
 from densemble.guidance.guided import Completion
 from densemble.io.models import read_model
-from densemble.sidechains.completion import SideChainCompletion
+from densemble.sidechains.completion import Packer, RotamerPacker, SideChainCompletion
 from densemble.sidechains.packing import SideChains
 
 START = Path(densemble.__file__).parent / "data" / "7rin" / "model.cif"
@@ -112,6 +112,25 @@ def test_without_likelihood_or_steps_chi_changes_at_draws_only(setting, changes)
     assert not torch.equal(setting.chains.chi, drawn)
 
 
+def test_chi_is_drawn_by_whatever_packer_is_given(setting):
+    """With the backbone of the step and the completion's own generator."""
+    seen = []
+
+    def turn(side_chains, backbone, generator):
+        seen.append((backbone, torch.rand(1, generator=generator)))
+        side_chains.chi = side_chains.chi + 0.25
+
+    assert isinstance(turn, Packer)
+    before = setting.chains.chi.clone()
+    completion = setting.completion(packer=turn, gradient_steps=0)
+    for i in range(4):
+        completion.update(setting.backbone + i, 1.0)
+    assert torch.allclose(setting.chains.chi, before + 0.5)
+    rows = torch.as_tensor(setting.topology.backbone(range(8)))
+    assert all(torch.equal(b, setting.backbone[:, rows] + i) for (b, _), i in zip(seen, (0, 3), strict=True))
+    assert torch.equal(seen[0][1], torch.rand(1, generator=torch.Generator().manual_seed(11)))
+
+
 def test_draws_see_the_density(setting, model):
     """A map of the deposited side chains pulls them there, another one does not."""
     atoms = torch.tensor(model.coords[model.topology.atoms_of(setting.residues)], dtype=torch.float32)
@@ -125,7 +144,7 @@ def test_draws_see_the_density(setting, model):
         completion.update(setting.backbone, 0.5)
         return float((completion(setting.backbone) - atoms).square().sum(-1).mean().sqrt())
 
-    assert error(density_at=density) < 1.0 < error(density_at=None)
+    assert error(packer=RotamerPacker(density)) < 1.0 < error(packer=None)
 
 
 def test_gradient_of_the_backbone_is_right_and_chi_is_constant(model):
