@@ -1,15 +1,16 @@
 """Chroma's own classes at reduced size, with random weights: its real weights are not at hand.
 
-Import it only after ``pytest.importorskip("chroma", reason=NO_CHROMA)``.
+Import it only after ``pytest.importorskip("chroma", ...)``.
 """
 
 from pathlib import Path
 
 import torch
+from small_crystal import toml
 
 from densemble.priors.chroma.networks import BACKBONE, DESIGN, Kind, new_network
+from densemble.recipes import load_recipe
 
-NO_CHROMA = "generate-chroma is not installed; make chroma"
 SIZES = {"dim_nodes": 16, "dim_edges": 16, "num_neighbors": 12, "num_layers": 2}
 BACKBONE_SIZES = SIZES | {"noise_covariance_model": "globular", "noise_complex_scaling": True}
 
@@ -34,3 +35,22 @@ def write_weights(folder: Path) -> dict[Kind, Path]:
     for kind, network in ((BACKBONE, small_backbone()), (DESIGN, small_design())):
         save_model(network, str(paths[kind]))
     return paths
+
+
+def write_quick_recipe(path: Path, **changes: dict) -> Path:
+    """Paper 1's recipe on a coarser grid, with side chains drawn every 8 steps and 2 gradient steps between.
+
+    Args:
+        path: ends in ``.toml``.
+        changes: by part, keys and values.
+    """
+    recipe = load_recipe("chroma-2024").model_dump(exclude_none=True)
+    quick = {
+        "density": {"margin": 5.0, "spacing": 1.0, "reach": 4.0},
+        "sidechains": {"resample_every": 8, "gradient_steps": 2},
+    }
+    for own in (quick, changes):
+        for name, part in own.items():
+            recipe[name] = recipe[name] | part if isinstance(part, dict) else part
+    path.write_text(toml(recipe), encoding="utf-8")
+    return path

@@ -21,7 +21,7 @@ from densemble.errors import InputError
 BACKBONE = ("N", "CA", "C", "O")
 
 _SPAN = re.compile(
-    r"^(?P<chain>[^:\s]+):(?P<first>-?\d+)(?P<icode1>[A-Za-z]?)(?:-(?P<last>-?\d+)(?P<icode2>[A-Za-z]?))?$"
+    r"^(?P<chain>[^:\s]+):(?P<counted>#?)(?P<first>-?\d+)(?P<icode1>[A-Za-z]?)(?:-(?P<last>-?\d+)(?P<icode2>[A-Za-z]?))?$"
 )
 
 
@@ -159,20 +159,48 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Span:
-    """A closed range of residues of one chain, in author numbering."""
+    """A closed range of residues of one chain, in author numbering.
+
+    ``counted`` ranges have no numbering of the author: the first protein residue of the chain is 1, and
+    residues that the author's numbers leave out count.
+    """
 
     first: ResidueId
     last: ResidueId
+    counted: bool = False
 
     def __str__(self) -> str:
-        if self.first == self.last:
-            return str(self.first)
-        return f"{self.first}-{self.last.number}{self.last.icode}"
+        first = f"{self.first.chain}:{'#' if self.counted else ''}{self.first.number}{self.first.icode}"
+        return first if self.first == self.last else f"{first}-{self.last.number}{self.last.icode}"
+
+    def as_numbered(self, protein: Sequence[ResidueId]) -> Span:
+        """The same range in author numbering, of a model with these residues in chain order.
+
+        Raises:
+            RegionError: a counted place is none of theirs.
+        """
+        if not self.counted:
+            return self
+        own = [rid for rid in protein if rid.chain == self.first.chain]
+        places: dict[int, ResidueId] = {}
+        for before, rid in zip([None, *own], own, strict=False):
+            step = 1 if before is None else max(rid.number - before.number, 1)
+            places[max(places, default=0) + step] = rid
+        for end in (self.first, self.last):
+            if end.number not in places:
+                raise RegionError(
+                    f"region {self}: counted from its first residue, chain {end.chain} has no residue "
+                    f"{end.number} in the model (the last is {max(places, default=0)})"
+                )
+        return Span(places[self.first.number], places[self.last.number])
 
 
 @dataclass(frozen=True)
 class Region:
-    """One or several stretches of chain, written ``A:176-191`` or ``A:176-191,A:238-243``."""
+    """One or several stretches of chain, written ``A:176-191`` or ``A:176-191,A:238-243``.
+
+    ``A:#95-100`` counts from the chain's first residue instead of taking the author's numbers.
+    """
 
     spans: tuple[Span, ...]
 
@@ -195,7 +223,10 @@ class Region:
             last = first
             if match["last"] is not None:
                 last = ResidueId(chain, int(match["last"]), match["icode2"].upper())
-            spans.append(Span(first, last))
+            counted = bool(match["counted"])
+            if counted and (first.icode or last.icode):
+                raise RegionError(f"region '{part}': residues that are counted have no insertion codes")
+            spans.append(Span(first, last, counted))
         if not spans:
             raise RegionError("an empty region; write for example A:176-191")
         return cls(tuple(spans))
@@ -213,7 +244,7 @@ class Region:
         protein = {r.id: i for i, r in enumerate(topology.residues) if r.kind == "protein"}
         chains = sorted({rid.chain for rid in protein})
         stretches: list[list[int]] = []
-        for span in self.spans:
+        for span in (span.as_numbered(list(protein)) for span in self.spans):
             for end in (span.first, span.last):
                 if end not in protein:
                     own = [rid for rid in protein if rid.chain == end.chain]

@@ -75,8 +75,8 @@ _session_options = _with(
 """Options of everything that samples."""
 
 
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of everything that samples a region of a crystal."""
+def _run_options(priors: list[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options of everything that samples a region of a crystal, with these priors to choose from."""
     options = [
         click.option(
             "--members", type=click.IntRange(min=1), default=16, show_default=True, help="Sampled together."
@@ -90,7 +90,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--prior",
-            type=click.Choice(["embedded", "gaussian"]),
+            type=click.Choice(priors),
             default="embedded",
             show_default=True,
             help="The diffusion model of the backbone.",
@@ -99,7 +99,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             "--recipe", help="Method: a name, or a .toml file.  [default: the one made for the prior]"
         ),
     ]
-    return _with(options)(_session_options(command))
+    return lambda command: _with(options)(_session_options(command))
 
 
 _FOLD = ("sequence", "weights", "use_msa_server", "step_scale", "potentials", "recycling", "from_noise")
@@ -161,7 +161,11 @@ def main() -> None:
 @main.command()
 @click.argument("model", type=_PATH)
 @click.argument("data", type=_PATH)
-@click.option("--region", required=True, help="Stretches to sample, for example A:176-191,A:238-243.")
+@click.option(
+    "--region",
+    required=True,
+    help="Stretches to sample, for example A:176-191,A:238-243; A:#2-5 counts from the first residue.",
+)
 @click.option("--start-altloc", help="Conformation to start from, where the model has several.")
 @click.option(
     "--guide",
@@ -181,7 +185,17 @@ def main() -> None:
 @_column_options
 @click.option("--reference", type=_PATH, help="Model to compare the result with; evaluation only.")
 @click.option("--out", type=_PATH, required=True, help="Output folder.")
-@_run_options
+@_run_options(["embedded", "gaussian", "chroma"])
+@click.option(
+    "--weights-backbone",
+    type=_PATH,
+    help="Chroma's backbone network, with --prior chroma.  [default: fetched with your registered key]",
+)
+@click.option(
+    "--weights-design",
+    type=_PATH,
+    help="Chroma's design network, which packs side chains.  [default: likewise]",
+)
 @_plain_errors
 def xray(
     *,
@@ -303,7 +317,7 @@ def cryoem(
 
 @main.command()
 @click.option("--out", type=_PATH, default=Path("densemble-demo"), show_default=True, help="Output folder.")
-@_run_options
+@_run_options(["embedded", "gaussian"])
 @_plain_errors
 def demo(*, out: Path, force: bool, resume: bool, quiet: bool, **settings: Any) -> None:
     """Recover the two states of a loop from real data, starting from one: PTP1B, PDB entry 7RIN.

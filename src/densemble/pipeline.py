@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import JsonValue
 
-from densemble.atoms import Ensemble, Region
+from densemble.atoms import Ensemble
 from densemble.crystal.omit import StretchMap, as_phased_map, omit_map, two_fofc_map
 from densemble.crystal.scaling import r_factors
 from densemble.evaluation import map_fits, member_records, reference_states, start_ensemble
+from densemble.inputs import Inputs, Settings, load
 from densemble.io.maps import write_map
-from densemble.io.models import Model, read_model, require_cell
 from densemble.io.output import (
     MAP_FILE,
     RESULT_FILE,
@@ -26,7 +24,7 @@ from densemble.io.output import (
     versions,
     write_trace,
 )
-from densemble.io.reflections import Reflections, check_same_crystal, read_coefficients, read_reflections
+from densemble.io.reflections import read_coefficients
 from densemble.io.results import (
     OWN_FILES,
     Member,
@@ -40,75 +38,10 @@ from densemble.io.results import (
     write_members,
     write_result_json,
 )
-from densemble.priors.protocol import Prior
-from densemble.problem import CrystalProblem, Guide, Stretches
+from densemble.problem import CrystalProblem, Guide
 from densemble.progress import Clock, Progress
-from densemble.recipes import Recipe, load_recipe
 from densemble.region import Draw, GuideRun, run_guide
-from densemble.run import Checkpoints, embedded_prior, gaussian_prior, passes_of, run_key
-
-RECIPES = {"embedded": "embedded", "gaussian": "densemble"}
-"""The recipe made for each prior."""
-MapKind = Literal["omit", "2fofc", "as-phased"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that a run depends on, but for the files' contents.
-
-    Attributes:
-        model: the start, mmCIF or PDB.
-        data: amplitudes with a free set (MTZ or SF-mmCIF).
-        region: for example ``A:176-191``.
-        start_altloc: conformation to start from, where the model has several.
-        members: sampled together.
-        keep: at most this many are kept.
-        guides: what to run: ``ensemble``, ``each`` (i.i.d.) or ``none``; the last one is the result.
-        map: the target.
-        seed: of all randomness.
-        steps: of the reverse diffusion; the recipe's if None.
-        prior: ``embedded`` (the packaged network) or ``gaussian`` (in closed form).
-        recipe: name of one of the package's, or a TOML file; the one made for the prior if None.
-        labels: columns of the amplitudes and their uncertainties, where the data have several.
-        free_label: column of the free flags, where the data have several that differ.
-    """
-
-    model: Path
-    data: Path
-    region: str
-    start_altloc: str | None = None
-    members: int = 16
-    keep: int = 5
-    guides: tuple[Guide, ...] = ("ensemble",)
-    map: MapKind = "omit"
-    seed: int = 0
-    steps: int | None = None
-    prior: Literal["embedded", "gaussian"] = "embedded"
-    recipe: str | None = None
-    labels: tuple[str, str] | None = None
-    free_label: str | None = None
-
-    @property
-    def recipe_name(self) -> str:
-        """The recipe asked for, or the one made for the prior."""
-        return self.recipe or RECIPES[self.prior]
-
-    def record(self) -> dict[str, JsonValue]:
-        """Plain values, files by name, for ``result.json``."""
-        names = {"model": self.model.name, "data": self.data.name, "guides": list(self.guides)}
-        names["recipe"] = self.recipe_name
-        return asdict(self) | names | {"labels": None if self.labels is None else list(self.labels)}
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """The files as read and found consistent."""
-
-    model: Model
-    reflections: Reflections
-    stretches: Stretches
-    recipe: Recipe
-    files: list[InputFile]
+from densemble.run import Checkpoints, passes_of, run_key
 
 
 @dataclass(frozen=True)
@@ -118,23 +51,6 @@ class Evaluation:
     metrics: Metrics
     r_factors: RFactors
     members: list[Member]
-
-
-def load(settings: Settings) -> Inputs:
-    """Read and check all input; nothing is written.
-
-    Raises:
-        InputError: says which file or option is wrong and what to do.
-    """
-    recipe = load_recipe(settings.recipe_name)
-    region = Region.parse(settings.region)
-    model = read_model(settings.model, altloc=settings.start_altloc)
-    require_cell(model)
-    reflections = read_reflections(settings.data, labels=settings.labels, free_label=settings.free_label)
-    check_same_crystal(model.structure, reflections, name=str(settings.model))
-    stretches = Stretches.of(model, region, window=recipe.sidechains.window)
-    files = [InputFile.of(settings.model), InputFile.of(settings.data)]
-    return Inputs(model, reflections, stretches, recipe, files)
 
 
 def target_map(settings: Settings, inputs: Inputs) -> StretchMap:
@@ -151,12 +67,6 @@ def target_map(settings: Settings, inputs: Inputs) -> StretchMap:
         return two_fofc_map(model.structure, residues, reflections)
     coefficients = read_coefficients(settings.data)
     return as_phased_map(coefficients, model.structure, residues, reflections)
-
-
-def make_prior(settings: Settings, inputs: Inputs) -> Prior:
-    """The diffusion model of the region's backbone."""
-    make = gaussian_prior if settings.prior == "gaussian" else embedded_prior
-    return make(inputs.stretches, inputs.recipe)
 
 
 def evaluate(
@@ -234,7 +144,6 @@ def run_xray(
     check_output(out, force=force, resume=resume)
     with clock("read"):
         inputs = load(settings)
-        prior = make_prior(settings, inputs)  # what it cannot do is said before anything is written
         states = reference_states(reference, inputs.stretches)
     for message in inputs.model.messages:
         tell.message(message)
@@ -249,7 +158,8 @@ def run_xray(
         checkpoints.load()
     write_map(folder / MAP_FILE, problem.target)
     draw = Draw(
-        prior=prior,
+        prior=inputs.prior,
+        packer=inputs.packer,
         recipe=inputs.recipe,
         members=settings.members,
         keep=settings.keep,
@@ -272,7 +182,7 @@ def run_xray(
         inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
         settings=settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")},
         seed=settings.seed,
-        versions=versions(),
+        versions=versions() | inputs.versions,
         device=device(),
         timings=clock.seconds,
         region=str(inputs.stretches.region),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -205,6 +205,8 @@ class RegionProblem:
         mask: weight of each voxel, from the start's reach alone.
         forward: atoms to density: what the target shows.
         sigma: noise of a voxel, in that unit, such that the log-likelihood counts independent data.
+        fit_scale: solve scale and offset of the model; the target is absolute otherwise.
+        uniform_b: all atoms have the mean B factor of the model's protein.
     """
 
     stretches: Stretches
@@ -213,6 +215,8 @@ class RegionProblem:
     mask: Float[Tensor, "nx ny nz"]
     forward: XrayDensity
     sigma: float
+    fit_scale: bool = True
+    uniform_b: bool = False
 
     @classmethod
     def within(
@@ -221,8 +225,8 @@ class RegionProblem:
         around: Surroundings,
         target: DensityMap,
         forward: XrayDensity,
+        recipe: Density,
         *,
-        reach: float,
         d_min: float,
     ) -> Problem:
         """Weigh the voxels and estimate their noise.
@@ -232,23 +236,30 @@ class RegionProblem:
             around: the fixed part.
             target: density of the free part.
             forward: atoms to density.
-            reach: Å from the start within which voxels count.
+            recipe: how far from the start voxels count, and how they are compared.
             d_min: Å, resolution of the target.
         """
         start = stretches.start.double().numpy()
-        mask = reach_mask(target.grid, start, reach, exclude=around.coords)
-        b_iso = stretches.b_start.clamp(min=forward.b_min)
+        mask = reach_mask(target.grid, start, recipe.reach, exclude=around.coords)
+        fit_scale, uniform_b = recipe.fit_scale, recipe.b_iso == "mean"
+        found = cls(stretches, around, target, mask, forward, recipe.sigma or 1.0, fit_scale, uniform_b)
+        if recipe.sigma is not None:
+            return found
         # what the start leaves unexplained is the noise that is known before anything is fitted
-        noise = DensityLikelihood(forward, target, mask, b_iso=b_iso).rms(
-            stretches.start[None], torch.ones(1)
-        )
-        sigma = effective_sigma(target.grid, noise, d_min)
-        return cls(stretches, around, target, mask, forward, sigma)
+        noise = found.likelihood("ensemble", found.b_start).rms(stretches.start[None], torch.ones(1))
+        return replace(found, sigma=effective_sigma(target.grid, noise, d_min))
 
     def likelihood(self, mode: Literal["ensemble", "each"], b_iso: Tensor) -> DensityLikelihood:
         """Eq. 2 of paper 1, or its i.i.d. ablation."""
         return DensityLikelihood(
-            self.forward, self.target, self.mask, b_iso=b_iso, sigma=self.sigma, mode=mode
+            self.forward,
+            self.target,
+            self.mask,
+            b_iso=b_iso,
+            sigma=self.sigma,
+            mode=mode,
+            fit_scale=self.fit_scale,
+            fit_offset=self.fit_scale,
         )
 
     def beside_start(self, b_iso: Tensor) -> BesideKnown:
@@ -258,8 +269,12 @@ class RegionProblem:
 
     @property
     def b_start(self) -> Float[Tensor, " n"]:
-        """Å^2, B factors of the start, not below what the forward model allows."""
-        return self.stretches.b_start.clamp(min=self.forward.b_min)
+        """Å^2, B factors of the start, or their mean, not below what the forward model allows."""
+        b_iso, model = self.stretches.b_start, self.stretches.model
+        if self.uniform_b:
+            protein = [i for i, residue in enumerate(model.topology.residues) if residue.kind == "protein"]
+            b_iso = torch.full_like(b_iso, float(model.b_iso[model.topology.atoms_of(protein)].mean()))
+        return b_iso.clamp(min=self.forward.b_min)
 
     def voxel_values(
         self, coords: Float[Tensor, "k n 3"], b_iso: Float[Tensor, " n"]
@@ -334,4 +349,4 @@ class CrystalProblem(RegionProblem):
         extra = FormFactors(*solvent)
         forward = XrayDensity(grid, topology.elements, d_min=d_min, images=images, extra=extra)
         target = sample(maps.stretch, grid)
-        return cls.within(stretches, around, target, forward, reach=recipe.reach, d_min=d_min)
+        return cls.within(stretches, around, target, forward, recipe, d_min=d_min)

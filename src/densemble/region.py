@@ -24,12 +24,13 @@ from densemble.run import (
     member_score,
     mode_of,
     passes_of,
+    pursue_members,
     refine,
     regularise_members,
     sample_members,
     stages_of,
 )
-from densemble.sidechains.completion import RotamerPacker, SideChainCompletion
+from densemble.sidechains.completion import Packer, RotamerPacker, SideChainCompletion
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Draw:
         keep: at most this many are kept.
         steps: of the reverse diffusion; the recipe's if None.
         seed: of all randomness.
+        packer: draws side chains; None: from the rotamer library and the density.
     """
 
     prior: Prior
@@ -51,6 +53,7 @@ class Draw:
     keep: int
     steps: int | None
     seed: int
+    packer: Packer | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +92,14 @@ def sampled(
     with_start = holds_start(guide, recipe) and draw.members > 1
     members = draw.members - 1 if with_start else draw.members
     soft, geometry = GeometryObjective(restraints, cap=recipe.geometry_cap), GeometryObjective(restraints)
+    steps = recipe.sidechains
+    density_at = None if density is None else problem.density_at(steps.density_gain)
     completion = SideChainCompletion(
         problem.side_chains(members),
         draw.prior.topology,
-        **recipe.sidechains.model_dump(exclude={"window", "density_gain"}),
+        **steps.model_dump(include={"high", "resample_every", "gradient_steps", "step_size"}),
         seed=draw.seed,
-        packer=RotamerPacker(None if density is None else problem.density_at(recipe.sidechains.density_gain)),
+        packer=draw.packer or RotamerPacker(density_at, steps.temperature),
         log_likelihood=density,
     )
     atoms, trace = sample_members(
@@ -136,5 +141,8 @@ def run_guide(
             return ensemble
         return refine(problem, ensemble, geometry, recipe.finish, mode_of(guide))
 
-    selected, ensemble = choose_members(problem, done["atoms"], keep=draw.keep, settle=settle)
+    if recipe.selection == "pursuit":
+        selected, ensemble = pursue_members(problem, done["atoms"], keep=draw.keep)
+    else:
+        selected, ensemble = choose_members(problem, done["atoms"], keep=draw.keep, settle=settle)
     return GuideRun(done["atoms"], selected, ensemble, done["trace"])

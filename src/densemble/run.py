@@ -1,4 +1,4 @@
-"""One guided sampling run on a prepared problem: prior, stages, side chains, checkpoints."""
+"""One guided sampling run on a prepared problem: stages, checkpoints, selection, refinement."""
 
 from __future__ import annotations
 
@@ -28,48 +28,14 @@ from densemble.guidance.stage import Stage, Term
 from densemble.io.output import InputFile
 from densemble.likelihood.bfactor import fit_b
 from densemble.likelihood.density import DensityLikelihood
-from densemble.priors.edm import EDM
-from densemble.priors.embedded import EmbeddedPrior
-from densemble.priors.gaussian import GaussianPrior, anchored_chain
 from densemble.priors.protocol import Prior
-from densemble.problem import Guide, RegionProblem, Stretches
+from densemble.problem import Guide, RegionProblem
 from densemble.recipes import Finish, Recipe
 from densemble.rounds import Pass, Population, RoundsState, Score, sample_rounds
 from densemble.sampler import SamplerState, load_checkpoint, save_checkpoint
 from densemble.selection.pursuit import fit_weights, matching_pursuit
 
 BLUR_STEP = 0.1  # Å; the target is blurred to multiples of this, so that few copies of it are made
-
-
-def gaussian_prior(stretches: Stretches, recipe: Recipe) -> GaussianPrior:
-    """Smooth displacements of the start, held at the anchors."""
-    atoms = stretches.backbone_atoms
-    topology = stretches.topology.subset(atoms)
-    start = stretches.start[torch.as_tensor(atoms)]
-    rank = {r: i for i, r in enumerate(sorted(r for stretch in stretches.moving for r in stretch))}
-    return anchored_chain(
-        topology,
-        start,
-        [[rank[r] for r in stretch] for stretch in stretches.moving],
-        anchored=[(a.before is not None, a.after is not None) for a in stretches.anchors],
-        amplitude=recipe.gaussian.amplitude,
-        smoothness=recipe.gaussian.smoothness,
-        jitter=recipe.gaussian.jitter,
-        process=noise_about(start, recipe),
-    )
-
-
-def embedded_prior(stretches: Stretches, recipe: Recipe) -> EmbeddedPrior:
-    """The packaged network; its noise begins about the start."""
-    model = stretches.model
-    start = stretches.start[torch.as_tensor(stretches.backbone_atoms)]
-    prior = EmbeddedPrior(model.topology, model.coords, stretches.residues)
-    return prior.with_process(noise_about(start, recipe))
-
-
-def noise_about(start: Float[Tensor, "n 3"], recipe: Recipe) -> EDM:
-    """The recipe's noise, centred on the start."""
-    return EDM(center=start, **recipe.noise.model_dump(exclude={"steps"}))
 
 
 def mode_of(guide: Guide) -> Literal["ensemble", "each"]:
@@ -307,9 +273,7 @@ def rank_members(
     try:
         selection = matching_pursuit(*problem.voxel_values(atoms, b_iso), keep=keep)
     except ValueError as error:
-        raise InputError(
-            f"region {problem.stretches.region}: {error}; see whether model and data fit each other there"
-        ) from error
+        raise InputError(_no_member(problem, error)) from error
     return selection.members, b_iso
 
 
@@ -348,6 +312,29 @@ def choose_members(
         best, best_value = trial, value
     assert best is not None  # the order has at least one member
     return order[: len(best)], best
+
+
+def pursue_members(
+    problem: RegionProblem, atoms: Float[Tensor, "k n 3"], *, keep: int
+) -> tuple[tuple[int, ...], Ensemble]:
+    """Members as paper 1 keeps them: Algorithm A2 on plain means, as they were sampled.
+
+    Raises:
+        InputError: no member correlates with the target.
+    """
+    b_iso = problem.b_start
+    try:
+        found = matching_pursuit(*problem.voxel_values(atoms, b_iso), keep=keep, equal=True)
+    except ValueError as error:
+        raise InputError(_no_member(problem, error)) from error
+    coords = atoms[list(found.members)]
+    weights = torch.as_tensor(found.weights, dtype=coords.dtype)
+    ensemble = Ensemble(problem.stretches.topology, coords, weights, b_iso.expand(len(coords), -1))
+    return found.members, ensemble
+
+
+def _no_member(problem: RegionProblem, error: ValueError) -> str:
+    return f"region {problem.stretches.region}: {error}; see whether model and data fit each other there"
 
 
 def refine(

@@ -151,6 +151,7 @@ def test_region_that_cannot_be_sampled(complaint, state):
     assert "B:70" in complaint("--ensemble", "--region", "B:70-75")
     assert "at most 24" in complaint("--ensemble", "--region", "A:62-90")
     assert "guesswork" in complaint("--ensemble", "--region", "A:70-75", "--region-recipe", "guesswork")
+    assert "xray alone" in complaint("--ensemble", "--region", "A:70-75", "--region-recipe", "chroma-2024")
     assert "starts.cif" in complaint(
         "--ensemble", "--region", "A:70-75", "--reference", state.truth.with_name("starts.cif")
     )

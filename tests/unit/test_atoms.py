@@ -121,6 +121,24 @@ def test_regions_that_the_model_does_not_have(text, message):
         Region.parse(text).resolve(topology)
 
 
+def test_counted_residues_begin_at_the_first_and_go_on_over_gaps():
+    """Numbers 5, 6, 6A and, after two that are missing, 9."""
+    topology = topology_of("B:1", "A:5", "A:6", "A:6A", "A:9", "A:400 water")
+    region = Region.parse("A:#1-3,A:#6")
+    assert str(region) == "A:#1-3,A:#6"
+    assert Region.parse(str(region)) == region
+    assert region.resolve(topology) == [[1, 2, 3], [4]]
+    for text, message in (
+        ("A:#4", r"chain A has no residue 4 in the model \(the last is 6\)"),
+        ("C:#1", r"chain C has no residue 1"),
+        ("A:#3-1", "the last residue comes before the first"),
+    ):
+        with pytest.raises(RegionError, match=message):
+            Region.parse(text).resolve(topology)
+    with pytest.raises(RegionError, match="have no insertion codes"):
+        Region.parse("A:#2A-3")
+
+
 def test_a_region_of_a_model_without_protein():
     with pytest.raises(RegionError, match="the protein chains are none"):
         Region.parse("A:1").resolve(topology_of("A:1 water"))

@@ -285,3 +285,21 @@ def test_modes_of_the_likelihood_agree_for_one_member(problem, stretches):
 def test_b_factors_below_what_the_resolution_allows_are_raised(problem):
     low = replace(problem, stretches=replace(problem.stretches, b_start=problem.stretches.b_start * 0))
     assert float(low.b_start.min()) == pytest.approx(max(problem.forward.b_min, 0.0))
+
+
+def test_paper_1_s_likelihood_is_the_plain_sum_of_squares(crystal, stretches):
+    """Eq. 2: absolute densities, one B factor for all atoms, the mean of the model's protein."""
+    maps, _ = problem_of(stretches, crystal.data)
+    paper = load_recipe("chroma-2024").density
+    recipe = paper.model_copy(update={"margin": 5.0, "spacing": 0.8, "reach": 4.0})
+    problem = CrystalProblem.of(stretches, maps, recipe)
+    protein = [atom.b_iso for residue in gemmi.read_structure(str(crystal.model))[0]["A"] for atom in residue]
+    assert problem.b_start.tolist() == pytest.approx([np.mean(protein)] * len(stretches.topology), rel=1e-5)
+    x = torch.stack([stretches.start, stretches.start + 0.3])
+    half = torch.full((2,), 0.5)
+    likelihood = problem.likelihood("ensemble", problem.b_start)
+    calculated = problem.forward(x, half, problem.b_start)
+    difference = problem.mask * (problem.target.values - calculated).square()
+    assert float(likelihood(x, half)) == pytest.approx(-float(difference.sum()), rel=1e-4)
+    fit = likelihood.fit(x, half)
+    assert (float(fit.scale), float(fit.offset)) == (1.0, 0.0)

@@ -10,8 +10,10 @@ from small_crystal import toml
 
 from densemble.errors import InputError
 from densemble.guidance.stage import Stage
+from densemble.inputs import Settings
 from densemble.priors.edm import EDM
-from densemble.recipes import load_recipe
+from densemble.priors.variance_preserving import VariancePreserving
+from densemble.recipes import ChainNoise, load_recipe
 
 SHIPPED = sorted(
     f.name.removesuffix(".toml")
@@ -44,11 +46,42 @@ def test_shipped_recipe_is_complete_and_usable(name):
         Stage(
             name=stage.term, term=lambda x, sigma: x.sum(), **stage.model_dump(exclude={"term"})
         )  # raises where its interval is not one
-    noise = recipe.noise
-    process = EDM(center=torch.zeros(1, 3), **noise.model_dump(exclude={"steps"}))
-    times = process.times(noise.steps)
-    assert any(stage.low < t <= stage.high for stage in recipe.stages for t in times)
+    noise = recipe.noise.model_dump(exclude={"steps"})
+    if isinstance(recipe.noise, ChainNoise):
+        process = VariancePreserving(10 * torch.eye(4), **noise)
+    else:
+        process = EDM(center=torch.zeros(1, 3), **noise)
+    levels = [process.sigma(t) for t in process.times(recipe.noise.steps)]
+    assert any(stage.low < level <= stage.high for stage in recipe.stages for level in levels)
     assert recipe.density.reach <= recipe.density.margin  # the mask lies within the box
+
+
+def test_paper_1_has_the_numbers_of_its_appendix():
+    """Section A.2; members and how many are kept are options, whose defaults are the paper's 16 and 5."""
+    recipe = load_recipe("chroma-2024")
+    (stage,) = recipe.stages
+    assert (stage.term, stage.mode, stage.weight, stage.clip) == ("density", "score", 9.0, 32.5)
+    assert stage.through_network
+    chi = recipe.sidechains
+    assert (chi.resample_every, chi.gradient_steps, chi.step_size, chi.window) == (40, 25, 0.001, 5)
+    assert chi.packer == "chroma"
+    assert recipe.density.b_iso == "mean"
+    assert (2 * recipe.density.sigma**2, recipe.density.fit_scale) == (pytest.approx(1.0), False)
+    assert (recipe.noise.inverse_temperature, recipe.noise.langevin_factor) == (1.0, 0.0)
+    assert recipe.selection == "pursuit"
+    assert recipe.finish.regularise_steps == recipe.finish.refine_steps == 0
+    assert (Settings.members, Settings.keep) == (16, 5)
+
+
+def test_noise_of_chroma_is_told_by_its_keys(tmp_path, values):
+    values["noise"] = {"steps": 5, "inverse_temperature": 2.0, "langevin_factor": 0.5}
+    with pytest.raises(InputError, match=r"own\.toml: noise\.langevin_isothermal: Field required"):
+        load_recipe(written(tmp_path / "own.toml", values))
+    values["noise"]["langevin_isothermal"] = True
+    assert load_recipe(written(tmp_path / "own.toml", values)).noise == ChainNoise(**values["noise"])
+    values["density"]["ensemble"] = "beside_start"
+    with pytest.raises(InputError, match="rounds go on from a noise level in Å"):
+        load_recipe(written(tmp_path / "own.toml", values | {"rounds": ROUNDS}))
 
 
 def test_file_of_the_user_gives_what_it_says(tmp_path, values):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_crystal import write_crystal
 
+from densemble.assembly import embedded_prior, gaussian_prior
 from densemble.errors import InputError
 from densemble.evaluation import reference_states
 from densemble.geometry.objective import GeometryObjective
@@ -22,11 +23,10 @@ from densemble.run import (
     Checkpoints,
     choose_members,
     density_term,
-    embedded_prior,
-    gaussian_prior,
     guidance_terms,
     member_score,
     passes_of,
+    pursue_members,
     refine,
     regularise_members,
     sample_members,
@@ -437,3 +437,18 @@ def test_refinement_betters_the_fit_and_keeps_the_members(problem, states, input
 
     assert residual(refined) < 0.6 * residual(ensemble)
     assert float((refined.coords - ensemble.coords).norm(dim=-1).max()) > 0.05
+
+
+def test_paper_1_keeps_members_as_they_are_at_equal_weights(problem, states):
+    """Algorithm A2 on plain means: both states of an even mixture, in the order of what they explain."""
+    exact = showing(problem, states, [0.5, 0.5])
+    candidates = torch.cat([states[:1] + 4.0, states])
+    members, ensemble = pursue_members(exact, candidates, keep=5)
+    assert set(members) == {1, 2}
+    assert ensemble.weights.tolist() == [0.5, 0.5]
+    assert torch.equal(ensemble.coords, candidates[list(members)])
+    assert torch.equal(ensemble.b_iso[0], exact.b_start)
+    assert len(pursue_members(exact, candidates, keep=1)[0]) == 1
+    inverted = replace(exact, target=DensityMap(exact.target.grid, -exact.target.values))
+    with pytest.raises(InputError, match="no member has a positive correlation"):
+        pursue_members(inverted, states, keep=2)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from densemble.assembly import embedded_prior
 from densemble.atoms import Ensemble, Region
 from densemble.em.inputs import StateInputs, StateSettings
 from densemble.em.problem import StateProblem, less
@@ -23,7 +24,7 @@ from densemble.io.state_results import RegionRecord, models_structure
 from densemble.problem import RegionProblem, Stretches, Surroundings
 from densemble.recipes import Recipe, load_recipe
 from densemble.region import Draw, GuideRun, run_guide
-from densemble.run import Checkpoints, embedded_prior, passes_of
+from densemble.run import Checkpoints, passes_of
 
 ANY_B = 30.0
 """Å^2, of all atoms until the map has been asked; nothing depends on it."""
@@ -63,13 +64,18 @@ class RegionPlan:
 
         Raises:
             InputError: a region without an ensemble; it is not one of the model's, or not one that the prior
-                can move; the reference has nothing of it.
+                can move; the recipe is made for Chroma; the reference has nothing of it.
         """
         if settings.region is None:
             return None
         if not settings.ensemble:
             raise InputError(f"--region {settings.region} says what --ensemble samples; give both")
         region, recipe = Region.parse(settings.region), load_recipe(settings.region_recipe)
+        if recipe.sidechains.packer == "chroma":
+            raise InputError(
+                f"recipe {recipe.name}: Chroma packs side chains for densemble xray alone; take "
+                '--region-recipe embedded or set packer = "rotamers" under [sidechains]'
+            )
         placed = standing(start, start.coords, ANY_B)
         stretches = Stretches.of(placed, region, window=recipe.sidechains.window)
         embedded_prior(stretches, recipe)
@@ -113,9 +119,7 @@ def region_problem(
     stretches = Stretches.of(placed, region, window=recipe.sidechains.window)
     around = Surroundings.of(stretches, reach=recipe.density.margin + 3.0)
     target = rest.taken_out(density)
-    problem = RegionProblem.within(
-        stretches, around, target, forward, reach=recipe.density.reach, d_min=resolution
-    )
+    problem = RegionProblem.within(stretches, around, target, forward, recipe.density, d_min=resolution)
     return problem, rest
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from densemble.priors.protocol import NoiseProcess, Prior
+from densemble.priors.protocol import ConditionalNoise, NoiseProcess, Prior
 
 
 class Held:
@@ -66,18 +66,21 @@ class Substructure:
         process: their noise.
 
     Raises:
-        ValueError: no atom is free, or none is held.
+        ValueError: no atom is free, or none is held; the noise is of all atoms together, as Boltz's.
     """
 
     def __init__(self, prior: Prior, known: Float[Tensor, "n 3"], free: Bool[Tensor, " n"]) -> None:
         if not bool(free.any()) or bool(free.all()):
             raise ValueError("Substructure: needs atoms that are free and atoms that are held")
+        process = prior.process
+        if not isinstance(process, ConditionalNoise):
+            raise ValueError(f"Substructure: {type(process).__name__} has no noise of some atoms alone")
         self.prior = prior
         self.topology = prior.topology.subset(free.nonzero()[:, 0].numpy())
-        self.process: NoiseProcess = prior.process.given(known, ~free)
+        self.process: NoiseProcess = process.given(known, ~free)
         self._known = known
         self._free = free
-        self._gain = prior.process.gain(~free)
+        self._gain = process.gain(~free)
 
     def whole(self, x: Float[Tensor, "k f 3"]) -> Float[Tensor, "k n 3"]:
         """All atoms: the free ones where given, the others in their known places."""

@@ -72,6 +72,11 @@ class NoiseProcess(Protocol):
         """The regression K of the noise of the other atoms on that of the held ones (``correlated``)."""
         ...
 
+
+@runtime_checkable
+class ConditionalNoise(NoiseProcess, Protocol):
+    """Noise of each atom where it is, which leaves a process of its own to some of them."""
+
     def given(self, known: Float[Tensor, "n 3"], held: Bool[Tensor, " n"]) -> NoiseProcess:
         """The noise of the other atoms when those held are in known places, Å."""
         ...

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from densemble.errors import InputError
 
@@ -50,6 +50,26 @@ class Noise(Part):
         return self
 
 
+class ChainNoise(Part):
+    """The reverse process of Chroma; see ``densemble.priors.variance_preserving.VariancePreserving``."""
+
+    steps: Annotated[int, Field(ge=1)]
+    inverse_temperature: Positive
+    langevin_factor: NonNegative
+    langevin_isothermal: bool
+
+
+def _kind_of_noise(value: Any) -> str:  # noqa: ANN401
+    """Chroma's by its ``inverse_temperature``, of a table as read or of a part."""
+    names = value if isinstance(value, dict) else vars(value) if isinstance(value, Part) else ()
+    return "chain" if "inverse_temperature" in names else "edm"
+
+
+AnyNoise = Annotated[
+    Annotated[Noise, Tag("edm")] | Annotated[ChainNoise, Tag("chain")], Discriminator(_kind_of_noise)
+]
+
+
 class GaussianChain(Part):
     """See ``densemble.priors.gaussian.anchored_chain``."""
 
@@ -83,7 +103,10 @@ class Density(Part):
     """The target while sampling: blurred by ``blur_per_sigma`` times the noise, at most ``blur_limit`` Å.
 
     ``ensemble`` says what guide ensemble compares it with: all members ``joint``, or each member
-    ``beside_start``, the start being a member itself (``densemble.likelihood.beside``).
+    ``beside_start``, the start being a member itself (``densemble.likelihood.beside``). ``sigma`` is the
+    noise of a voxel, e/Å^3; without, what the start leaves unexplained, counting independent data instead of
+    voxels. ``fit_scale`` solves scale and offset of the model against the target; otherwise both are
+    absolute. ``b_iso`` says whether atoms have their B factors in the start, or all the mean of the protein.
     """
 
     margin: Positive
@@ -92,13 +115,17 @@ class Density(Part):
     blur_per_sigma: NonNegative
     blur_limit: NonNegative
     ensemble: Literal["joint", "beside_start"] = "joint"
+    sigma: Positive | None = None
+    fit_scale: bool = True
+    b_iso: Literal["start", "mean"] = "start"
 
 
 class SideChainSteps(Part):
     """Algorithm A1 of paper 1: T, S and the step size on chi, active below ``high`` Å of noise.
 
     ``window`` residues on either side have free side chains too; ``density_gain`` is what an electron
-    in a density of 1 e/Å^3 adds to a rotamer's score, in nats.
+    in a density of 1 e/Å^3 adds to a rotamer's score, in nats. ``packer`` says what draws chi, at which
+    ``temperature``: our rotamer library, or Chroma's design network, which knows of no density.
     """
 
     high: Positive
@@ -107,6 +134,8 @@ class SideChainSteps(Part):
     step_size: Positive
     window: Count
     density_gain: NonNegative
+    packer: Literal["rotamers", "chroma"] = "rotamers"
+    temperature: Positive = 1.0
 
 
 class Rounds(Part):
@@ -134,23 +163,31 @@ class Finish(Part):
 
 
 class Recipe(Part):
-    """A complete method; ``geometry_cap`` bounds the geometry's gradient while sampling, in s.d."""
+    """A complete method.
+
+    ``geometry_cap`` bounds the geometry's gradient while sampling, in s.d. ``selection`` says when members
+    are added: while the refined ensemble explains the map by more than the parameters that it adds
+    (``likelihood``), or while its plain mean correlates better, without refinement (``pursuit``, paper 1).
+    """
 
     name: str
     source: str
-    noise: Noise
-    gaussian: GaussianChain
+    noise: AnyNoise
+    gaussian: GaussianChain | None = None
     density: Density
     sidechains: SideChainSteps
     geometry_cap: Positive
     stages: tuple[StageRecipe, ...]
     rounds: Rounds | None = None
+    selection: Literal["likelihood", "pursuit"] = "likelihood"
     finish: Finish
 
     @model_validator(mode="after")
     def _comparable(self) -> Recipe:
         if self.rounds is not None and self.density.ensemble == "joint":
             raise ValueError('rounds compare members, which needs density.ensemble = "beside_start"')
+        if self.rounds is not None and isinstance(self.noise, ChainNoise):
+            raise ValueError("rounds go on from a noise level in Å, which Chroma's noise has not")
         return self
 
 
@@ -185,5 +222,5 @@ def load(name: str, schema: type[Kind], folder: Traversable) -> Kind:
         raise InputError(f"recipe {name}: not valid TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+        where = ".".join(str(part) for part in first["loc"] if part not in ("edm", "chain")) or "the file"
         raise InputError(f"recipe {name}: {where}: {first['msg']}") from error

@@ -56,7 +56,16 @@ def fit_weights(densities: np.ndarray, target: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def matching_pursuit(densities: np.ndarray, target: np.ndarray, *, keep: int) -> Selection:
+def equal_weights(densities: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Those of the plain mean, as paper 1 has it; for the use of ``fit_weights``."""
+    if correlation(densities.mean(axis=0), target) <= 0:
+        raise ValueError("no member has a positive correlation with the target density")
+    return np.full(len(densities), 1 / len(densities))
+
+
+def matching_pursuit(
+    densities: np.ndarray, target: np.ndarray, *, keep: int, equal: bool = False
+) -> Selection:
     """Greedily add the member that most raises the correlation of the joint density with the target.
 
     The weights are refitted jointly for every candidate set, so a member that explains a minor
@@ -66,12 +75,14 @@ def matching_pursuit(densities: np.ndarray, target: np.ndarray, *, keep: int) ->
         densities: one row a member, shape=(K, V).
         target: shape=(V,).
         keep: at most this many members.
+        equal: of equal weights, instead.
 
     Raises:
         ValueError: ``keep`` is below one, or no member correlates with the target.
     """
     if keep < 1:
         raise ValueError(f"keep at least one member, got {keep}")
+    weigh = equal_weights if equal else fit_weights
     chosen: list[int] = []
     weights = np.zeros(0)
     best = 0.0
@@ -80,7 +91,7 @@ def matching_pursuit(densities: np.ndarray, target: np.ndarray, *, keep: int) ->
         for i in sorted(set(range(len(densities))) - set(chosen)):
             trial = [*chosen, i]
             try:
-                fitted = fit_weights(densities[trial], target)
+                fitted = weigh(densities[trial], target)
             except ValueError:
                 continue
             trials.append((correlation(fitted @ densities[trial], target), i, fitted))

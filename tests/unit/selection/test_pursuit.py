@@ -44,6 +44,19 @@ def test_weights_are_those_of_least_squares():
     assert fit_weights(densities, target) == pytest.approx([0.2, 0.5, 0.3])
 
 
+def test_plain_means_are_algorithm_a2():
+    """Paper 1's ensemble is a mean: a minor state that would cost the others their share is left out."""
+    densities = blobs([20, 60, 100])
+    halves = matching_pursuit(densities, 3 * densities[0] + 3 * densities[2] + 1, keep=5, equal=True)
+    assert (set(halves.members), halves.weights.tolist()) == ({0, 2}, [0.5, 0.5])
+    assert halves.score == pytest.approx(1.0)
+    minor = 0.9 * densities[0] + 0.1 * densities[2]
+    assert matching_pursuit(densities, minor, keep=5, equal=True).members == (0,)
+    assert set(matching_pursuit(densities, minor, keep=5).members) == {0, 2}
+    with pytest.raises(ValueError, match="positive correlation"):
+        matching_pursuit(densities, -densities.sum(0), keep=2, equal=True)
+
+
 def test_nothing_to_find_is_an_error():
     densities = blobs([50])
     with pytest.raises(ValueError, match="positive correlation"):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from boltz.model.loss.diffusionv2 import weighted_rigid_align
 from boltz.model.modules.utils import quaternion_to_matrix
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from densemble.atoms import Topology
@@ -237,6 +237,18 @@ class BoltzProcess:
     def precondition(self, gradient: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """sigma^2 gradient: the shift of x0_hat that a score causes."""
         return t**2 * gradient
+
+    def unwhiten(self, z: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
+        """Noise as the process has it: that of all atoms is independent."""
+        return z
+
+    def whiten(self, x: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
+        """Standard normal noise, which it is already."""
+        return x
+
+    def gain(self, held: Bool[Tensor, " n"]) -> Float[Tensor, "f h"]:
+        """Zero: the noise of held atoms foretells nothing."""
+        return self.centre.new_zeros(int((~held).sum()), int(held.sum()))
 
     def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
         """Noise of the first level about ``centre``."""
