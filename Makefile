@@ -51,7 +51,8 @@ $(CHROMA)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 test-chroma: chroma
-	$(CHROMA)/bin/python -m pytest -n 2 -k chroma
+	$(CHROMA)/bin/python -m pytest -n 2 \
+		$(shell find tests -name 'test_chroma_*.py') tests/unit/guidance/test_equation_4.py
 
 clean:
 	rm -rf $(VENV) $(CHROMA) build dist demo
