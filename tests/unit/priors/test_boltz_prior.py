@@ -24,6 +24,7 @@ from densemble.priors.boltz import memory
 from densemble.priors.boltz.memory import bytes_kept, members_that_fit
 from densemble.priors.boltz.process import Anchor, Pose
 from densemble.priors.boltz.steering import Steering
+from densemble.priors.held import Held, Substructure
 from densemble.sampler import SamplerState, sample
 
 KINDS = ("boltz1", "boltz2")
@@ -147,6 +148,23 @@ def test_schedule_is_boltz_own(case):
     assert process.times(STEPS, 20.0)[0] == pytest.approx(20.0)
     with pytest.raises(ValueError, match="two steps"):
         process.times(1)
+
+
+def test_noise_of_the_atoms_is_independent_and_not_of_some_alone(case, generator):
+    prior = case.prior()
+    process, held = prior.process, torch.arange(case.atoms) < 4
+    noisy = process.diffuse(torch.zeros(4000, case.atoms, 3), 3.0, generator)
+    z = process.whiten(noisy)[:, :8] / 3.0
+    covariance = torch.einsum("kid,kjd->ij", z, z) / 12000
+    assert torch.allclose(covariance, torch.eye(8), atol=6 / 12000**0.5)
+    assert torch.equal(process.unwhiten(process.whiten(noisy)), noisy)
+    known = torch.randn(2, case.atoms, 3, generator=generator)
+    x = known + torch.randn(known.shape, generator=generator)
+    found = Held(prior, known, held.expand(2, -1)).denoise(x, 5.0)
+    expected = torch.where(held[:, None], known, prior.denoise(x, 5.0))
+    assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="BoltzProcess"):
+        Substructure(prior, known[0], ~held)
 
 
 @pytest.mark.parametrize("kind", KINDS)
