@@ -3,39 +3,24 @@
 import contextlib
 from pathlib import Path
 
-import boltz.main
 import numpy as np
 import torch
-from boltz.data.module import inference, inferencev2
-from boltz.data.types import Manifest
 from boltz_dictionary import write_cache
 from boltz_networks import EXAMPLE_ATOMS, example_input, reduced_model
 
 from densemble.atoms import Residue, ResidueId, Topology
+from densemble.priors.boltz.inputs import read_input
 from densemble.priors.boltz.prior import BoltzPrior
+from densemble.priors.boltz.weights import BoltzFiles
 
 PARTS = ("s_trunk", "z_trunk", "s_inputs", "feats", "relative_position_encoding", "diffusion_conditioning")
 
 
 def boltz_features(kind, folder, *, padded=False):
-    """Features of the example by Boltz's own command line, step by step."""
-    folder = Path(folder)
-    cache = write_cache(folder / "cache")
-    source = example_input(folder, padded=padded)
-    second = kind == "boltz2"
-    boltz.main.process_inputs(
-        [source], folder, cache / "ccd.pkl", cache / "mols", msa_server_url="", msa_pairing_strategy="",
-        boltz2=second,
-    )  # fmt: skip
-    done = folder / "processed"
-    manifest = Manifest.load(done / "manifest.json")
-    where = [manifest, done / "structures", done / "msa"]
-    if second:
-        dataset = inferencev2.PredictionDataset(
-            *where, cache / "mols", done / "constraints", done / "templates", done / "mols"
-        )
-        return inferencev2.collate([dataset[0]])
-    return inference.collate([inference.PredictionDataset(*where, done / "constraints")[0]])
+    """Features of the example, the same in every run; that they are Boltz's is tested elsewhere."""
+    name = "mols" if kind == "boltz2" else "ccd.pkl"
+    files = BoltzFiles(kind, Path(folder) / "none.ckpt", write_cache(Path(folder) / "cache") / name)
+    return read_input(example_input(folder, padded=padded), files).feats
 
 
 class _CaughtError(Exception):
