@@ -24,6 +24,7 @@ from densemble.geometry.objective import TERMS, GeometryObjective
 from densemble.geometry.regularise import regularise
 from densemble.geometry.restraints import Restraints
 from densemble.guidance.guided import Completion, GuidedPrior
+from densemble.guidance.realign import Realignment
 from densemble.guidance.stage import Stage, Term
 from densemble.io.output import InputFile
 from densemble.likelihood.bfactor import fit_b
@@ -177,6 +178,7 @@ def sample_members(
     seed: int,
     checkpoints: Checkpoints,
     on_step: Callable[[int], None],
+    realign: Realignment | None = None,
 ) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
     """Sample members under guidance, going on from a checkpoint where there is one.
 
@@ -193,6 +195,7 @@ def sample_members(
         seed: of all randomness.
         checkpoints: where the state is kept.
         on_step: told the number of steps done in all passes.
+        realign: moves members as a whole while they are sampled.
 
     Returns:
         All atoms of the members, Å, and the trace of every objective.
@@ -200,7 +203,7 @@ def sample_members(
     Raises:
         InputError: the recipe's guidance is so strong that sampling diverges.
     """
-    guided = GuidedPrior(prior, stages, completion)
+    guided = GuidedPrior(prior, stages, completion, realign=realign)
     generator = torch.Generator().manual_seed(seed)
     state = None
     if checkpoints.current.get("guide") == guide:

@@ -153,5 +153,5 @@ def test_region_that_cannot_be_sampled(complaint, state):
     assert "guesswork" in complaint("--ensemble", "--region", "A:70-75", "--region-recipe", "guesswork")
     assert "xray alone" in complaint("--ensemble", "--region", "A:70-75", "--region-recipe", "chroma-2024")
     assert "starts.cif" in complaint(
-        "--ensemble", "--region", "A:70-75", "--reference", state.truth.with_name("starts.cif")
+        "--placed", "--ensemble", "--region", "A:70-75", "--reference", state.truth.with_name("starts.cif")
     )

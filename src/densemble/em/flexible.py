@@ -59,7 +59,7 @@ class RegionPlan:
 
         Args:
             settings: of the run.
-            start: the model as read, in any pose.
+            start: the model, in any pose.
             reference: a model whose altlocs the result is compared with.
 
         Raises:

@@ -18,6 +18,7 @@ from densemble.em.state import (
     cloud_term,
     density_term,
     ensemble_term,
+    realignment,
     refined,
     stages_of,
 )
@@ -213,6 +214,7 @@ def sampled(
                 seed=settings.seed * 10_000 + batch[0],
                 checkpoints=checkpoints,
                 on_step=partial(_after, on_step, steps * index),
+                realign=realignment(problem.likelihood, recipe, together=settings.whole_ensemble),
             )
             opinion = None if sampling.rate is None else sampling.rate(members)
             checkpoints.finish(name, {"atoms": members, "trace": trace, "confidence": opinion})

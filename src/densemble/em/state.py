@@ -15,6 +15,7 @@ from densemble.atoms import Topology
 from densemble.geometry.objective import GeometryObjective
 from densemble.geometry.regularise import regularise
 from densemble.geometry.restraints import Terms, build_restraints
+from densemble.guidance.realign import MemberTerm, Realignment
 from densemble.guidance.stage import Stage, Term
 from densemble.io.models import Model
 from densemble.likelihood.state import StateLikelihood
@@ -29,9 +30,15 @@ NETWORK, ATTACHED, NETWORK_SD = 4.5, 2.6, 0.05
 BLUR_STEP = 0.5  # Å; the target is blurred to multiples of this, so that few copies of it are made
 
 
-def density_term(likelihood: StateLikelihood, target: Target) -> Term:
+def density_values(likelihood: StateLikelihood, target: Target) -> MemberTerm:
     """Log-likelihood of the map given each member alone; map and model blurred to match the noise."""
-    return lambda atoms, sigma: likelihood(atoms, blur=_blur(target, sigma)).sum()
+    return lambda atoms, sigma: likelihood(atoms, blur=_blur(target, sigma), solve_b=target.solve_b)
+
+
+def density_term(likelihood: StateLikelihood, target: Target) -> Term:
+    """The sum of that over members, which do not know of each other."""
+    values = density_values(likelihood, target)
+    return lambda atoms, sigma: values(atoms, sigma).sum()
 
 
 def ensemble_term(likelihood: StateLikelihood, target: Target) -> Term:
@@ -42,6 +49,24 @@ def ensemble_term(likelihood: StateLikelihood, target: Target) -> Term:
         return likelihood.together(atoms, weights, blur=_blur(target, sigma))
 
     return term
+
+
+def realignment(likelihood: StateLikelihood, recipe: StateRecipe, *, together: bool) -> Realignment | None:
+    """Moves members by the density's log-likelihood, if the recipe wants it.
+
+    Args:
+        likelihood: of the map.
+        recipe: the method.
+        together: of all members; each then stands for its share of it.
+    """
+    if recipe.realign is None:
+        return None
+    joint, alone = ensemble_term(likelihood, recipe.target), density_values(likelihood, recipe.target)
+
+    def shares(atoms: Tensor, sigma: float) -> Tensor:
+        return joint(atoms, sigma).expand(len(atoms)) / len(atoms)
+
+    return Realignment(shares if together else alone, "density", **recipe.realign.model_dump())
 
 
 def _blur(target: Target, sigma: float) -> float:

@@ -93,15 +93,17 @@ class MolmapDensity:
             self.grid, coords.flatten(0, 1), height.flatten(0, 1), alpha.flatten(0, 1), cutoff=self._cutoff
         )
 
-    def members(self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0) -> Float[Tensor, "k nx ny nz"]:
-        """Density of each member alone at full occupancy; see ``__call__``."""
+    def members(
+        self, coords: Float[Tensor, "k n 3"], *, blur: float | Float[Tensor, " k"] = 0.0
+    ) -> Float[Tensor, "k nx ny nz"]:
+        """Density of each member alone at full occupancy, blurred alike or each by its own."""
         return gaussian_density(self.grid, coords, *self._gaussians(len(coords), blur), cutoff=self._cutoff)
 
-    def _gaussians(self, k: int, blur: float) -> tuple[Tensor, Tensor]:
+    def _gaussians(self, k: int, blur: float | Tensor) -> tuple[Tensor, Tensor]:
         """Heights and exponents of the atoms of k members, (k, n, 1) each: variances add, charges stay."""
-        variance = self.sigma**2 + blur**2
-        height = (self._height * (self.sigma**2 / variance) ** 1.5).expand(k, -1)[..., None]
-        return height, torch.full_like(height, 1 / (2 * variance))
+        variance = self.sigma**2 + torch.as_tensor(blur).to(self._height).expand(k)[:, None] ** 2
+        height = (self._height * (self.sigma**2 / variance) ** 1.5)[..., None]
+        return height, (0.5 / variance)[..., None].expand_as(height)
 
 
 class NuclearDensity(XrayDensity):

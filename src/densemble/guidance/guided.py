@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.atoms import Topology
+from densemble.guidance.realign import FollowingProcess, Realignment
 from densemble.guidance.stage import Stage
 from densemble.priors.protocol import NoiseProcess, Prior
 
@@ -89,10 +90,20 @@ class GuidedPrior:
         prior: the unguided prior.
         stages: what guides; several may be active at once, each gradient is computed by itself.
         completion: atoms that the prior does not model.
+        realign: moves samples as a whole; None leaves them where the prior puts them.
     """
 
-    def __init__(self, prior: Prior, stages: Sequence[Stage], completion: Completion | None = None) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        stages: Sequence[Stage],
+        completion: Completion | None = None,
+        *,
+        realign: Realignment | None = None,
+    ) -> None:
         self.prior = prior
+        self.realign = realign
+        self._following = FollowingProcess(prior.process)
         self.stages = tuple(stages)
         self.completion: Completion = completion or AllAtom()
         self.trace: list[dict[str, float]] = []
@@ -105,7 +116,7 @@ class GuidedPrior:
     @property
     def process(self) -> NoiseProcess:
         """The noise of the prior."""
-        return self.prior.process
+        return self.prior.process if self.realign is None else self._following
 
     def denoise(self, x_t: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """E[x0 | x_t, y], approximately: x0_hat plus the shift of every stage active at this noise level."""
@@ -124,7 +135,7 @@ class GuidedPrior:
         shift = torch.zeros_like(x0)
         row = {"sigma": sigma}
         with torch.enable_grad():
-            atoms = self.completion(leaf)
+            atoms = self._placed(self.completion(leaf), row, active)
             for stage in active:
                 value = stage.term(atoms, sigma)
                 row[stage.name] = float(value.detach())
@@ -133,6 +144,20 @@ class GuidedPrior:
                 shift += self._shift(stage, gradient, x0.detach() - x_t, t)
         self.trace.append(row)
         return x0.detach() + shift
+
+    def _placed(self, atoms: Tensor, row: dict[str, float], active: Sequence[Stage]) -> Tensor:
+        """The atoms where realignment wants them, at the steps at which it is done."""
+        realign = self.realign
+        if realign is None or all(stage.name != realign.stage for stage in active):
+            return atoms
+        if sum(realign.stage in before for before in self.trace) % realign.every:
+            return atoms
+        moves = self._following.moves = realign(atoms, row["sigma"])
+        if moves is None:
+            return atoms
+        placed = moves.apply(atoms)
+        row["moved"] = float((placed - atoms).detach().square().sum(-1).mean().sqrt())
+        return placed
 
     def _shift(self, stage: Stage, gradient: Tensor, update: Tensor, t: float) -> Tensor:
         """Shift of x0_hat caused by the gradient of one stage; norms are per member."""

@@ -16,10 +16,12 @@ from densemble.forward.cryoem import AtomForm, FormKind, StateDensity
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.likelihood.blur import gaussian_blur
-from densemble.likelihood.width import fit_form
+from densemble.likelihood.width import best_blur, fit_form
 
 SPACING_PER_WIDTH = 0.8
 """Voxels of a blurred target, over the standard deviation of an atom in it: aliasing below one per cent."""
+NARROWEST, WIDEST = 0.75, 2.0
+"""Resolutions at which ``molmap`` may draw atoms whose B is solved, over that of the map."""
 _PERFECT = 0.9999  # correlation beyond which the likelihood does not grow
 
 
@@ -28,6 +30,7 @@ class _Level:
     """The target blurred, on voxels no finer than it needs."""
 
     density: StateDensity
+    narrow: MolmapDensity
     target: Tensor
     weights: Tensor
     data: float
@@ -98,25 +101,46 @@ class StateLikelihood:
         self.elements, self.occupancy = tuple(elements), occupancy
         self._levels: dict[float, _Level] = {}
 
-    def __call__(self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0) -> Float[Tensor, " k"]:
+    def __call__(
+        self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0, solve_b: bool = False
+    ) -> Float[Tensor, " k"]:
         """Log-likelihood of the map for each member; differentiable.
 
         Args:
             coords: Å, shape=(k, n, 3).
             blur: Å, see ``correlation``.
+            solve_b: likewise.
         """
-        return self._level(blur).log_likelihood(self.correlation(coords, blur=blur))
+        return self._level(blur).log_likelihood(self.correlation(coords, blur=blur, solve_b=solve_b))
 
-    def correlation(self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0) -> Float[Tensor, " k"]:
+    def correlation(
+        self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0, solve_b: bool = False
+    ) -> Float[Tensor, " k"]:
         """Weighted correlation of the map with the density of each member; differentiable.
 
         Args:
             coords: Å, shape=(k, n, 3).
             blur: Å; compare both convolved with a Gaussian of this standard deviation. Reuse the same
                 values: what belongs to each is kept.
+            solve_b: draw each member with the one B factor under which it correlates best, see ``spread``,
+                and not with the form. There the derivative by B vanishes, so the gradient of the whole is
+                the one at the B found.
         """
         level = self._level(blur)
-        return level.correlation(level.density.members(coords))
+        if not solve_b:
+            return level.correlation(level.density.members(coords))
+        return level.correlation(level.narrow.members(coords, blur=self.spread(coords, blur=blur)))
+
+    def spread(self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0) -> Float[Tensor, " k"]:
+        """By how much, Å, each member is best blurred that ``molmap`` draws at ``NARROWEST`` d.
+
+        With d the resolution of the map, B is then ``4 (NARROWEST d)^2 + 8 pi^2 spread^2``, and at most
+        ``4 (WIDEST d)^2``.
+        """
+        level, most = self._level(blur), math.sqrt(WIDEST**2 - NARROWEST**2) * _sigma(self.resolution)
+        with torch.no_grad():
+            drawn = level.narrow.members(coords)
+        return best_blur(level.target, drawn, level.weights, level.narrow.grid, most=most)
 
     def together(
         self, coords: Float[Tensor, "k n 3"], weights: Float[Tensor, " k"], *, blur: float = 0.0
@@ -169,8 +193,8 @@ class StateLikelihood:
         values, weights, grid = self.target.values, self.mask.to(self.target.values), self.target.grid
         if blur == 0:
             density = self.form.density(grid, self.elements, occupancy=self.occupancy, dtype=values.dtype)
-            return _Level(density, values, weights, self.data)
-        width = math.hypot(self.resolution / (math.pi * math.sqrt(2)), blur)
+            return _Level(density, self._narrow(grid, 0.0), values, weights, self.data)
+        width = math.hypot(_sigma(self.resolution), blur)
         finest = width * math.pi * math.sqrt(2)
         values = gaussian_blur(values, grid, blur)
         coarse = _coarser(grid, SPACING_PER_WIDTH * width)
@@ -179,7 +203,22 @@ class StateLikelihood:
         drawn = MolmapDensity(
             coarse, self.elements, resolution=finest, occupancy=self.occupancy, dtype=values.dtype
         )
-        return _Level(drawn, values, weights, _data(self.volume, finest))
+        return _Level(drawn, self._narrow(coarse, blur), values, weights, _data(self.volume, finest))
+
+    def _narrow(self, grid: Grid, blur: float) -> MolmapDensity:
+        """Atoms as narrow as they may be in a map blurred by ``blur`` Å."""
+        return MolmapDensity(
+            grid,
+            self.elements,
+            resolution=math.hypot(NARROWEST * _sigma(self.resolution), blur) * math.pi * math.sqrt(2),
+            occupancy=self.occupancy,
+            dtype=self.target.values.dtype,
+        )
+
+
+def _sigma(resolution: float) -> float:
+    """Å, standard deviation of an atom that ``molmap`` draws at a resolution."""
+    return resolution / (math.pi * math.sqrt(2))
 
 
 def _data(volume: float, resolution: float) -> float:

@@ -1,4 +1,4 @@
-"""The width of the atoms that goes with given coordinates."""
+"""The width of the atoms, one overall B factor, that goes with given coordinates."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import scipy.fft
 import torch
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from densemble.forward.cryoem import AtomForm
-from densemble.grid import DensityMap
+from densemble.grid import DensityMap, Grid
 
 _TRIALS = 9
+_BLURS = 65
 
 
 def fit_form(
@@ -70,3 +72,74 @@ def fit_form(
     low, high = trials[max(best - 1, 0)], trials[min(best + 1, _TRIALS - 1)]
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": tolerance})
     return replace(form, spread=math.exp(found.x))
+
+
+def best_blur(
+    target: Float[Tensor, "nx ny nz"],
+    models: Float[Tensor, "k nx ny nz"],
+    weights: Float[Tensor, "nx ny nz"],
+    grid: Grid,
+    *,
+    most: float,
+) -> Float[Tensor, " k"]:
+    """The Gaussian blur under which each of several densities correlates best with a map.
+
+    A blur is a factor ``exp(-2 pi^2 blur^2 s^2)`` on the coefficients of the Fourier transform, so that one
+    transform of a density serves all blurs: the correlation is a ratio of sums over shells. In it the
+    covariance is over the weighted voxels, and the variance of the density over all, which is the same if
+    there is none of it where the weight is not 1.
+
+    Args:
+        target: the map.
+        models: the densities, not blurred.
+        weights: of the voxels, not negative.
+        grid: their box, taken to be periodic.
+        most: Å, the largest blur; 65 are tried, evenly spaced in their squares, and a parabola laid through
+            the best and its neighbours.
+
+    Returns:
+        Å, standard deviations, shape=(k,).
+    """
+    total = float(weights.sum())
+    covered = weights * (target - (weights * target).sum() / total)
+    shell, squares, twice = _shells(grid)
+    wanted = np.conj(scipy.fft.rfftn(covered.numpy())) * twice
+    tried = np.linspace(0, most**2, _BLURS)
+    factor = np.exp(-2 * np.pi**2 * tried[:, None] * squares)
+    found = []
+    for model in models:
+        own = scipy.fft.rfftn(model.detach().numpy())
+        covariance = factor @ np.bincount(shell, (wanted * own).real.ravel())
+        power = factor**2 @ np.bincount(shell, (np.abs(own) ** 2 * twice).ravel())
+        variance = power - abs(own[0, 0, 0]) ** 2 * math.prod(grid.shape) / total
+        found.append(_summit(tried, covariance / np.sqrt(np.maximum(variance, 1e-12 * power))))
+    return models.new_tensor(np.sqrt(found))
+
+
+def _summit(x: np.ndarray, y: np.ndarray) -> float:
+    """Where the parabola through the highest of evenly spaced points and its neighbours is highest."""
+    i = int(np.argmax(y))
+    if i in (0, len(y) - 1):
+        return float(x[i])
+    bend = y[i - 1] - 2 * y[i] + y[i + 1]
+    return float(x[i] + 0.5 * (x[1] - x[0]) * (y[i - 1] - y[i + 1]) / bend) if bend < 0 else float(x[i])
+
+
+def _shells(grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shells of equal s of the coefficients of ``rfftn``.
+
+    Returns:
+        The shell of each coefficient, flat; the mean s^2 of each shell in Å^-2; and how many coefficients
+        each one stands for, itself and its conjugate, by its place along the last axis.
+    """
+    axes = [np.fft.fftfreq(n, h) for n, h in zip(grid.shape[:2], grid.spacing[:2], strict=True)]
+    axes.append(np.fft.rfftfreq(grid.shape[2], grid.spacing[2]))
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    square = (x**2 + y**2 + z**2).ravel()
+    longest = max(n * h for n, h in zip(grid.shape, grid.spacing, strict=True))
+    shell = np.rint(np.sqrt(square) * longest).astype(np.int64)
+    twice = np.full(len(axes[2]), 2.0, dtype=np.float32)
+    twice[0] = 1.0
+    if grid.shape[2] % 2 == 0:
+        twice[-1] = 1.0
+    return shell, np.bincount(shell, square) / np.maximum(np.bincount(shell), 1), twice

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from small_state import RESOLUTION, write_state
 
 from densemble.atoms import Residue, ResidueId, Topology
@@ -15,6 +16,7 @@ from densemble.em.state import (
     density_term,
     ensemble_term,
     movable,
+    realignment,
     refined,
     stages_of,
 )
@@ -22,10 +24,11 @@ from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import read_map
 from densemble.io.models import read_model
+from densemble.likelihood.blur import gaussian_blur
 from densemble.likelihood.cloud import PointCloud
 from densemble.likelihood.state import StateLikelihood
 from densemble.likelihood.transport import SinkhornDivergence
-from densemble.recipes.state import Finish, Target, load_state_recipe
+from densemble.recipes.state import Finish, Realign, Target, load_state_recipe
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,43 @@ def test_members_alone_or_together(case):
     torch.testing.assert_close(alone(two, 1.0), likelihood(two).sum())
     torch.testing.assert_close(together(two, 1.0), likelihood.together(two, torch.tensor([0.5, 0.5])))
     assert float(together(x[None], 1.0)) == pytest.approx(float(alone(x[None], 1.0)))
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("sigma", [0.5, 8.0])
+def test_a_sample_that_stands_askew_comes_back_to_the_map(case, together, sigma):
+    """By 2 Å and 8 degrees, which one blur of the map or another sees."""
+    model, likelihood = case
+    recipe = load_state_recipe("densemble").model_copy(update={"realign": Realign(every=10, gain=6.0)})
+    realign = realignment(likelihood, recipe, together=together)
+    x = torch.from_numpy(model.coords).float()
+    turn = torch.from_numpy(Rotation.from_rotvec([8.0, 0.0, 0.0], degrees=True).as_matrix()).float()
+    askew = (x - x.mean(0)) @ turn.T + x.mean(0) + torch.tensor([1.2, -1.2, 1.0])
+    assert float((askew - x).norm(dim=-1).mean()) > 2.0
+    moves = realign(torch.stack([askew, askew]), sigma)
+    for found in moves.apply(torch.stack([askew, askew])):
+        assert float((found - x).norm(dim=-1).mean()) < (0.2 if sigma < 1 else 0.25)
+    assert realign(torch.stack([x, x]), sigma) is None
+
+
+def test_without_the_recipe_s_word_nothing_is_moved(case):
+    recipe = load_state_recipe("cryoboltz-2025")
+    assert realignment(case[1], recipe, together=False) is None
+
+
+def test_b_is_solved_where_the_recipe_says_so(case):
+    """A map of atoms twice as wide as the resolution has them: the width is in the objective's hands."""
+    model, likelihood = case
+    x = torch.from_numpy(model.coords).float()[None]
+    wide = DensityMap(
+        likelihood.target.grid, gaussian_blur(likelihood.target.values, likelihood.target.grid, 1.0)
+    )
+    options = {"resolution": RESOLUTION, "volume": likelihood.volume}
+    blurred = StateLikelihood(wide, likelihood.mask, model.topology.elements, **options)
+    target = {"blur_per_sigma": 0.0, "blur_limit": 0.0}
+    fixed, solved = (density_term(blurred, Target(**target, solve_b=solve)) for solve in (False, True))
+    assert float(solved(x, 1.0)) > float(fixed(x, 1.0)) + 100
+    torch.testing.assert_close(solved(x, 1.0), blurred(x, solve_b=True).sum())
 
 
 def test_cloud_term_is_to_be_ascended(case):

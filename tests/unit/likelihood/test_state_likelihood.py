@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.likelihood.blur import gaussian_blur
-from densemble.likelihood.state import StateLikelihood
+from densemble.likelihood.state import NARROWEST, WIDEST, StateLikelihood
 
 ELEMENTS = ("C", "N", "O", "S", "C", "C")
 RESOLUTION = 4.0
@@ -108,6 +108,46 @@ def test_gradient(noisy, atoms, blur):
     likelihood = likelihood_of(noisy)
     start = (torch.stack([atoms, atoms + 0.4]) + 0.2).requires_grad_()
     assert gradcheck(lambda x: likelihood(x, blur=blur), start, atol=1e-6)
+
+
+@pytest.mark.parametrize("blur", [0.0, 2.0])
+def test_gradient_with_b_solved_is_that_of_the_profile(noisy, atoms, blur):
+    """At its optimum B does not matter to the gradient: as exactly as the optimum is found."""
+    likelihood = likelihood_of(noisy)
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return likelihood(x, blur=blur, solve_b=True).sum()
+
+    start = (atoms[None] + 0.2).requires_grad_()
+    (gradient,) = torch.autograd.grad(value(start), start)
+    steps = 1e-4 * torch.eye(start.numel(), dtype=torch.float64).view(-1, *start.shape)
+    with torch.no_grad():
+        numerical = torch.stack([(value(start + h) - value(start - h)) / 2e-4 for h in steps])
+    assert float((gradient.flatten() - numerical).norm() / numerical.norm()) < 0.01
+
+
+@pytest.mark.parametrize("drawn", [3.4, 4.0, 6.5])
+@pytest.mark.parametrize("blur", [0.0, 1.5])
+def test_b_of_a_map_is_found_at_any_blur(atoms, drawn, blur):
+    """A map is as sharp as it is, whatever its resolution is said to be; B is 4 d^2 of ``molmap``."""
+    grid = Grid.around(atoms.numpy(), margin=12.0, spacing=1.0)
+    values = MolmapDensity(grid, ELEMENTS, resolution=drawn, dtype=torch.float64).members(atoms[None])[0]
+    likelihood = likelihood_of(DensityMap(grid, 2.0 * values + 1.0))
+    spread = float(likelihood.spread(atoms[None], blur=blur))
+    b = 4 * (NARROWEST * RESOLUTION) ** 2 + 8 * math.pi**2 * spread**2
+    assert b == pytest.approx(4 * drawn**2, abs=0.02 * 4 * (WIDEST * RESOLUTION) ** 2)
+    assert float(likelihood.correlation(atoms[None], blur=blur, solve_b=True)) > 0.998
+
+
+def test_each_member_has_the_b_that_suits_it(noisy, atoms):
+    likelihood = likelihood_of(noisy)
+    two = torch.stack([atoms, atoms + 0.8])
+    spread = likelihood.spread(two)
+    assert float(spread[1]) > float(spread[0]) + 0.3  # what stands beside its density is better drawn wide
+    torch.testing.assert_close(likelihood.spread(two[1:]), spread[1:])
+    fixed, solved = likelihood(two), likelihood(two, solve_b=True)
+    assert bool((solved >= fixed - 1e-3 * fixed.abs()).all())
+    assert float(solved[1]) > 1.2 * float(fixed[1])
 
 
 @pytest.mark.parametrize("mask", [torch.zeros(3, 3, 3), -torch.ones(3, 3, 3), torch.ones(3, 3, 2)])

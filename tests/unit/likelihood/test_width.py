@@ -11,7 +11,8 @@ from densemble.grid import DensityMap, Grid
 from densemble.likelihood.bfactor import fit_b
 from densemble.likelihood.blur import gaussian_blur
 from densemble.likelihood.density import DensityLikelihood
-from densemble.likelihood.width import fit_form
+from densemble.likelihood.state import weighted_correlation
+from densemble.likelihood.width import best_blur, fit_form
 
 GRID = Grid(origin=(-12.0, -12.0, -12.0), spacing=(1.0, 0.9, 1.1), shape=(25, 27, 22))
 ATOMS = torch.as_tensor(np.random.default_rng(2).uniform(-6, 6, size=(2, 40, 3)))
@@ -82,3 +83,21 @@ def test_b_factors_with_electron_form_factors_are_found():
         likelihood = DensityLikelihood(density=density, target=target, mask=MASK.double(), b_iso=base)
         fitted = fit_b(likelihood, ATOMS, WEIGHTS, **options)
         np.testing.assert_allclose(fitted.numpy(), b_iso.numpy(), atol=0.3)
+
+
+def test_best_blur_is_the_best_of_all_that_are_tried(generator):
+    """Against the correlation written out with the density drawn anew at every blur."""
+    narrow = MolmapDensity(GRID, ELEMENTS, resolution=3.0, dtype=torch.float64)
+    true = torch.tensor([0.0, 1.1], dtype=torch.float64)
+    most = 2.0
+    for member, blur in zip(ATOMS / 2, true, strict=True):
+        target = 0.3 * narrow.members(member[None], blur=float(blur))[0] - 0.2
+        noise = torch.randn(target.shape, generator=generator, dtype=torch.float64)
+        target = target + 0.1 * target.std() * gaussian_blur(noise, GRID, 1.0)
+        mask = (narrow.members(member[None], blur=2.5)[0] > 0.01).double()
+        found = best_blur(target, narrow.members(member[None]), mask, GRID, most=most)
+        trials = np.sqrt(np.linspace(0, most**2, 65))
+        drawn = torch.cat([narrow.members(member[None], blur=float(b)) for b in trials])
+        expected = trials[int(weighted_correlation(target, drawn, mask).argmax())]
+        assert float(found) == pytest.approx(expected, abs=0.1)
+        assert float(found) == pytest.approx(float(blur), abs=0.15)

@@ -66,10 +66,25 @@ class Trusted(Part):
 
 
 class Target(Part):
-    """The target while sampling: blurred by ``blur_per_sigma`` times the noise, at most ``blur_limit`` Å."""
+    """The target while sampling: blurred by ``blur_per_sigma`` times the noise, at most ``blur_limit`` Å.
+
+    ``solve_b`` draws each member with the one B factor that suits it best, at every step.
+    """
 
     blur_per_sigma: NonNegative
     blur_limit: NonNegative
+    solve_b: bool = False
+
+
+class Realign(Part):
+    """Samples are moved as a whole where that makes the map likelier by ``gain`` nats.
+
+    At the first step of the stage with the density, and at every ``every``-th one; see
+    ``densemble.guidance.realign``.
+    """
+
+    every: Annotated[int, Field(ge=1)]
+    gain: NonNegative
 
 
 class StateStage(Part):
@@ -122,6 +137,7 @@ class StateRecipe(Part):
     trust: Trusted
     target: Target
     schedule: Schedule | None = None
+    realign: Realign | None = None
     stages: tuple[StateStage, ...]
     finish: Finish
 
