@@ -38,8 +38,12 @@ class InputFile(Record):
 
     @classmethod
     def of(cls, path: str | Path) -> InputFile:
-        """Record a file that exists."""
-        return cls(name=Path(path).name, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        """Record a file that exists, read in pieces: weights have gigabytes."""
+        digest = hashlib.sha256()
+        with Path(path).open("rb") as stream:
+            while piece := stream.read(1 << 22):
+                digest.update(piece)
+        return cls(name=Path(path).name, sha256=digest.hexdigest())
 
 
 class RunRecord(Record):

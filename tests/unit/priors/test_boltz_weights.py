@@ -17,8 +17,9 @@ from boltz_networks import example_input, reduced_model, save_checkpoint
 from omegaconf import OmegaConf
 
 from densemble.errors import InputError
+from densemble.io.output import InputFile
 from densemble.priors.boltz.package import require_boltz
-from densemble.priors.boltz.weights import find_files, load_network, weights_key
+from densemble.priors.boltz.weights import find_files, load_network
 from densemble.progress import Progress
 
 KINDS = ("boltz1", "boltz2")
@@ -170,8 +171,8 @@ def test_key_of_weights(checkpoints, tmp_path):
     """SHA-256 of the three letters abc, from FIPS 180-2."""
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
-    assert weights_key(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert weights_key(checkpoints["boltz1"]) != weights_key(checkpoints["boltz2"])
+    assert InputFile.of(path).sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert InputFile.of(checkpoints["boltz1"]).sha256 != InputFile.of(checkpoints["boltz2"]).sha256
 
 
 # Downloads: from a folder that plays the server, or from a server that breaks off.

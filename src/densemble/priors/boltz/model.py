@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.atoms import Topology
+from densemble.errors import InputError
 from densemble.io.models import Model
 from densemble.io.output import InputFile
 from densemble.priors.boltz.alignments import MsaServer
@@ -21,11 +22,10 @@ from densemble.priors.boltz.inputs import BoltzInput, input_of_model, read_input
 from densemble.priors.boltz.matching import Match, matched, renamed
 from densemble.priors.boltz.memory import members_that_fit
 from densemble.priors.boltz.prior import BoltzPrior
-from densemble.priors.boltz.process import Anchor
-from densemble.priors.boltz.standing import standing_atoms
+from densemble.priors.boltz.standing import ENOUGH, standing_atoms
 from densemble.priors.boltz.steering import Steering
 from densemble.priors.boltz.trunk import Trunk, conditioning, trunk_of
-from densemble.priors.boltz.weights import find_files, load_network, weights_key
+from densemble.priors.boltz.weights import find_files, load_network
 from densemble.priors.fold import FoldSettings
 from densemble.progress import Progress
 
@@ -62,7 +62,6 @@ class BoltzModel:
         *,
         centre: Float[Tensor, " 3"] | None = None,
         start: Float[Tensor, "n 3"] | None = None,
-        anchor: Anchor | None = None,
         together: int | None = None,
     ) -> BoltzPrior:
         """The network as a prior; see ``BoltzPrior``.
@@ -70,7 +69,6 @@ class BoltzModel:
         Args:
             centre: of pure noise, Å; the origin if None.
             start: where the atoms are before the settings' noise is added, if there are to be any.
-            anchor: where to place samples in the map.
             together: members in one call; as many as memory holds if None.
         """
         feats, second = self.given.feats, self.settings.prior == "boltz2"
@@ -82,7 +80,6 @@ class BoltzModel:
             together=together or 1,
             start=start,
             first=None if start is None else self.settings.from_noise,
-            anchor=anchor,
             steering=Steering(feats, boltz2=second, physical=self.settings.potentials),
         )
         if together is None:
@@ -101,8 +98,16 @@ class BoltzModel:
         Args:
             fold: all atoms of the input, anywhere.
             docked: the starting model.
+
+        Raises:
+            InputError: they have fewer than three atoms in common.
         """
         assert self.match is not None
+        if len(self.match.atoms) < ENOUGH:
+            raise InputError(
+                f"model {docked.path}: {len(self.match.atoms)} of its atoms are of the sequences, too few to "
+                "place a fold by; give a model with backbones"
+            )
         places = np.full(fold.coords.shape, np.nan)
         places[self.match.atoms] = docked.coords[self.match.model_atoms]
         return standing_atoms(self.topology, fold.coords, places)
@@ -133,7 +138,7 @@ def open_boltz(settings: FoldSettings, model: Model | None, *, progress: Progres
         topology = renamed(topology, match, model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(settings.prior, files.weights, device=device, step_scale=settings.step_scale)
-    weights = InputFile(name=files.weights.name, sha256=weights_key(files.weights))
+    weights = InputFile.of(files.weights)
     given = given.to(device)
     trunk = trunk_of(
         network,

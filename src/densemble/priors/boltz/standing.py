@@ -5,11 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 
 from densemble.atoms import Topology
-from densemble.priors.boltz.process import superposing
+from densemble.metrics.coordinates import superpose
 
 FLANK = 4
 """Residues on each side of what is missing by which the fold's coordinates are brought there."""
@@ -30,6 +29,9 @@ def standing_atoms(
         topology: of the fold.
         fold: Å, anywhere.
         places: Å, NaN where the model has no such atom.
+
+    Raises:
+        ValueError: fewer than three places are known.
     """
     known = np.isfinite(places).all(axis=1)
     found = np.where(known[:, None], places, 0.0)
@@ -44,8 +46,8 @@ def standing_atoms(
         bodies.append([r for _, r in run])
     for body in bodies:
         moving = np.isin(residues, body) & ~known
-        guide = _guide(topology, body, known)
-        found[moving] = _brought(fold[moving], fold[guide], places[guide])
+        guide = np.flatnonzero(_guide(topology, body, known))
+        found[moving] = superpose(fold, places, fit=guide)[moving]
     return found
 
 
@@ -61,8 +63,3 @@ def _guide(topology: Topology, body: list[int], known: Bool[np.ndarray, " n"]) -
         if chosen.sum() >= ENOUGH:
             return chosen
     return known
-
-
-def _brought(moving: np.ndarray, guide: np.ndarray, places: np.ndarray) -> np.ndarray:
-    rotation, shift = superposing(torch.from_numpy(guide)[None], torch.from_numpy(places)[None])
-    return moving @ rotation[0].numpy() + shift[0].numpy()

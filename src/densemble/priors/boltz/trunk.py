@@ -79,7 +79,7 @@ def trunk_of(
     Args:
         network: Boltz-1 or Boltz-2.
         given: its input, on the device of the network.
-        weights: what tells these weights from others, see ``densemble.priors.boltz.weights.weights_key``.
+        weights: what tells these weights from others: the SHA-256 of their file.
         cache: folder of trunks.
         recycling: rounds after the first.
         progress: told when the trunk is run.

@@ -7,7 +7,6 @@ either program has downloaded serves both.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
 import tarfile
@@ -142,15 +141,6 @@ def _staging(kind: Kind, cache: Path, wanted: set[str]) -> Iterator[Path]:
             else:
                 (Path(folder) / name).touch()
         yield Path(folder)
-
-
-def weights_key(file: Path) -> str:
-    """SHA-256 of a checkpoint in hexadecimal, read in pieces: it has gigabytes."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def load_network(
