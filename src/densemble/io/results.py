@@ -19,6 +19,7 @@ from torch import Tensor
 
 from densemble.atoms import Ensemble, ResidueId
 from densemble.errors import InputError
+from densemble.io.model_results import FinalModel
 from densemble.io.models import NO_ALTLOC, Model
 from densemble.io.output import MAP_FILE, RESULT_FILE, TRACE_FILE, Record, RunRecord, write_record, write_text
 
@@ -221,6 +222,7 @@ class Result(RunRecord):
     metrics: Metrics
     r_factors: RFactors | None = None
     members: list[Member]
+    model: FinalModel | None = None
 
 
 def write_result_json(path: str | Path, result: Result) -> Path:

@@ -1,0 +1,133 @@
+"""What ``result.json`` says of the final model: its states, its refinement and its validation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from densemble.io.output import Record
+
+MODEL_FILE = "model.cif"
+"""The final model: altlocs only where states differ, refined."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Interval(Record):
+    """A 95 % interval."""
+
+    low: Fraction
+    high: Fraction
+
+
+class State(Record):
+    """One state of a part.
+
+    Attributes:
+        label: its altloc; empty where there is one state only.
+        occupancy: the states of a part sum to one.
+        interval: of the occupancy; None for a single state.
+        members: numbers of the sampled members that are in this state; 0 is the start.
+        rmsd: Å, backbone RMSD to reference states by name: evaluation only.
+    """
+
+    label: str
+    occupancy: Fraction
+    interval: Interval | None = None
+    members: list[int]
+    rmsd: dict[str, float] | None = None
+
+
+class Evidence(Record):
+    """How well the best model of so many states does.
+
+    Attributes:
+        states: how many.
+        fit: on the data that were fitted, in the rule's unit, larger is better.
+        held_out: the same on data held out, if there are any.
+        error: standard error of the last step in what decides (``held_out``, else ``fit``).
+        chosen: whether this number was taken.
+    """
+
+    states: Annotated[int, Field(ge=1)]
+    fit: float
+    held_out: float | None = None
+    error: float | None = None
+    chosen: bool = False
+
+
+class Part(Record):
+    """Residues that move together, and their states, the most occupied first."""
+
+    region: str
+    states: list[State]
+    evidence: list[Evidence]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Part:
+        if not self.states or abs(sum(s.occupancy for s in self.states) - 1) > 1e-6:
+            raise ValueError("the occupancies of a part's states must sum to one")
+        return self
+
+
+class States(Record):
+    """How many states the data support, part by part.
+
+    Attributes:
+        rule: in words, how the number was chosen and on what data.
+        coordinate_error: Å, below which conformations count as the same.
+        parts: those of the region in chain order; residues of no part have one state.
+    """
+
+    rule: str
+    coordinate_error: float
+    parts: list[Part]
+
+
+class Refined(Record):
+    """R factors of one model before and after refinement; RSCC over the region."""
+
+    r_work: tuple[float, float] | None = None
+    r_free: tuple[float, float] | None = None
+    rscc: tuple[float, float]
+
+
+class Refinement(Record):
+    """The one-state start and the model of states, refined alike."""
+
+    cycles: int
+    start: Refined
+    model: Refined
+
+
+class Validation(Record):
+    """Figures of one model; None where they do not apply. Definitions: ``metrics.validation``.
+
+    Attributes:
+        atoms: atoms judged (all conformers).
+        clashscore: clashes per 1000 atoms.
+        ramachandran_favoured: fraction of residues.
+        ramachandran_outliers: fraction of residues.
+        rotamer_outliers: fraction of side chains that have rotamers.
+        bond_rmsz: root mean square of bond lengths' deviations in standard deviations.
+        angle_rmsz: the same of angles.
+        chirality_outliers: centres of the wrong hand.
+    """
+
+    atoms: int
+    clashscore: float | None = None
+    ramachandran_favoured: Fraction | None = None
+    ramachandran_outliers: Fraction | None = None
+    rotamer_outliers: Fraction | None = None
+    bond_rmsz: float | None = None
+    angle_rmsz: float | None = None
+    chirality_outliers: int | None = None
+
+
+class FinalModel(Record):
+    """The final model of a region: states, refinement, and validation of ``start`` and ``model``."""
+
+    states: States
+    refinement: Refinement | None = None
+    validation: dict[str, Validation] = Field(default_factory=dict)
