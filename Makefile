@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CHROMA := .venv-chroma
+DOCS := .venv-docs
 PIP := -m pip install -q --disable-pip-version-check
 
-.PHONY: env boltz demo test lint bench chroma test-chroma clean
+.PHONY: env boltz demo test lint bench docs chroma test-chroma clean
 
 env: $(VENV)/.ready
 
@@ -38,6 +39,16 @@ lint: env boltz
 bench: env
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
+# The documentation site, in an environment of its own without torch: the API is read from the source.
+# A warning (a broken link, a page that no menu names) is an error.
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+
+$(DOCS)/.ready: Makefile
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python $(PIP) mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 ruff==0.14.6
+	touch $@
+
 chroma: $(CHROMA)/.ready
 
 # generate-chroma asks for scikit-learn 1.1.2 and transformers 4.24, which it does not need here, and nglview
@@ -55,4 +66,4 @@ test-chroma: chroma
 		$(shell find tests -name 'test_chroma_*.py') tests/unit/guidance/test_equation_4.py
 
 clean:
-	rm -rf $(VENV) $(CHROMA) build dist demo
+	rm -rf $(VENV) $(CHROMA) $(DOCS) build dist demo
