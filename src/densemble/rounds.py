@@ -198,7 +198,7 @@ def _noised(
 def _completed(guided: GuidedPrior, x: Tensor, finish: Finish, score: Score | None) -> Population:
     """All atoms of the members at the end of a pass, finished and scored."""
     with torch.no_grad():
-        guided.completion.update(x, 0.0)
+        guided.completion.finish(x)
         atoms = guided.completion(x)
     atoms = finish(atoms)
     if score is None:

@@ -65,6 +65,7 @@ def test_paper_1_has_the_numbers_of_its_appendix():
     chi = recipe.sidechains
     assert (chi.resample_every, chi.gradient_steps, chi.step_size, chi.window) == (40, 25, 0.001, 5)
     assert chi.packer == "chroma"
+    assert not chi.final_update, "Algorithm A1 returns after its last step"
     assert recipe.density.b_iso == "mean"
     assert (2 * recipe.density.sigma**2, recipe.density.fit_scale) == (pytest.approx(1.0), False)
     assert (recipe.noise.inverse_temperature, recipe.noise.langevin_factor) == (1.0, 0.0)
