@@ -19,9 +19,11 @@ from small_crystal import StopAt, StoppedError, outcome, write_recipe
 from densemble.atoms import Region
 from densemble.cli import main
 from densemble.demo import example
+from densemble.errors import InputError
 from densemble.io.models import read_model
 from densemble.pipeline import run_xray
 from densemble.priors.chroma.networks import BACKBONE, DESIGN
+from densemble.priors.held import Held
 from densemble.sidechains.build import SideChainBuilder
 from densemble.sidechains.chroma import ChromaPacker
 from densemble.sidechains.packing import SideChains
@@ -215,6 +217,37 @@ def test_side_chains_by_rotamers_need_no_design_network(settings, weights, tmp_p
     recipe = write_quick_recipe(tmp_path / "own.toml", sidechains={"packer": "rotamers", "temperature": 1.0})
     run_xray(replace(settings, recipe=str(recipe), weights_design=None), tmp_path / "out")
     assert (tmp_path / "out" / "ensemble.cif").is_file()
+
+
+def test_our_rounds_by_chroma(settings, tmp_path, monkeypatch):
+    """Nor is the condition a special case: windows of members are held, as by any prior of a region."""
+    recipe = write_quick_recipe(
+        tmp_path / "rounds.toml",
+        density={"ensemble": "beside_start"},
+        rounds={"count": 1, "sigma": 3.0, "steps": 6, "share": 0.5, "window": [2, 4]},
+    )
+    seen, original = [], Held.denoise
+
+    def denoise(held, x_t, t):
+        x0 = original(held, x_t, t)
+        assert torch.equal(x0[held._held], held._known[held._held])
+        seen.append(held.process.sigma(t))
+        return x0
+
+    monkeypatch.setattr(Held, "denoise", denoise)
+    result = run_xray(replace(settings, recipe=str(recipe)), tmp_path / "out")
+    assert seen[0] == pytest.approx(3.0, rel=1e-3)
+    assert len(seen) == 6
+    assert result.metrics.rscc["ensemble"] > -1
+    lines = (tmp_path / "out" / "trace.csv").read_text().splitlines()
+    assert len(lines) == 1 + STEPS + 6
+
+
+def test_rounds_from_more_noise_than_chroma_has_are_refused(settings, tmp_path):
+    rounds = {"count": 1, "sigma": 3e4, "steps": 6, "share": 0.5}
+    recipe = write_quick_recipe(tmp_path / "rounds.toml", density={"ensemble": "beside_start"}, rounds=rounds)
+    with pytest.raises(InputError, match=r"rounds\.sigma: VariancePreserving: noise between"):
+        run_xray(replace(settings, recipe=str(recipe)), tmp_path / "out")
 
 
 def test_chroma_packs_on_other_priors(crystal, weights, monkeypatch, tmp_path):
