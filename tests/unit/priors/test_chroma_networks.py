@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -226,6 +227,26 @@ def test_key_fetches_the_public_weights_once(server, weights, capsys):
     assert loaded.file.name == "chroma_backbone_v1.0.pt"
     assert loaded.file.sha256 == InputFile.of(weights[BACKBONE]).sha256, "the run's record says which weights"
     assert capsys.readouterr().out == "", "what Chroma prints would be among our results"
+
+
+def test_a_run_by_fetched_weights_says_which_they_were(server, weights, tmp_path, monkeypatch):
+    """The key of a run is of the files' contents: other weights are another run."""
+    from densemble.assembly import Method
+    from densemble.recipes import load_recipe
+    from densemble.run import run_key
+
+    monkeypatch.setattr("densemble.assembly.load_backbone", partial(load_network, BACKBONE))
+    monkeypatch.setattr("densemble.assembly.load_design", partial(load_network, DESIGN))
+    server.register()
+    server.content = weights[BACKBONE].read_bytes()
+    recipe = load_recipe("chroma-2024")
+    method = Method.of("chroma", recipe, weights_design=weights[DESIGN])
+    given = Method.of("chroma", recipe, weights_backbone=weights[BACKBONE], weights_design=weights[DESIGN])
+    assert [f.sha256 for f in method.files] == [f.sha256 for f in given.files]
+    saved = torch.load(weights[BACKBONE], weights_only=True)
+    torch.save(saved | {"args": argparse.Namespace(lr=0.1)}, weights[BACKBONE])
+    other = Method.of("chroma", recipe, weights_backbone=weights[BACKBONE], weights_design=weights[DESIGN])
+    assert run_key({}, method.files, recipe) != run_key({}, other.files, recipe)
 
 
 def test_page_in_place_of_weights(server):
