@@ -51,6 +51,6 @@ def write_quick_recipe(path: Path, **changes: dict) -> Path:
     }
     for own in (quick, changes):
         for name, part in own.items():
-            recipe[name] = recipe[name] | part if isinstance(part, dict) else part
+            recipe[name] = recipe.get(name, {}) | part if isinstance(part, dict) else part
     path.write_text(toml(recipe), encoding="utf-8")
     return path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,14 +12,119 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.errors import InputError
+from densemble.io.output import InputFile
+from densemble.priors.chroma.networks import Loaded, load_backbone, load_design, package_version
 from densemble.priors.chroma.prior import ChromaPrior
 from densemble.priors.edm import EDM
 from densemble.priors.embedded import EmbeddedPrior
 from densemble.priors.gaussian import GaussianPrior, anchored_chain
 from densemble.priors.held import Substructure
+from densemble.priors.protocol import Prior
 from densemble.problem import Stretches
 from densemble.recipes import ChainNoise, Noise, Recipe
 from densemble.sidechains.chroma import ChromaPacker
+from densemble.sidechains.completion import Packer
+
+RegionPrior = Literal["embedded", "gaussian", "chroma"]
+"""Priors of a region's backbone: the packaged network, smooth deformations in closed form, Chroma."""
+RECIPES: dict[RegionPrior, str] = {"embedded": "embedded", "gaussian": "densemble", "chroma": "chroma-2024"}
+"""The recipe made for each."""
+TAKE_CHROMA = "take the prior chroma (--prior; of a region in a cryo-EM map --region-prior)"
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """What the members of a region are drawn by, be its map a crystal's or cryo-EM's.
+
+    Prior and packer are chosen apart from each other: the prior by its name, the packer by the recipe.
+
+    Attributes:
+        prior: of the backbone.
+        recipe: the numbers.
+        backbone: Chroma's network, where it is the prior.
+        design: Chroma's packer, where the recipe says so; None: side chains by rotamers.
+    """
+
+    prior: RegionPrior
+    recipe: Recipe
+    backbone: Loaded | None
+    design: Loaded | None
+
+    @classmethod
+    def of(
+        cls,
+        prior: RegionPrior,
+        recipe: Recipe,
+        *,
+        weights_backbone: Path | None = None,
+        weights_design: Path | None = None,
+    ) -> Method:
+        """Load the networks that are needed, and no others.
+
+        Args:
+            prior: of the backbone.
+            recipe: the numbers.
+            weights_backbone: of Chroma's backbone network; fetched by Chroma with the user's key if None.
+            weights_design: of Chroma's design network, likewise.
+
+        Raises:
+            InputError: the recipe is not made for the prior; weights that nothing uses; see also
+                ``densemble.priors.chroma.networks.load_network``.
+        """
+        (chain_noise if prior == "chroma" else edm_noise)(recipe)
+        packs = recipe.sidechains.packer == "chroma"
+        if weights_backbone is not None and prior != "chroma":
+            raise InputError(f"--weights-backbone: of no use to the prior {prior}; {TAKE_CHROMA}")
+        if weights_design is not None and not packs:
+            raise InputError(
+                f"--weights-design: of no use to the recipe {recipe.name}, which packs side chains by "
+                'rotamers; take the recipe chroma-2024, or set packer = "chroma" under [sidechains]'
+            )
+        return cls(
+            prior=prior,
+            recipe=recipe,
+            backbone=load_backbone(weights_backbone) if prior == "chroma" else None,
+            design=load_design(weights_design) if packs else None,
+        )
+
+    def prior_of(self, stretches: Stretches) -> Prior:
+        """The diffusion model of the stretches' backbone, everything else held.
+
+        Raises:
+            InputError: the recipe is not made for it, or it cannot move these stretches.
+        """
+        if self.backbone is not None:
+            return chroma_prior(stretches, self.recipe, self.backbone.network)
+        return (gaussian_prior if self.prior == "gaussian" else embedded_prior)(stretches, self.recipe)
+
+    def packer_of(self, stretches: Stretches) -> Packer | None:
+        """What draws the side chains; None: the rotamer library."""
+        return None if self.design is None else chroma_packer(stretches, self.recipe, self.design.network)
+
+    @property
+    def networks(self) -> list[Loaded]:
+        """Those whose weights are not part of this package."""
+        return [loaded for loaded in (self.backbone, self.design) if loaded is not None]
+
+    @property
+    def files(self) -> list[InputFile]:
+        """Their weights, given or fetched."""
+        return [loaded.file for loaded in self.networks]
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What the user should know of them."""
+        return tuple(message for loaded in self.networks for message in loaded.messages)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of packages that only some methods depend on."""
+        return package_version() if self.networks else {}
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where these networks are."""
+        return self.networks[0].device if self.networks else None
 
 
 def gaussian_prior(stretches: Stretches, recipe: Recipe) -> GaussianPrior:
@@ -56,11 +163,34 @@ def noise_about(start: Float[Tensor, "n 3"], recipe: Recipe) -> EDM:
     """The recipe's noise, centred on the start.
 
     Raises:
-        InputError: it is Chroma's.
+        InputError: see ``edm_noise``.
+    """
+    return EDM(center=start, **edm_noise(recipe).model_dump(exclude={"steps"}))
+
+
+def edm_noise(recipe: Recipe) -> Noise:
+    """The numbers of the noise of all priors but Chroma.
+
+    Raises:
+        InputError: the recipe has those of Chroma.
     """
     if not isinstance(recipe.noise, Noise):
-        raise InputError(f"recipe {recipe.name}: its noise is Chroma's; add --prior chroma or choose another")
-    return EDM(center=start, **recipe.noise.model_dump(exclude={"steps"}))
+        raise InputError(f"recipe {recipe.name}: its noise is Chroma's; {TAKE_CHROMA}, or another recipe")
+    return recipe.noise
+
+
+def chain_noise(recipe: Recipe) -> ChainNoise:
+    """The numbers of Chroma's noise.
+
+    Raises:
+        InputError: the recipe has others.
+    """
+    if not isinstance(recipe.noise, ChainNoise):
+        raise InputError(
+            f"recipe {recipe.name}: its noise is not Chroma's; take the recipe chroma-2024, or give this one "
+            "a [noise] with inverse_temperature, langevin_factor and langevin_isothermal"
+        )
+    return recipe.noise
 
 
 def chroma_prior(stretches: Stretches, recipe: Recipe, network: Any) -> Substructure:  # noqa: ANN401
@@ -72,14 +202,10 @@ def chroma_prior(stretches: Stretches, recipe: Recipe, network: Any) -> Substruc
         network: see ``densemble.priors.chroma.networks.load_backbone``.
 
     Raises:
-        InputError: the recipe has other noise, or nothing is left to hold.
+        InputError: the recipe has other noise, or rounds from more noise than this has; or nothing is left
+            to hold.
     """
-    noise = recipe.noise
-    if not isinstance(noise, ChainNoise):
-        raise InputError(
-            f"recipe {recipe.name}: its noise is not Chroma's; take --recipe chroma-2024, or give the recipe "
-            "a [noise] with inverse_temperature, langevin_factor and langevin_isothermal"
-        )
+    noise = chain_noise(recipe)
     topology, coords = stretches.model.topology, stretches.model.coords
     prior = ChromaPrior(topology, coords, network, **noise.model_dump(exclude={"steps"}))
     moving = topology.backbone([r for stretch in stretches.residues for r in stretch])
@@ -90,7 +216,13 @@ def chroma_prior(stretches: Stretches, recipe: Recipe, network: Any) -> Substruc
             "have no place in the map; leave out some of the chain"
         )
     known = torch.as_tensor(coords[prior.atoms], dtype=torch.float32)
-    return Substructure(prior, known, torch.as_tensor(free))
+    region = Substructure(prior, known, torch.as_tensor(free))
+    if recipe.rounds is not None:
+        try:
+            region.process.level(recipe.rounds.sigma)
+        except ValueError as error:
+            raise InputError(f"recipe {recipe.name}: rounds.sigma: {error}") from error
+    return region
 
 
 def chroma_packer(stretches: Stretches, recipe: Recipe, network: Any) -> ChromaPacker:  # noqa: ANN401

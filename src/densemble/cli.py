@@ -75,6 +75,25 @@ _session_options = _with(
 """Options of everything that samples."""
 
 
+_REGION_PRIORS = ["embedded", "gaussian", "chroma"]
+
+_chroma_options = _with(
+    [
+        click.option(
+            "--weights-backbone",
+            type=_PATH,
+            help="Chroma's backbone network, if the prior is Chroma.  [default: fetched with your key]",
+        ),
+        click.option(
+            "--weights-design",
+            type=_PATH,
+            help="Chroma's design network, which packs side chains.  [default: likewise]",
+        ),
+    ]
+)
+"""Options of everything that samples a region, by Chroma if so chosen."""
+
+
 def _run_options(priors: list[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Options of everything that samples a region of a crystal, with these priors to choose from."""
     options = [
@@ -185,17 +204,8 @@ def main() -> None:
 @_column_options
 @click.option("--reference", type=_PATH, help="Model to compare the result with; evaluation only.")
 @click.option("--out", type=_PATH, required=True, help="Output folder.")
-@_run_options(["embedded", "gaussian", "chroma"])
-@click.option(
-    "--weights-backbone",
-    type=_PATH,
-    help="Chroma's backbone network, with --prior chroma.  [default: fetched with your registered key]",
-)
-@click.option(
-    "--weights-design",
-    type=_PATH,
-    help="Chroma's design network, which packs side chains.  [default: likewise]",
-)
+@_run_options(_REGION_PRIORS)
+@_chroma_options
 @_plain_errors
 def xray(
     *,
@@ -260,11 +270,17 @@ def xray(
     "--region-members", type=click.IntRange(min=1), default=16, show_default=True, help="Sampled of it."
 )
 @click.option(
-    "--region-recipe",
+    "--region-prior",
+    type=click.Choice(_REGION_PRIORS),
     default="embedded",
     show_default=True,
-    help="Method for it: a name of xray's, or a .toml file.",
+    help="The diffusion model of its backbone, as xray's --prior.",
 )
+@click.option(
+    "--region-recipe",
+    help="Method for it: a name of xray's, or a .toml file.  [default: the one made for its prior]",
+)
+@_chroma_options
 @click.option(
     "--keep",
     type=click.IntRange(1, 26),

@@ -198,6 +198,10 @@ def run_cryoem(
             check_reference(problem.model, known)
         chosen = [] if selection is None else Region.parse(selection).resolve(problem.model.topology)
     messages = [*inputs.messages, *(fold.messages if fold is not None else ()), *problem.messages]
+    files, drawn_by = inputs.files, None if plan is None else plan.method
+    if drawn_by is not None:
+        messages += drawn_by.messages
+        files = files + drawn_by.files
     for message in messages:
         tell.message(message)
     # What cannot be done is said before anything is written.
@@ -208,7 +212,7 @@ def run_cryoem(
         described["region_recipe_values"] = plan.recipe.model_dump(mode="json")
     key = run_key(
         described if fold is None else described | {"fold_record": fold.record.model_dump()},
-        inputs.files,
+        files,
         inputs.recipe,
     )
     checkpoints = Checkpoints(folder / "checkpoint.pt", key)
@@ -239,11 +243,11 @@ def run_cryoem(
                 plan, settings, inputs, problem, state, checkpoints=checkpoints, on_step=on_step
             )
     result = StateResult(
-        inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
+        inputs=files if reference is None else [*files, InputFile.of(reference)],
         settings=described,
         seed=settings.seed,
-        versions=versions(),
-        device=device(),
+        versions=versions() | ({} if drawn_by is None else drawn_by.versions),
+        device=device(None if drawn_by is None else drawn_by.device),
         timings=clock.seconds,
         messages=[*messages, *found.messages],
         map=map_record(inputs, problem, found.seen[0].form),

@@ -8,20 +8,16 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from densemble.assembly import chroma_packer, chroma_prior, embedded_prior, gaussian_prior
+from densemble.assembly import RECIPES, Method, RegionPrior
 from densemble.atoms import Region
-from densemble.errors import InputError
 from densemble.io.models import Model, read_model, require_cell
 from densemble.io.output import InputFile
 from densemble.io.reflections import Reflections, check_same_crystal, read_reflections
-from densemble.priors.chroma.networks import load_backbone, load_design, package_version
 from densemble.priors.protocol import Prior
 from densemble.problem import Guide, Stretches
 from densemble.recipes import Recipe, load_recipe
 from densemble.sidechains.completion import Packer
 
-RECIPES = {"embedded": "embedded", "gaussian": "densemble", "chroma": "chroma-2024"}
-"""The recipe made for each prior."""
 MapKind = Literal["omit", "2fofc", "as-phased"]
 
 
@@ -58,7 +54,7 @@ class Settings:
     map: MapKind = "omit"
     seed: int = 0
     steps: int | None = None
-    prior: Literal["embedded", "gaussian", "chroma"] = "embedded"
+    prior: RegionPrior = "embedded"
     recipe: str | None = None
     labels: tuple[str, str] | None = None
     free_label: str | None = None
@@ -85,18 +81,23 @@ class Settings:
 class Inputs:
     """The files as read and found consistent, and the prior made of them.
 
-    ``packer`` draws the side chains, None: rotamers; ``versions`` are of packages that only some runs depend
-    on.
+    ``packer`` draws the side chains, None: rotamers; ``method`` is what both were made by, and ``files`` has
+    the weights of its networks too.
     """
 
     model: Model
     reflections: Reflections
     stretches: Stretches
     recipe: Recipe
+    method: Method
     prior: Prior
     packer: Packer | None
     files: list[InputFile]
-    versions: dict[str, str]
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return (*self.model.messages, *self.method.messages)
 
 
 def load(settings: Settings) -> Inputs:
@@ -112,33 +113,19 @@ def load(settings: Settings) -> Inputs:
     reflections = read_reflections(settings.data, labels=settings.labels, free_label=settings.free_label)
     check_same_crystal(model.structure, reflections, name=str(settings.model))
     stretches = Stretches.of(model, region, window=recipe.sidechains.window)
-    packs = recipe.sidechains.packer == "chroma"
-    _check_weights(settings, packs=packs)
-    weights = [path for path in (settings.weights_backbone, settings.weights_design) if path is not None]
+    method = Method.of(
+        settings.prior,
+        recipe,
+        weights_backbone=settings.weights_backbone,
+        weights_design=settings.weights_design,
+    )
     return Inputs(
         model=model,
         reflections=reflections,
         stretches=stretches,
         recipe=recipe,
-        prior=_make_prior(settings, stretches, recipe),
-        packer=chroma_packer(stretches, recipe, load_design(settings.weights_design)) if packs else None,
-        files=[InputFile.of(path) for path in (settings.model, settings.data, *weights)],
-        versions=package_version() if packs or settings.prior == "chroma" else {},
+        method=method,
+        prior=method.prior_of(stretches),
+        packer=method.packer_of(stretches),
+        files=[InputFile.of(settings.model), InputFile.of(settings.data), *method.files],
     )
-
-
-def _make_prior(settings: Settings, stretches: Stretches, recipe: Recipe) -> Prior:
-    """The diffusion model of the region's backbone."""
-    if settings.prior == "chroma":
-        return chroma_prior(stretches, recipe, load_backbone(settings.weights_backbone))
-    return (gaussian_prior if settings.prior == "gaussian" else embedded_prior)(stretches, recipe)
-
-
-def _check_weights(settings: Settings, *, packs: bool) -> None:
-    if settings.weights_backbone is not None and settings.prior != "chroma":
-        raise InputError(f"--weights-backbone: of no use to the prior {settings.prior}; add --prior chroma")
-    if settings.weights_design is not None and not packs:
-        raise InputError(
-            f"--weights-design: of no use to the recipe {settings.recipe_name}, which packs side chains by "
-            'rotamers; take --recipe chroma-2024 or set packer = "chroma" under [sidechains]'
-        )

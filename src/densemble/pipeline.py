@@ -145,7 +145,7 @@ def run_xray(
     with clock("read"):
         inputs = load(settings)
         states = reference_states(reference, inputs.stretches)
-    for message in inputs.model.messages:
+    for message in inputs.messages:
         tell.message(message)
     with clock("map"):
         tell.message(f"calculating the {settings.map} map of {settings.region}")
@@ -182,8 +182,8 @@ def run_xray(
         inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
         settings=settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")},
         seed=settings.seed,
-        versions=versions() | inputs.versions,
-        device=device(),
+        versions=versions() | inputs.method.versions,
+        device=device(inputs.method.device),
         timings=clock.seconds,
         region=str(inputs.stretches.region),
         metrics=found.metrics,

@@ -32,6 +32,9 @@ from densemble.run import (
 )
 from densemble.sidechains.completion import Packer, RotamerPacker, SideChainCompletion
 
+CHI_STEPS = {"high", "resample_every", "gradient_steps", "step_size", "final_update"}
+"""What of a recipe's side chains says when chi moves and how."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -97,7 +100,7 @@ def sampled(
     completion = SideChainCompletion(
         problem.side_chains(members),
         draw.prior.topology,
-        **steps.model_dump(include={"high", "resample_every", "gradient_steps", "step_size"}),
+        **steps.model_dump(include=CHI_STEPS),
         seed=draw.seed,
         packer=draw.packer or RotamerPacker(density_at, steps.temperature),
         log_likelihood=density,

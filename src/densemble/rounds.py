@@ -35,7 +35,7 @@ class Pass:
 
     Attributes:
         steps: reverse steps.
-        first: noise level at which members of the pass before go on; None begins with pure noise.
+        first: noise at which members of the pass before go on, Å; None begins with pure noise.
         share: of the members that stay in play when those that go on are drawn.
         window: least and largest number of residues that are sampled anew; None is all of them.
     """
@@ -145,6 +145,7 @@ def sample_rounds(
     population = None
     for index in range(0 if state is None else state.index, len(passes)):
         this = passes[index]
+        first = None if this.first is None else guided.process.level(this.first)
         if state is not None:
             parents, held, sampler = state.parents, state.held, state.sampler
         elif population is not None:
@@ -152,7 +153,9 @@ def sample_rounds(
             held = None
             if this.window is not None:
                 held = held_outside_windows(guided.topology, members, this.window, generator)
-            sampler = _noised(guided, parents, this, backbone, generator)
+            if first is None:
+                raise ValueError("sample_rounds: only the first pass begins with pure noise")
+            sampler = _noised(guided, parents, first, backbone, generator)
         else:
             parents, held, sampler = None, None, None
         prior: Prior = guided
@@ -173,7 +176,7 @@ def sample_rounds(
             steps=this.steps,
             members=members,
             generator=generator,
-            first=this.first,
+            first=first,
             state=sampler,
             on_step=after,
         )
@@ -185,20 +188,18 @@ def sample_rounds(
 
 
 def _noised(
-    guided: GuidedPrior, parents: Population, this: Pass, backbone: Tensor, generator: torch.Generator
+    guided: GuidedPrior, parents: Population, first: float, backbone: Tensor, generator: torch.Generator
 ) -> SamplerState:
-    """The parents with the noise of the pass's first level, their side chains taken over."""
-    if this.first is None:
-        raise ValueError("sample_rounds: only the first pass begins with pure noise")
+    """The parents with the noise of level ``first``, their side chains taken over."""
     guided.completion.adopt(parents.atoms)
-    x = guided.process.diffuse(parents.atoms[:, backbone], this.first, generator)
+    x = guided.process.diffuse(parents.atoms[:, backbone], first, generator)
     return SamplerState(0, x, generator.get_state())
 
 
 def _completed(guided: GuidedPrior, x: Tensor, finish: Finish, score: Score | None) -> Population:
     """All atoms of the members at the end of a pass, finished and scored."""
     with torch.no_grad():
-        guided.completion.update(x, 0.0)
+        guided.completion.finish(x)
         atoms = guided.completion(x)
     atoms = finish(atoms)
     if score is None:

@@ -79,6 +79,8 @@ def check_prior(prior: Prior, *, members: int = 2, seed: int = 0) -> None:
     assert all(a > b for a, b in itertools.pairwise(times)), "times must decrease"
     sigmas = [prior.process.sigma(t) for t in times]
     assert sigmas[-1] <= 1e-3 * sigmas[0], "the last level must be noise-free"
+    level = prior.process.level(sigmas[4])
+    assert abs(prior.process.sigma(level) - sigmas[4]) < 1e-3 * sigmas[4], "level must undo sigma"
     x = prior.process.initial(members, generator)
     n = len(prior.topology)
     assert x.shape == (members, n, 3), f"initial must give shape {(members, n, 3)}, got {tuple(x.shape)}"

@@ -91,6 +91,6 @@ def test_region_that_leaves_nothing_to_hold(complaint, chroma):
 
 
 def test_weights_that_are_of_no_use(complaint, tmp_path):
-    assert "add --prior chroma" in complaint(weights_backbone=tmp_path / "any.pt")
+    assert "take the prior chroma (--prior" in complaint(weights_backbone=tmp_path / "any.pt")
     said = complaint(weights_design=tmp_path / "any.pt")
     assert "--weights-design: of no use to the recipe" in said

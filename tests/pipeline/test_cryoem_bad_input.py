@@ -151,7 +151,16 @@ def test_region_that_cannot_be_sampled(complaint, state):
     assert "B:70" in complaint("--ensemble", "--region", "B:70-75")
     assert "at most 24" in complaint("--ensemble", "--region", "A:62-90")
     assert "guesswork" in complaint("--ensemble", "--region", "A:70-75", "--region-recipe", "guesswork")
-    assert "xray alone" in complaint("--ensemble", "--region", "A:70-75", "--region-recipe", "chroma-2024")
+    region = ("--ensemble", "--region", "A:70-75")
+    assert "--region-prior" in complaint(*region, "--region-recipe", "chroma-2024")
+    said = complaint(*region, "--region-recipe", "densemble", "--region-prior", "chroma")
+    assert "its noise is not Chroma's; take the recipe chroma-2024" in said
+    assert "--weights-backbone: of no use to the prior gaussian" in complaint(
+        *region, "--region-prior", "gaussian", "--weights-backbone", state.map
+    )
+    options = {"--region-prior": "gaussian", "--region-recipe": "embedded", "--weights-design": "x.pt"}
+    for option, value in options.items():
+        assert f"{option} says how a region is sampled" in complaint(option, value)
     assert "starts.cif" in complaint(
         "--placed", "--ensemble", "--region", "A:70-75", "--reference", state.truth.with_name("starts.cif")
     )

@@ -1,5 +1,7 @@
 """Sampling in rounds, on priors whose samples are known."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from densemble.guidance.guided import AllAtom, GuidedPrior
 from densemble.priors.edm import EDM
 from densemble.priors.gaussian import anchored_chain
 from densemble.priors.held import Held
+from densemble.priors.variance_preserving import VariancePreserving
 from densemble.rounds import Pass, Population, held_outside_windows, sample_rounds
 from densemble.sampler import sample
 from densemble.testing import chain_topology
@@ -217,7 +220,50 @@ def test_gaussian_prior_is_kept_by_a_round_without_preference(generator):
         members=3000,
         generator=generator,
         finish=lambda atoms: atoms,
-        score=lambda atoms: torch.zeros(len(atoms)),
+        score=later_is_better(),
     )
     spread = found.atoms.square().mean((0, 2))
     assert torch.allclose(spread, prior.covariance.diagonal(), rtol=0.08)
+
+
+def later_is_better():
+    """A score without preference among members, by which those of a later pass go on."""
+    calls = itertools.count()
+    return lambda atoms: torch.full((len(atoms),), float(next(calls)))
+
+
+class LikeNoise:
+    """x0 ~ N(center, (width L)(width L)^T) under variance-preserving noise L z, as Chroma has it."""
+
+    width = 0.6
+
+    def __init__(self, residues):
+        self.topology, n = chain_topology(residues), 4 * residues
+        factor = torch.tril(torch.ones(n, n, dtype=torch.float64)) + 0.3 * torch.eye(n, dtype=torch.float64)
+        self.process = VariancePreserving(factor, center=torch.zeros(n, 3, dtype=torch.float64))
+
+    def denoise(self, x_t, t):
+        alpha, sigma = self.process.schedule.alpha_sigma(t)
+        return alpha * self.width**2 / (alpha**2 * self.width**2 + sigma**2) * x_t
+
+
+def test_a_round_of_windows_under_correlated_noise_keeps_the_prior(generator):
+    """The condition is the one of all priors: what is held foretells the window, and samples stay samples."""
+    prior, members, seen = LikeNoise(3), 2000, []
+    found = sample_rounds(
+        GuidedPrior(prior, []),
+        [Pass(120), Pass(120, 4.0, 1.0, (1, 2))],
+        backbone=torch.arange(12),
+        members=members,
+        generator=generator,
+        finish=lambda atoms: atoms,
+        score=later_is_better(),
+        on_step=seen.append,
+    )
+    moved = (found.atoms - seen[-1].parents.atoms).norm(dim=-1)
+    held = seen[-1].held
+    assert float(moved[held].max()) < 0.1, "by the noise of Chroma's last level"
+    assert float(moved[~held].median()) > 0.3
+    z = prior.process.whiten(found.atoms) / prior.width
+    covariance = torch.einsum("kid,kjd->ij", z, z) / (3 * members) - torch.eye(12, dtype=torch.float64)
+    assert float(covariance.abs().max()) < 5 * (2 / (3 * members)) ** 0.5 + 0.03  # and steps of 1/120

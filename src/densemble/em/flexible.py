@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from densemble.assembly import embedded_prior
+from densemble.assembly import Method
 from densemble.atoms import Ensemble, Region
 from densemble.em.inputs import StateInputs, StateSettings
 from densemble.em.problem import StateProblem, less
@@ -43,13 +43,13 @@ class RegionPlan:
 
     Attributes:
         region: stretches of chain.
-        recipe: of its sampling.
+        method: what its members are drawn by.
         states: its atoms in the altlocs of a reference, by letter; evaluation only.
         source: of these, a file's name.
     """
 
     region: Region
-    recipe: Recipe
+    method: Method
     states: dict[str, np.ndarray]
     source: str
 
@@ -63,29 +63,53 @@ class RegionPlan:
             reference: a model whose altlocs the result is compared with.
 
         Raises:
-            InputError: a region without an ensemble; it is not one of the model's, or not one that the prior
-                can move; the recipe is made for Chroma; the reference has nothing of it.
+            InputError: a region without an ensemble, or what is said of one without a region; it is not one
+                of the model's, or not one that the prior can move; the recipe is not made for the prior; the
+                reference has nothing of it.
         """
         if settings.region is None:
+            _check_unused(settings)
             return None
         if not settings.ensemble:
             raise InputError(f"--region {settings.region} says what --ensemble samples; give both")
-        region, recipe = Region.parse(settings.region), load_recipe(settings.region_recipe)
-        if recipe.sidechains.packer == "chroma":
-            raise InputError(
-                f"recipe {recipe.name}: Chroma packs side chains for densemble xray alone; take "
-                '--region-recipe embedded or set packer = "rotamers" under [sidechains]'
-            )
+        region, recipe = Region.parse(settings.region), load_recipe(settings.region_recipe_name)
         placed = standing(start, start.coords, ANY_B)
         stretches = Stretches.of(placed, region, window=recipe.sidechains.window)
-        embedded_prior(stretches, recipe)
+        method = Method.of(
+            settings.region_prior,
+            recipe,
+            weights_backbone=settings.weights_backbone,
+            weights_design=settings.weights_design,
+        )
+        method.prior_of(stretches)
         states = reference_states(reference, stretches)
-        return cls(region, recipe, states, "" if reference is None else reference.name)
+        return cls(region, method, states, "" if reference is None else reference.name)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The numbers of the sampling."""
+        return self.method.recipe
 
     @property
     def steps(self) -> int:
         """Of the reverse diffusion, in all passes."""
         return sum(this.steps for this in passes_of("ensemble", None, self.recipe))
+
+
+def _check_unused(settings: StateSettings) -> None:
+    """See that nothing is said of a region where there is none.
+
+    Raises:
+        InputError: names the option.
+    """
+    said = {
+        "--region-prior": settings.region_prior != "embedded",
+        "--region-recipe": settings.region_recipe is not None,
+        "--weights-backbone": settings.weights_backbone is not None,
+        "--weights-design": settings.weights_design is not None,
+    }
+    for option in (option for option, given in said.items() if given):
+        raise InputError(f"{option} says how a region is sampled; give --ensemble and --region, or not it")
 
 
 def region_problem(
@@ -181,7 +205,8 @@ def flexible(
         resolution=inputs.resolution,
     )
     draw = Draw(
-        prior=embedded_prior(found.stretches, plan.recipe),
+        prior=plan.method.prior_of(found.stretches),
+        packer=plan.method.packer_of(found.stretches),
         recipe=plan.recipe,
         members=settings.region_members,
         keep=settings.keep,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
+from densemble.assembly import RECIPES, RegionPrior
 from densemble.em.halfmaps import check_same_grid, resolution_of_half_maps
 from densemble.errors import InputError
 from densemble.forward.cryoem import FormKind
@@ -46,7 +47,11 @@ class StateSettings:
         ensemble: the members together explain the map (paper 1), instead of each alone.
         region: stretches of which the ensemble is, for example ``A:176-191``; of the whole model if None.
         region_members: sampled of a region.
-        region_recipe: how: one of the recipes for crystals, or a TOML file.
+        region_prior: of its backbone, as for crystals.
+        region_recipe: how: one of the recipes for crystals, or a TOML file; the one made for the prior if
+            None.
+        weights_backbone: of Chroma's backbone network; fetched by Chroma with the user's key if None.
+        weights_design: of Chroma's design network, likewise.
         keep: of an ensemble, at most so many.
         seed: of all randomness.
         fit_in_b: write each residue's map correlation into the B column, times 100.
@@ -68,7 +73,10 @@ class StateSettings:
     ensemble: bool = False
     region: str | None = None
     region_members: int = 16
-    region_recipe: str = "embedded"
+    region_prior: RegionPrior = "embedded"
+    region_recipe: str | None = None
+    weights_backbone: Path | None = None
+    weights_design: Path | None = None
     keep: int = 5
     seed: int = 0
     fit_in_b: bool = False
@@ -95,9 +103,14 @@ class StateSettings:
         """Whether the samples of the whole model are to explain the map together."""
         return self.ensemble and self.region is None
 
+    @property
+    def region_recipe_name(self) -> str:
+        """The recipe asked for, or the one made for the region's prior."""
+        return self.region_recipe or RECIPES[self.region_prior]
+
     def record(self) -> dict[str, JsonValue]:
         """Plain values, files by name, for ``result.json``."""
-        values = _plain(asdict(self))
+        values = _plain(asdict(self)) | {"region_recipe": self.region_recipe_name}
         return values if self.fold is None else values | {"prior": self.fold.prior}
 
 

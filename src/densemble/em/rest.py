@@ -59,6 +59,9 @@ class Rest:
             kind: of form.
             resolution: Å, of the map.
             margin: Å between the region's atoms and the faces of the box.
+
+        Raises:
+            InputError: nothing stays around the region.
         """
         grid = box_around(density.grid, model.coords[region], margin)
         occupancy = shown(model)
@@ -67,6 +70,11 @@ class Rest:
         points = grid.points()
         beside = cKDTree(coords).query(points)[0] < AROUND
         beside &= cKDTree(model.coords[region]).query(points)[0] > resolution
+        if not beside.any():
+            raise InputError(
+                "nothing of the model is left around the region and the window of its side chains, by which "
+                "the map could be brought to scale; choose a shorter region"
+            )
         weights = torch.from_numpy(beside).float()
         x, one = torch.from_numpy(coords).float()[None], torch.ones(1)
         filled = torch.from_numpy(occupancy[stays]).float()

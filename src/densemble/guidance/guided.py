@@ -23,6 +23,10 @@ class Completion(Protocol):
         """Bring the completion's own state (side-chain torsions) up to date; no gradient."""
         ...
 
+    def finish(self, x0: Float[Tensor, "k n 3"]) -> None:
+        """Bring the state to what the members at the end of sampling are to have; no gradient."""
+        ...
+
     def __call__(self, x0_hat: Float[Tensor, "k n 3"]) -> Float[Tensor, "k m 3"]:
         """All atoms, differentiable in ``x0_hat``."""
         ...
@@ -64,6 +68,9 @@ class AllAtom:
         self._memory = memory
 
     def update(self, x0_hat: Float[Tensor, "k n 3"], sigma: float) -> None:
+        """Nothing to bring up to date."""
+
+    def finish(self, x0: Float[Tensor, "k n 3"]) -> None:
         """Nothing to bring up to date."""
 
     def __call__(self, x0_hat: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:

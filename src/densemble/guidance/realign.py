@@ -144,6 +144,10 @@ class FollowingProcess:
         """As that of the prior's own."""
         return self.process.sigma(t)
 
+    def level(self, sigma: float) -> float:
+        """As that of the prior's own."""
+        return self.process.level(sigma)
+
     def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
         """As that of the prior's own."""
         return self.process.initial(members, generator)

@@ -65,9 +65,16 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("densemble", "torch", "gemmi", "numpy", "scipy")}
 
 
-def device() -> str:
-    """What a run was done on."""
-    return f"cpu, {torch.get_num_threads()} threads"
+def device(network: torch.device | None = None) -> str:
+    """What a run was done on.
+
+    Args:
+        network: where its network is, if not on the CPU as all else.
+    """
+    cpu = f"cpu, {torch.get_num_threads()} threads"
+    if network is None or network.type == "cpu":
+        return cpu
+    return f"{cpu}; network on {torch.cuda.get_device_name(network)}"
 
 
 def write_record(path: str | Path, record: Record) -> Path:

@@ -43,8 +43,8 @@ class DensityLikelihood:
     gradient of the whole is the one at fixed scale and offset.
 
     ``mode="each"`` is the ablation of paper 1, Table A2: each member alone, at the occupancy of the whole
-    ensemble and with its own scale and offset, is to explain the map; the result is the mean over members,
-    and a member's gradient does not depend on the others.
+    ensemble and with its own scale and offset, is to explain the map. The result is the sum over members, so
+    that a member's gradient is the one that it has without the others, however many there are.
 
     Attributes:
         density: atoms to density.
@@ -101,7 +101,7 @@ class DensityLikelihood:
                 deviation, for a wider basin of attraction. Sigma stays, so blurring also tempers. A few
                 blurred targets are kept, so reuse the same levels.
         """
-        return -self.fit(coords, weights, blur=blur).residual.mean() / (2 * self.sigma**2)
+        return -self.fit(coords, weights, blur=blur).residual.sum() / (2 * self.sigma**2)
 
     def fit(self, coords: Float[Tensor, "k n 3"], weights: Float[Tensor, " k"], *, blur: float = 0.0) -> Fit:
         """Scale, offset and what they leave: for the ensemble, or for each member in mode ``each``."""
@@ -115,7 +115,10 @@ class DensityLikelihood:
     def rms(
         self, coords: Float[Tensor, "k n 3"], weights: Float[Tensor, " k"], *, blur: float = 0.0
     ) -> float:
-        """Weighted root mean square residual per voxel: the sigma under which this fit is most likely."""
+        """Weighted root mean square residual per voxel: the sigma under which this fit is most likely.
+
+        In mode ``each`` over the voxels of all members.
+        """
         with torch.no_grad():
             residual = self.fit(coords, weights, blur=blur).residual.mean()
         return math.sqrt(float(residual) / float(self.mask.sum()))

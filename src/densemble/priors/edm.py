@@ -57,6 +57,10 @@ class EDM:
         """The noise level is its own label."""
         return t
 
+    def level(self, sigma: float) -> float:
+        """The noise level is its own label."""
+        return sigma
+
     def unwhiten(self, z: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
         """L z."""
         return z if self.factor is None else self.factor @ z

@@ -10,6 +10,11 @@ prior with the covariance of its noise, and for any smooth prior as the noise va
 noise K is zero, and the estimate is replaced where it is known and nowhere else. For Chroma's process it is
 what the SubstructureConditioner of the released package does to its gradients (Ingraham et al. 2023,
 supplementary section M), without that class's shifts of the centre of mass.
+
+Both conditions ask of a prior only the ``gain`` of its noise (and ``given``, the noise that is left).
+``Held`` is what the rounds of any prior of a region do to the residues outside a window; ``Substructure``
+makes a prior of a region out of one of a whole model, such as Chroma. The packaged network is one of a
+region by itself: it is told of its surroundings.
 """
 
 from __future__ import annotations

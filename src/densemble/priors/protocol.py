@@ -32,6 +32,10 @@ class NoiseProcess(Protocol):
         """Standard deviation in Å of the noise on x0 at level ``t``, per coordinate."""
         ...
 
+    def level(self, sigma: float) -> float:
+        """The label of the level at which the noise is ``sigma`` Å."""
+        ...
+
     def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
         """Draw x at the first time."""
         ...

@@ -110,6 +110,23 @@ class VariancePreserving:
         alpha, sigma = self.schedule.alpha_sigma(t)
         return sigma / alpha * self._spread
 
+    def level(self, sigma: float) -> float:
+        """The label at which the noise is ``sigma`` Å, as a number of single precision.
+
+        Raises:
+            ValueError: the noise is never so weak or so strong.
+        """
+        high, low = self.span
+        if not self.sigma(low) <= sigma <= self.sigma(high):
+            raise ValueError(
+                f"VariancePreserving: noise between {self.sigma(low):.3g} and {self.sigma(high):.3g} Å, "
+                f"not {sigma:g} Å"
+            )
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.sigma(middle) < sigma else (low, middle)
+        return float(torch.tensor(high, dtype=torch.float32))
+
     def unwhiten(self, z: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
         """L z."""
         return self.factor.to(z) @ z

@@ -124,7 +124,8 @@ class SideChainSteps(Part):
     """Algorithm A1 of paper 1: T, S and the step size on chi, active below ``high`` Å of noise.
 
     ``window`` residues on either side have free side chains too; ``density_gain`` is what an electron
-    in a density of 1 e/Å^3 adds to a rotamer's score, in nats. ``packer`` says what draws chi, at which
+    in a density of 1 e/Å^3 adds to a rotamer's score, in nats. ``final_update`` brings side chains up to date
+    once more when sampling is done, which Algorithm A1 does not. ``packer`` says what draws chi, at which
     ``temperature``: our rotamer library, or Chroma's design network, which knows of no density.
     """
 
@@ -134,6 +135,7 @@ class SideChainSteps(Part):
     step_size: Positive
     window: Count
     density_gain: NonNegative
+    final_update: bool = True
     packer: Literal["rotamers", "chroma"] = "rotamers"
     temperature: Positive = 1.0
 
@@ -186,8 +188,6 @@ class Recipe(Part):
     def _comparable(self) -> Recipe:
         if self.rounds is not None and self.density.ensemble == "joint":
             raise ValueError('rounds compare members, which needs density.ensemble = "beside_start"')
-        if self.rounds is not None and isinstance(self.noise, ChainNoise):
-            raise ValueError("rounds go on from a noise level in Å, which Chroma's noise has not")
         return self
 
 

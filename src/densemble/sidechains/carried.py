@@ -62,6 +62,9 @@ class CarriedAtoms:
     def update(self, x0_hat: Float[Tensor, "k m 3"], sigma: float) -> None:
         """Nothing to bring up to date."""
 
+    def finish(self, x0: Float[Tensor, "k m 3"]) -> None:
+        """Nothing to bring up to date."""
+
     def __call__(self, x0_hat: Float[Tensor, "k m 3"]) -> Float[Tensor, "k n 3"]:
         """All atoms in the model's order, differentiable in ``x0_hat``."""
         frames = x0_hat[:, self._rows]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from densemble.atoms import BACKBONE, Topology
 from densemble.priors.chroma.layout import ChainLayout
+from densemble.priors.chroma.networks import device_of, seeded
 from densemble.sidechains.packing import SideChains
 from densemble.sidechains.residues import placements
 
@@ -74,19 +75,19 @@ class ChromaPacker:
         atoms = self._atoms.repeat(members, 1, 1, 1)
         atoms[:, places, :4] = side_chains.whole_backbone(backbone).to(atoms)
         sampled = self._lacking.index_fill(1, places, 1.0)
-        with torch.random.fork_rng(devices=[]), _quiet():
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with seeded(seed, device_of(self.network)), _quiet():
             # one member at a time: with more, the released decoder mixes them where it keeps given angles
             chi = torch.cat([self._decoded(one, sampled)[:, places] for one in atoms.split(1)])
         side_chains.chi = (chi + self._shift[places]).to(side_chains.chi)
 
     def _decoded(self, atoms: Tensor, sampled: Tensor) -> Tensor:
         """The steps of ``GraphDesign.pack``, but that only some residues are sampled, after all others."""
-        network = self.network
-        chains, sequence = self.layout.chains, self.layout.sequence
-        alone = torch.zeros_like(
-            atoms
-        )  # the encoder was trained on backbones with nothing in the other places
+        network, device = self.network, device_of(self.network)
+        atoms, sampled = atoms.to(device), sampled.to(device)
+        chains, sequence = self.layout.chains.to(device), self.layout.sequence.to(device)
+        # the encoder was trained on backbones with nothing in the other places
+        alone = torch.zeros_like(atoms)
         alone[:, :, :4] = atoms[:, :, :4]
         node_h, edge_h, edge_idx, mask_i, mask_ij = network.encode(alone, chains)
         order = network.traversal(alone, chains, priority=sampled)
@@ -103,7 +104,7 @@ class ChromaPacker:
             mask_sample=sampled,
             resample_chi=False,
         )
-        return chi
+        return chi.to(self._atoms)
 
     @staticmethod
     def _parent_name(topology: Topology, atom: int) -> str:

@@ -60,6 +60,8 @@ class SideChainCompletion:
         step_size: of the gradient steps on chi, radians^2.
         high: Å; above this noise side chains stay as they are.
         seed: of the draws.
+        final_update: one more update when sampling is done, on the members' own backbones. Algorithm A1 has
+            none: its members have the chi angles of their last step.
         packer: what draws.
         log_likelihood: of all atoms at a noise level, climbed by the gradient steps; None: no steps.
     """
@@ -74,6 +76,7 @@ class SideChainCompletion:
         step_size: float,
         high: float,
         seed: int,
+        final_update: bool = True,
         packer: Packer | None = None,
         log_likelihood: Term | None = None,
     ) -> None:
@@ -83,6 +86,7 @@ class SideChainCompletion:
         self._steps = gradient_steps
         self._step_size = step_size
         self._high = high
+        self._final_update = final_update
         self._log_likelihood = log_likelihood
         self._packer: Packer = packer or RotamerPacker()
         self._generator = torch.Generator().manual_seed(seed)
@@ -101,6 +105,11 @@ class SideChainCompletion:
                 backbone, lambda atoms: likelihood(atoms, sigma), steps=self._steps, step_size=self._step_size
             )
         self._calls += 1
+
+    def finish(self, x0: Float[Tensor, "k m 3"]) -> None:
+        """One more update if there is to be one, or if nothing was drawn yet (no guidance asked for chi)."""
+        if self._final_update or self._calls == 0:
+            self.update(x0, 0.0)
 
     def __call__(self, x0_hat: Float[Tensor, "k m 3"]) -> Float[Tensor, "k n 3"]:
         """All atoms, differentiable in the backbone."""

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from densemble.atoms import Topology
+from densemble.atoms import BACKBONE, Topology
 from densemble.geometry.restraints import LINK_DISTANCE, build_restraints
 from densemble.sidechains.build import SideChainBuilder
 from densemble.sidechains.candidates import Candidates, DensityAt
@@ -27,7 +27,7 @@ from densemble.sidechains.rotamers import rotamers
 def window_of(topology: Topology, coords: np.ndarray, residues: Sequence[int], width: int) -> list[int]:
     """Residues at most ``width`` places along the chain from the given ones, these left out, increasing.
 
-    Gaps and residues whose side chain cannot be built end the window.
+    Gaps and residues whose side chain cannot be built, or whose backbone is not complete, end the window.
     """
     found: set[int] = set()
     for start in residues:
@@ -45,6 +45,8 @@ def _joined(topology: Topology, coords: np.ndarray, i: int, j: int) -> bool:
     residue = topology.residues[j]
     c, n = topology.atom_index.get((min(i, j), "C")), topology.atom_index.get((max(i, j), "N"))
     if residue.kind != "protein" or not is_buildable(residue.name) or c is None or n is None:
+        return False
+    if any((j, name) not in topology.atom_index for name in BACKBONE):
         return False
     distance = float(np.linalg.norm(coords[c] - coords[n]))
     return topology.residues[i].id.chain == residue.id.chain and not distance > LINK_DISTANCE

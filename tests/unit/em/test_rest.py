@@ -73,6 +73,13 @@ def test_a_map_of_something_else_is_refused(model, region):
         rest_of(model, "electron", density, region).taken_out(density)
 
 
+def test_a_region_that_leaves_nothing_around_it_is_refused(model):
+    everything = np.arange(len(model.topology))
+    density = DensityMap(grid_of(model), drawn(model, "electron", everything, grid_of(model)))
+    with pytest.raises(InputError, match="choose a shorter region"):
+        rest_of(model, "electron", density, everything)
+
+
 def test_box_is_on_the_voxels_of_the_map():
     grid = Grid((1.0, -2.0, 0.5), (0.9, 1.1, 1.0), (40, 40, 40))
     points = np.array([[10.0, 12.0, 8.0], [14.0, 13.0, 9.0]])

@@ -69,14 +69,34 @@ def test_ensemble_is_least_squares_over_the_mask(fit_scale, fit_offset):
 
 
 @pytest.mark.parametrize(("fit_scale", "fit_offset"), OPTIONS)
-def test_each_is_the_mean_of_separate_fits(fit_scale, fit_offset):
+def test_each_is_the_sum_of_separate_fits(fit_scale, fit_offset):
     likelihood, coords, weights = problem(mode="each", fit_scale=fit_scale, fit_offset=fit_offset)
     residuals = []
     for k in range(3):
         one = likelihood.density(coords[k : k + 1], weights.sum()[None], likelihood.b_iso)
         residuals.append(least_squares(likelihood, (one + likelihood.context).numpy())[1])
     np.testing.assert_allclose(likelihood.fit(coords, weights).residual.numpy(), residuals)
-    assert float(likelihood(coords, weights)) == pytest.approx(-np.mean(residuals) / (2 * 0.7**2))
+    assert float(likelihood(coords, weights)) == pytest.approx(-np.sum(residuals) / (2 * 0.7**2))
+    rms = (np.mean(residuals) / float(likelihood.mask.sum())) ** 0.5
+    assert likelihood.rms(coords, weights) == pytest.approx(rms)
+
+
+def test_each_member_has_the_gradient_that_it_has_alone():
+    """Not that of a share of the map: however many members there are, each is pulled as a run of one is."""
+    likelihood, coords, _ = problem(mode="each")
+    alone = replace(likelihood, mode="ensemble")
+
+    def gradient(function, x):
+        x = x.clone().requires_grad_()
+        function(x, x.new_full((len(x),), 1 / len(x))).backward()
+        return x.grad
+
+    together = gradient(likelihood, coords)
+    apart = torch.cat([gradient(alone, x[None]) for x in coords])
+    assert float(apart.abs().max()) > 1
+    torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
+    twice = gradient(likelihood, torch.cat([coords, coords]))
+    torch.testing.assert_close(twice, torch.cat([apart, apart]), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["ensemble", "each"])

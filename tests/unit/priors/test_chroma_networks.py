@@ -2,11 +2,14 @@
 
 import argparse
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from densemble.errors import InputError
+from densemble.io.output import InputFile
+from densemble.priors.chroma import networks
 from densemble.priors.chroma.networks import BACKBONE, DESIGN, load_backbone, load_design, load_network
 
 NO_CHROMA = "generate-chroma is not installed; make chroma"
@@ -76,7 +79,9 @@ def test_files_give_the_networks_that_were_saved(weights):
     from small_chroma import small_backbone, small_design
 
     for kind, saved in ((BACKBONE, small_backbone()), (DESIGN, small_design())):
-        found = load_network(kind, weights[kind])
+        loaded = load_network(kind, weights[kind])
+        found = loaded.network
+        assert (loaded.file, loaded.messages) == (InputFile.of(weights[kind]), ())
         assert type(found) is type(saved)
         assert not found.training
         ours, theirs = found.state_dict(), saved.state_dict()
@@ -94,7 +99,7 @@ def test_means_of_features_are_those_of_the_weights_and_nothing_is_fetched(weigh
     for i, name in enumerate(names):
         saved["model_state_dict"][name] += i + 1
     torch.save(saved, weights[BACKBONE])
-    found = load_network(BACKBONE, weights[BACKBONE]).state_dict()
+    found = load_network(BACKBONE, weights[BACKBONE]).network.state_dict()
     assert all(torch.equal(found[name], saved["model_state_dict"][name]) for name in names)
     assert server.asked == []
 
@@ -135,11 +140,27 @@ def test_file_that_lacks_parameters_or_has_others(weights):
     torch.save(whole | {"model_state_dict": less}, weights[BACKBONE])
     with pytest.raises(InputError, match=f"lacks {name}"):
         load_network(BACKBONE, weights[BACKBONE])
-    torch.save(
-        whole | {"model_state_dict": whole["model_state_dict"] | {"x": torch.zeros(1)}}, weights[BACKBONE]
-    )
+
+
+def test_parameters_that_the_network_has_not_are_treated_as_by_chroma_s_own_loaders(weights):
+    """Backbones: left out, and said so. Design networks: refused."""
+    from chroma.models import graph_backbone, graph_design
+
+    for kind in (BACKBONE, DESIGN):
+        whole = torch.load(weights[kind], weights_only=True)
+        more = {"x": torch.zeros(1), "y": torch.zeros(2)}
+        torch.save(whole | {"model_state_dict": whole["model_state_dict"] | more}, weights[kind])
+    loaded = load_network(BACKBONE, weights[BACKBONE])
+    (said,) = loaded.messages
+    assert "backbone.pt: x and 1 more left out" in said
     with pytest.raises(InputError, match="has x, which the network has not"):
-        load_network(BACKBONE, weights[BACKBONE])
+        load_network(DESIGN, weights[DESIGN])
+    with networks._without_download():
+        theirs = graph_backbone.load_model(str(weights[BACKBONE]))
+        with pytest.raises(Exception, match="2 unexpected keys"):
+            graph_design.load_model(str(weights[DESIGN]))
+    ours = loaded.network.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.state_dict().items())
 
 
 def test_no_code_in_a_file_is_run(tmp_path, weights):
@@ -201,9 +222,31 @@ def test_key_fetches_the_public_weights_once(server, weights, capsys):
     server.register()
     server.content = weights[BACKBONE].read_bytes()
     for _ in range(2):
-        load_network(BACKBONE, None)
+        loaded = load_network(BACKBONE, None)
     assert len(server.asked) == 1
+    assert loaded.file.name == "chroma_backbone_v1.0.pt"
+    assert loaded.file.sha256 == InputFile.of(weights[BACKBONE]).sha256, "the run's record says which weights"
     assert capsys.readouterr().out == "", "what Chroma prints would be among our results"
+
+
+def test_a_run_by_fetched_weights_says_which_they_were(server, weights, tmp_path, monkeypatch):
+    """The key of a run is of the files' contents: other weights are another run."""
+    from densemble.assembly import Method
+    from densemble.recipes import load_recipe
+    from densemble.run import run_key
+
+    monkeypatch.setattr("densemble.assembly.load_backbone", partial(load_network, BACKBONE))
+    monkeypatch.setattr("densemble.assembly.load_design", partial(load_network, DESIGN))
+    server.register()
+    server.content = weights[BACKBONE].read_bytes()
+    recipe = load_recipe("chroma-2024")
+    method = Method.of("chroma", recipe, weights_design=weights[DESIGN])
+    given = Method.of("chroma", recipe, weights_backbone=weights[BACKBONE], weights_design=weights[DESIGN])
+    assert [f.sha256 for f in method.files] == [f.sha256 for f in given.files]
+    saved = torch.load(weights[BACKBONE], weights_only=True)
+    torch.save(saved | {"args": argparse.Namespace(lr=0.1)}, weights[BACKBONE])
+    other = Method.of("chroma", recipe, weights_backbone=weights[BACKBONE], weights_design=weights[DESIGN])
+    assert run_key({}, method.files, recipe) != run_key({}, other.files, recipe)
 
 
 def test_page_in_place_of_weights(server):

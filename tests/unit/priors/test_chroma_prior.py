@@ -1,5 +1,7 @@
 """Chroma behind our contract, against the released package itself (its classes, random weights)."""
 
+import contextlib
+import copy
 from functools import partial
 
 import numpy as np
@@ -182,6 +184,49 @@ def test_members_in_parts_are_the_same_members_and_gradients(network, monkeypatc
     assert calls == [2, 2, 1] * 2
     assert torch.equal(torch.autograd.grad(found.square().sum(), x)[0], gradient)
     assert sorted(calls[6:]) == [1, 2, 2]  # computed anew for the gradient
+
+
+class Elsewhere:
+    """A network on another device, that sees to what it is given; ``meta`` stands for a GPU."""
+
+    def __init__(self, network):
+        self.noise_perturb, self.where = network.noise_perturb, torch.device("meta")
+
+    def parameters(self):
+        yield torch.zeros(1, device=self.where)
+
+    def denoise(self, X, C, t):
+        assert {given.device for given in (X, C, t)} == {self.where}
+        return torch.ones(X.shape)
+
+
+def test_what_the_network_is_given_is_where_the_network_is(network, monkeypatch):
+    gaussian, seen = network.noise_perturb.base_gaussian, []
+    multiply = gaussian._multiply_R
+
+    def elsewhere(z, chains):
+        seen.append({z.device.type, chains.device.type})
+        return multiply(torch.zeros(z.shape), torch.ones(chains.shape, dtype=torch.long))
+
+    monkeypatch.setattr(gaussian, "_multiply_R", elsewhere)
+    monkeypatch.setattr("densemble.priors.chroma.prior.seeded", lambda *args: contextlib.nullcontext())
+    prior = ChromaPrior(*complex_of(14), Elsewhere(network), align=False)
+    assert seen
+    assert all(devices == {"meta"} for devices in seen)
+    assert prior.process.factor.device.type == "cpu"
+    x0 = prior.denoise(torch.zeros(2, 56, 3), 0.5)
+    assert x0.device.type == "cpu"
+    assert torch.allclose(x0, 1 + torch.as_tensor(prior._origin, dtype=torch.float32))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_estimates_of_a_gpu_are_those_of_the_cpu(network):
+    here = ChromaPrior(*complex_of(14), network)
+    x = here.process.initial(2, torch.Generator().manual_seed(1))
+    there = ChromaPrior(*complex_of(14), copy.deepcopy(network).cuda())
+    assert relative(there.denoise(x, 0.5), here.denoise(x, 0.5)) < 1e-3
+    assert relative(there.process.factor[None], here.process.factor[None]) < 1e-4
 
 
 def test_order_of_atoms_is_the_file_s(network):

@@ -56,6 +56,16 @@ def test_schedule_is_linear_in_log_snr_and_preserves_variance():
         assert schedule.beta(t) == pytest.approx(-fall, rel=1e-5)
 
 
+def test_noise_in_angstrom_tells_its_label():
+    process = stand_in().process
+    for t in (0.02, 0.3, 0.7, 1.0):
+        assert process.level(process.sigma(t)) == pytest.approx(t, abs=1e-6)
+    low, high = process.sigma(0.001), process.sigma(1.0)
+    for sigma in (0.9 * low, 1.1 * high):
+        with pytest.raises(ValueError, match=r"noise between .* and .* Å, not"):
+            process.level(sigma)
+
+
 def test_is_a_process_and_keeps_the_contract():
     assert isinstance(stand_in().process, NoiseProcess)
     check_prior(stand_in())

@@ -1,5 +1,6 @@
 """Chroma's packer on our side chains, against the released package (untrained weights)."""
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -194,6 +195,50 @@ def test_context_without_side_chain_atoms_is_packed_along(piece, network, monkey
     packer(setting.chains, setting.backbone, torch.Generator().manual_seed(1))
     assert set(masks[0][0].nonzero()[:, 0].tolist()) == {*setting.chains.residues, r}
     assert setting.chains.chi.shape == (2, 7, 4)
+
+
+def test_what_the_network_is_given_is_where_the_network_is(piece, monkeypatch):
+    """``meta`` stands for a GPU; what comes back is on the CPU again."""
+
+    class Elsewhere:
+        where = torch.device("meta")
+        given = ()
+
+        def parameters(self):
+            yield torch.zeros(1, device=self.where)
+
+        def take(self, *tensors):
+            self.given = (*self.given, *tensors)
+            return torch.zeros(1, 36, 8, device=self.where)
+
+        def encode(self, *tensors):
+            node_h = self.take(*tensors)
+            return node_h, node_h, node_h, node_h[..., 0], node_h
+
+        def traversal(self, *tensors, priority):
+            return self.take(*tensors, priority)
+
+        def embed_S(self, sequence):  # noqa: N802
+            return self.take(sequence)
+
+        def encoder_S_gnn(self, *tensors):  # noqa: N802
+            return self.take(*tensors), self.take()
+
+        @property
+        def decoder_chi(self):
+            return self
+
+        def decode(self, *tensors, mask_sample, **options):
+            self.take(*tensors, mask_sample)
+            return None, torch.full((1, 36, 4), 0.5), None, None, None
+
+    network, setting = Elsewhere(), Setting(piece)
+    monkeypatch.setattr("densemble.sidechains.chroma.seeded", lambda *args: contextlib.nullcontext())
+    ChromaPacker(*piece, network)(setting.chains, setting.backbone, torch.Generator().manual_seed(1))
+    assert len(network.given) > 2 * 10
+    assert {tensor.device.type for tensor in network.given} == {"meta"}
+    assert setting.chains.chi.device.type == "cpu"
+    assert float(setting.chains.chi[0, 0, 0]) == pytest.approx(0.5)
 
 
 def test_random_numbers_are_the_generator_s_alone(piece, network):

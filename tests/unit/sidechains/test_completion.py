@@ -100,6 +100,34 @@ def test_gradient_steps_climb(setting):
     assert float(setting.likelihood(completion(setting.backbone), 1.0)) > before
 
 
+def test_at_the_end_there_is_one_more_update_or_none_but_chi_is_drawn_once_at_least(setting):
+    """Algorithm A1 returns after its last step; where nothing asked for side chains, they are drawn there."""
+    packed = []
+
+    def turn(side_chains, backbone, generator):
+        packed.append(backbone)
+        side_chains.chi = side_chains.chi + 0.25
+
+    more = setting.completion(packer=turn)
+    for _ in range(3):
+        more.update(setting.backbone, 1.0)
+    more.finish(setting.backbone)
+    assert len(packed) == 2, "the fourth call of T = 3"
+    exact = setting.completion(packer=turn, final_update=False)
+    for _ in range(3):
+        exact.update(setting.backbone, 1.0)
+    chi, climbed = setting.chains.chi.clone(), len(setting.calls)
+    exact.finish(setting.backbone)
+    assert len(packed) == 3
+    assert len(setting.calls) == climbed
+    assert torch.equal(setting.chains.chi, chi)
+    never = setting.completion(packer=turn, final_update=False)
+    never.finish(setting.backbone + 1)
+    assert len(packed) == 4
+    rows = torch.as_tensor(setting.topology.backbone(range(8)))
+    assert torch.equal(packed[-1], setting.backbone[:, rows] + 1)
+
+
 @pytest.mark.parametrize("changes", [{"log_likelihood": None}, {"gradient_steps": 0}])
 def test_without_likelihood_or_steps_chi_changes_at_draws_only(setting, changes):
     completion = setting.completion(**changes)

@@ -160,6 +160,14 @@ def test_window_stops_at_the_chain_end(model: Model) -> None:
     assert window_of(model.topology, model.coords, [first, first + 1], 0) == []
 
 
+def test_window_stops_at_a_residue_without_a_complete_backbone(model: Model) -> None:
+    topology = model.topology
+    (residues,) = Region.parse("A:180-184").resolve(topology)
+    kept = np.delete(np.arange(len(topology)), topology.atom_index[residues[-1] + 3, "O"])
+    found = window_of(topology.subset(kept), model.coords[kept], residues, 5)
+    assert found == [*range(residues[0] - 5, residues[0]), residues[-1] + 1, residues[-1] + 2]
+
+
 def test_state_of_another_region_is_refused(model: Model) -> None:
     chains, _, _ = setting(model, "A:180-182", 2)
     other, _, _ = setting(model, "A:180-183", 2)

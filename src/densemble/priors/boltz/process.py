@@ -234,6 +234,10 @@ class BoltzProcess:
         """The noise level is its own label."""
         return t
 
+    def level(self, sigma: float) -> float:
+        """The noise level is its own label."""
+        return sigma
+
     def precondition(self, gradient: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """sigma^2 gradient: the shift of x0_hat that a score causes."""
         return t**2 * gradient

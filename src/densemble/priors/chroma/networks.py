@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from densemble.errors import InputError
+from densemble.io.output import InputFile
 
 INSTALL = (
     "`make chroma` in a clone of densemble makes an environment that has it, or: pip install "
@@ -36,39 +37,72 @@ KEY = (
 
 @dataclass(frozen=True)
 class Kind:
-    """One of Chroma's networks: its class, its module, the option for its weights, and what it is for."""
+    """One of Chroma's networks.
+
+    Attributes:
+        name: of its class.
+        module: where that is.
+        option: for a file of its weights.
+        purpose: what it is for.
+        tolerant: weights may have parameters that the network has not. So the package's own loaders have
+            it (their ``strict_unexpected``).
+    """
 
     name: str
     module: str
     option: str
     purpose: str
+    tolerant: bool
 
 
-BACKBONE = Kind("GraphBackbone", "graph_backbone", "--weights-backbone", "backbone network")
-DESIGN = Kind("GraphDesign", "graph_design", "--weights-design", "design network")
+BACKBONE = Kind("GraphBackbone", "graph_backbone", "--weights-backbone", "backbone network", tolerant=True)
+DESIGN = Kind("GraphDesign", "graph_design", "--weights-design", "design network", tolerant=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A network with its weights.
+
+    Attributes:
+        network: of the class of its kind, for inference, on a GPU where there is one.
+        file: the weights, for records of a run; also those that Chroma fetched.
+        messages: what the user should know of them.
+    """
+
+    network: Any
+    file: InputFile
+    messages: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return device_of(self.network)
 
 
 @cache
-def load_backbone(path: Path | None = None) -> Any:  # noqa: ANN401
+def load_backbone(path: Path | None = None) -> Loaded:
     """The denoiser of backbones, a ``chroma.models.graph_backbone.GraphBackbone``; see ``load_network``."""
     return load_network(BACKBONE, path)
 
 
 @cache
-def load_design(path: Path | None = None) -> Any:  # noqa: ANN401
+def load_design(path: Path | None = None) -> Loaded:
     """The packer of side chains, a ``chroma.models.graph_design.GraphDesign``; see ``load_network``.
 
     Raises:
         InputError: also if the network was made without a packer.
     """
-    network = load_network(DESIGN, path)
-    if not network.separate_packing:
+    loaded = load_network(DESIGN, path)
+    if not loaded.network.separate_packing:
         raise InputError(f"{path or 'the public design network'}: has no packer of its own; give another")
-    return network
+    return loaded
 
 
-def load_network(kind: Kind, path: Path | None) -> Any:  # noqa: ANN401
-    """A network of the released package with its weights, ready for inference.
+def load_network(kind: Kind, path: Path | None) -> Loaded:
+    """A network of the released package with its weights.
+
+    What the package's own loader takes is taken, with one exception: parameters that the file lacks would
+    stay as they were drawn at random, and are an error here.
 
     Args:
         kind: which.
@@ -80,7 +114,7 @@ def load_network(kind: Kind, path: Path | None) -> Any:  # noqa: ANN401
             accepted; or the file holds something else.
     """
     _class_of(kind)
-    source = _fetched(kind) if path is None else path
+    name, source = (None, path) if path is not None else _fetched(kind)
     if not source.is_file():
         raise InputError(f"{kind.option} {source}: no such file; {KEY}, or give the file where you keep it")
     saved = _read(kind, source)
@@ -90,10 +124,26 @@ def load_network(kind: Kind, path: Path | None) -> Any:  # noqa: ANN401
     except (TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise InputError(_not_weights(kind, source, str(error).split("\n")[0])) from error
     lacking = [name for name in missing if name in dict(network.named_parameters()) or "_means_" in name]
-    if lacking or unexpected:
+    if lacking or (unexpected and not kind.tolerant):
         odd = f"lacks {lacking[0]}" if lacking else f"has {unexpected[0]}, which the network has not"
         raise InputError(_not_weights(kind, source, odd))
-    return network.eval().requires_grad_(False)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    file = InputFile.of(source)
+    messages = (_ignored(kind, source, unexpected),) if unexpected else ()
+    return Loaded(
+        network.eval().requires_grad_(False).to(device),
+        file if name is None else file.model_copy(update={"name": name}),
+        messages,
+    )
+
+
+def _ignored(kind: Kind, source: Path, names: list[str]) -> str:
+    """What is said where the file has parameters that the network has not."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"{source.name}: {names[0]}{more} left out, for Chroma's {kind.purpose} has no such parameters; "
+        "Chroma's own loader leaves them out too"
+    )
 
 
 def new_network(kind: Kind, **sizes: Any) -> Any:  # noqa: ANN401
@@ -116,6 +166,19 @@ def package_version() -> dict[str, str]:
     from importlib.metadata import version
 
     return {"generate-chroma": version("generate-chroma")}
+
+
+def device_of(network: Any) -> torch.device:  # noqa: ANN401
+    """Where a network is, and what it is given has to be."""
+    return next(network.parameters()).device
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The global random numbers, from which Chroma draws, begun anew; afterwards they are as they were."""
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _class_of(kind: Kind) -> type[nn.Module]:
@@ -147,8 +210,8 @@ def _not_weights(kind: Kind, source: Path, why: str) -> str:
     )
 
 
-def _fetched(kind: Kind) -> Path:
-    """Where Chroma keeps the public weights, which it fetches if they are not there."""
+def _fetched(kind: Kind) -> tuple[str, Path]:
+    """Name of the public weights and where Chroma keeps them; it fetches them if they are not there."""
     import requests
     from chroma.constants.named_models import NAMED_MODELS
     from chroma.utility import api
@@ -158,7 +221,7 @@ def _fetched(kind: Kind) -> Path:
     files = f"or give a file with {kind.option}"
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # where it says what it does
-            return Path(api.download_from_generate(address, name, exist_ok=True))
+            return name, Path(api.download_from_generate(address, name, exist_ok=True))
     except FileNotFoundError as error:
         raise InputError(f"{need}, and no access key is registered. {KEY}, {files}") from error
     except requests.HTTPError as error:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from densemble.atoms import Topology
 from densemble.errors import InputError
 from densemble.priors.chroma.layout import ChainLayout
+from densemble.priors.chroma.networks import seeded
 from densemble.priors.rigid import nearest_rotation
 from densemble.priors.variance_preserving import VariancePreserving
 
@@ -86,7 +87,7 @@ class ChromaPrior:
         self._origin = torch.as_tensor(coords[self.atoms].mean(axis=0))
         self._align = align
         self._seed = seed
-        self._dtype = next(network.parameters()).dtype
+        self._parameter = next(network.parameters())
         schedule = network.noise_perturb.noise_schedule
         if schedule.kind != "log_snr":
             raise InputError(
@@ -111,13 +112,14 @@ class ChromaPrior:
     def _estimate(self, x_t: Tensor, t: float) -> Tensor:
         from chroma.layers.structure.backbone import impute_masked_X
 
-        x = (x_t - self._origin.to(x_t)).to(self._dtype)
+        x = (x_t - self._origin.to(x_t)).to(self._parameter.dtype)
         chains = self.layout.chains.expand(len(x), -1)
         given = impute_masked_X(self.layout.spread(x[:, self._rows]), chains)
-        level = torch.full((len(x),), t, dtype=self._dtype)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed + round(1e6 * t))
-            found = self.network.denoise(given, chains, level)
+        device = self._parameter.device
+        with seeded(self._seed + round(1e6 * t), device):
+            level = torch.full((len(x),), t, dtype=x.dtype, device=device)
+            found = self.network.denoise(given.to(device), chains.to(device), level)
+        found = found.to(x)
         estimate = self._in_order(found[:, self.layout.places])
         if self._align:
             here, there = estimate.mean(1, keepdim=True), x.mean(1, keepdim=True)
@@ -138,13 +140,14 @@ class ChromaPrior:
         """
         length = self.layout.chains.shape[1]
         columns = torch.eye(4 * length).reshape(-1, 4 * length).split(96)
-        gaussian = self.network.noise_perturb.base_gaussian
+        gaussian, device = self.network.noise_perturb.base_gaussian, self._parameter.device
+        chains = self.layout.chains.to(device)
         rows = []
         for part in columns:
             z = torch.nn.functional.pad(part, (0, 0, 0, -len(part) % 3))
             z = z.reshape(-1, 3, 4 * length).mT.contiguous()  # three columns of R at once, as x, y and z
             with torch.no_grad():
-                made = gaussian._multiply_R(z, self.layout.chains.expand(len(z), -1))
+                made = gaussian._multiply_R(z.to(device), chains.expand(len(z), -1)).to(z)
             rows.append(made.reshape(len(z), 4 * length, 3).mT.flatten(0, 1)[: len(part)])
         whole = torch.cat(rows).T
         present = whole.reshape(length, 4, -1)[self.layout.places].flatten(0, 1)
