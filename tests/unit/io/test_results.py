@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from densemble.atoms import Ensemble, Region, Residue, ResidueId, Topology
 from densemble.errors import InputError
+from densemble.io.altlocs import build_structure, occupancies
 from densemble.io.models import alternates, read_model
 from densemble.io.output import InputFile, prepare_output, write_text
 from densemble.io.results import (
@@ -24,8 +25,6 @@ from densemble.io.results import (
     Result,
     RFactor,
     RFactors,
-    build_structure,
-    occupancies,
     read_result_json,
     write_ensemble,
     write_members,
