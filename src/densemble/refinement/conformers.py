@@ -1,8 +1,8 @@
 """How parts with their states make up conformations of a whole region, and the restraints on all of them.
 
-Every atom of every state is one *site*; sites lie in one flat list. Conformer j of the region takes state j of
-each part, as letters do in a model with altlocs: A goes with A, B with B, and the most occupied state stands
-in where a part has no more.
+Every atom of every state is one *site*; sites lie in one flat list. Conformer j of the region takes state j
+of each part, as letters do in a model with altlocs: A goes with A, B with B, and the most occupied state
+stands in where a part has no more.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class Sites:
         place = _places(topology)
         states = tuple(len(part) for part in parts)
         index = torch.full((max(states, default=1), len(topology)), -1, dtype=torch.long)
-        atom, owner, group = [], [], []
+        atom: list[Tensor] = []
+        owner: list[Tensor] = []
+        group: list[Tensor] = []
         for p, part in enumerate(parts):
             own = torch.tensor([place.get(key, -1) for key in _keys(part.topology)], dtype=torch.long)
             if bool((own < 0).any()) or bool((index[0, own] >= 0).any()):
-                raise ValueError(
-                    "Sites: a part has an atom that is not the region's, or that another part has"
-                )
-            first = sum(len(a) for a in atom)
+                raise ValueError("Sites: a part has an atom that is not the region's or is in another part")
+            first = sum(map(len, atom))
             for j in range(len(index)):
                 k = j if j < len(part) else 0
                 index[j, own] = first + k * len(own) + torch.arange(len(own))
@@ -76,7 +76,7 @@ class Sites:
         return cls(torch.cat(atom), torch.cat(owner), torch.cat(group), states, index, count < several)
 
     def occupancy(self, weights: Float[Tensor, " g"]) -> Float[Tensor, "j n"]:
-        """Of each atom in each conformer, from those of the groups; zero where another has the site already."""
+        """Of each atom in each conformer, from those of the groups; zero where an earlier one has the site."""
         return weights[self.group][self.index] * self.first
 
     def together(self) -> Bool[np.ndarray, "m m"]:

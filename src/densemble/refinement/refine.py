@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from densemble.atoms import Ensemble
+from densemble.crystal.fcalc import residue_id
 from densemble.crystal.scaling import r_factors
 from densemble.evaluation import NEAR
 from densemble.geometry.objective import GeometryObjective
@@ -162,14 +163,8 @@ class _WholeModel:
 
     def target(self, values: Values, sites: Sites) -> Target:
         """The likelihood of the amplitudes about these values."""
-        occupancy = values.weights[sites.group].double().tolist()
-        rows = zip(
-            self.atoms,
-            values.coords.double().tolist(),
-            occupancy,
-            values.b_iso.double().tolist(),
-            strict=True,
-        )
+        per_site = (values.coords, values.weights[sites.group], values.b_iso)
+        rows = zip(self.atoms, *(v.double().tolist() for v in per_site), strict=True)
         for atom, place, occ, b_iso in rows:
             atom.pos, atom.occ, atom.b_iso = gemmi.Position(*place), occ, b_iso
         state = ModelAndData.of(self.structure, self.reflections)
@@ -179,8 +174,7 @@ class _WholeModel:
 def _atoms_of_sites(structure: gemmi.Structure, parts: Sequence[Ensemble]) -> list[gemmi.Atom]:
     """The atom of each site, in the order of ``Sites``."""
     found = {
-        (cra.chain.name, int(cra.residue.seqid.num or 0), cra.residue.seqid.icode.strip(), cra.atom.name)
-        + (cra.atom.altloc,): cra.atom
+        (residue_id(cra.chain, cra.residue), cra.atom.name, cra.atom.altloc): cra.atom
         for cra in structure[0].all()
     }
     atoms = []
@@ -188,8 +182,7 @@ def _atoms_of_sites(structure: gemmi.Structure, parts: Sequence[Ensemble]) -> li
         topology = part.topology
         for letter in letters_of(part):
             for r, name in zip(topology.residue_index.tolist(), topology.names, strict=True):
-                rid = topology.residues[r].id
-                atoms.append(found[rid.chain, rid.number, rid.icode, name, letter])
+                atoms.append(found[topology.residues[r].id, name, letter])
     return atoms
 
 

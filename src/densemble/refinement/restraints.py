@@ -1,4 +1,4 @@
-"""What is expected of B factors: like those of bonded atoms, and like those of the same atom's other states."""
+"""What is expected of B factors: to be like those of bonded atoms, and of the same atom in other states."""
 
 from __future__ import annotations
 
