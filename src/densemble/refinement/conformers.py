@@ -76,7 +76,7 @@ class Sites:
         return cls(torch.cat(atom), torch.cat(owner), torch.cat(group), states, index, count < several)
 
     def occupancy(self, weights: Float[Tensor, " g"]) -> Float[Tensor, "j n"]:
-        """Of each atom in each conformer, from those of the groups; zero where an earlier one has the site."""
+        """Of each atom in each conformer, from the groups; zero where an earlier one has the site."""
         return weights[self.group][self.index] * self.first
 
     def together(self) -> Bool[np.ndarray, "m m"]:
