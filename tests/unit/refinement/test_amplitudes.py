@@ -1,4 +1,4 @@
-"""The local likelihood against direct summation: structure factors here are written out, without FFT or grid."""
+"""The local likelihood against direct summation of structure factors, without FFT or grid."""
 
 import gemmi
 import numpy as np
@@ -106,7 +106,7 @@ def test_curvature_is_that_of_independent_copies(name):
     case = Case(name)
     local, reflections = case.local(), case.reflections()
     moved = case.coords + 0.1 * np.random.default_rng(1).normal(size=case.coords.shape)
-    x, q, b = case.tensors()
+    _, q, b = case.tensors()
     forth = float(local(torch.tensor(moved), q, b))
     change = local.density(torch.tensor(moved), q, b, blur=local.blur) - local.reference
     curvature = float((local.slope * change).sum()) - forth
