@@ -35,6 +35,10 @@ OWN_FILES = (
 )
 """What densemble writes into an output folder, and may replace there."""
 
+_PDB_ATOMS = 99_999
+_PDB_NUMBERS = (-999, 9999)
+_PDB_NAME = 3
+
 
 def forget_frame(structure: gemmi.Structure) -> None:
     """Remove what only held where a model was: cell, symmetry, assemblies, refinement records; in place.
@@ -61,13 +65,35 @@ def write_structure(path: str | Path, structure: gemmi.Structure) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() == ".pdb":
-        try:
-            text = structure.make_pdb_string()
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"{path}: does not fit the PDB format ({error}); write .cif instead") from error
+        obstacle = pdb_obstacle(structure)
+        if obstacle is not None:
+            raise InputError(f"{path}: does not fit the PDB format ({obstacle}); write .cif instead")
+        text = structure.make_pdb_string()
     else:
-        text = structure.make_mmcif_document().as_string()
+        # with the author's names of residues and atoms too, as wwPDB files have them
+        groups = gemmi.MmcifOutputGroups(True, auth_all=True)
+        text = structure.make_mmcif_document(groups).as_string()
     return write_text(path, text)
+
+
+def pdb_obstacle(structure: gemmi.Structure) -> str | None:
+    """What keeps a structure out of the PDB format (wwPDB 3.3), in words; None if it fits.
+
+    Extensions that some programs know (hybrid-36 numbers, chains of two letters) do not count as fitting.
+    """
+    model = structure[0]
+    terminations = len(model)  # TER records have serial numbers too
+    if model.count_atom_sites() + terminations > _PDB_ATOMS:
+        return f"{model.count_atom_sites()} atoms, where it numbers {_PDB_ATOMS}"
+    for chain in model:
+        if len(chain.name) != 1:
+            return f"chain '{chain.name}', where it has room for one letter"
+        for residue in chain:
+            if not _PDB_NUMBERS[0] <= int(residue.seqid.num or 0) <= _PDB_NUMBERS[1]:
+                return f"residue number {residue.seqid.num}, where it has room for four characters"
+            if len(residue.name) > _PDB_NAME:
+                return f"residue name {residue.name}, where it has room for {_PDB_NAME} letters"
+    return None
 
 
 def write_ensemble(directory: str | Path, model: Model, ensemble: Ensemble, region_atoms: np.ndarray) -> Path:
