@@ -29,9 +29,10 @@ from densemble.cryoem import run_cryoem
 from densemble.em.inputs import StateSettings
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
+from densemble.io.altlocs import build_structure
 from densemble.io.maps import write_map
 from densemble.io.models import Model, read_model
-from densemble.io.results import build_structure, write_structure
+from densemble.io.results import write_structure
 from densemble.io.state_results import StateResult
 from densemble.likelihood.blur import gaussian_blur
 from densemble.sidechains.packing import SideChains

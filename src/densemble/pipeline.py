@@ -12,6 +12,7 @@ from densemble.crystal.omit import StretchMap, as_phased_map, omit_map, two_fofc
 from densemble.crystal.scaling import r_factors
 from densemble.evaluation import map_fits, member_records, reference_states, start_ensemble
 from densemble.inputs import Inputs, Settings, load
+from densemble.io.altlocs import build_structure
 from densemble.io.maps import write_map
 from densemble.io.output import (
     MAP_FILE,
@@ -33,7 +34,6 @@ from densemble.io.results import (
     RFactor,
     RFactors,
     Subject,
-    build_structure,
     write_ensemble,
     write_members,
     write_result_json,

@@ -36,6 +36,7 @@ LAYERS = (
     "report",
     "problem",
     "evaluation",
+    "refinement",
     "assembly",
     "run",
     "region",

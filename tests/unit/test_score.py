@@ -18,11 +18,12 @@ from densemble.crystal.sampling import simulate
 from densemble.crystal.scaling import r_factors
 from densemble.evaluation import map_fits, reference_states, start_ensemble
 from densemble.grid import DensityMap
+from densemble.io.altlocs import build_structure
 from densemble.io.maps import read_map, write_map
 from densemble.io.models import read_model
 from densemble.io.output import InputFile
 from densemble.io.reflections import read_reflections
-from densemble.io.results import build_structure, write_ensemble
+from densemble.io.results import write_ensemble
 from densemble.problem import CrystalProblem, Stretches
 from densemble.recipes import load_recipe
 

@@ -148,7 +148,7 @@ class XrayDensity:
     def __call__(
         self,
         coords: Float[Tensor, "k n 3"],
-        weights: Float[Tensor, " k"],
+        weights: Float[Tensor, " k"] | Float[Tensor, "k n"],
         b_iso: Float[Tensor, "k n"] | Float[Tensor, " n"] | Float[Tensor, ""],
         *,
         blur: float = 0.0,
@@ -157,7 +157,7 @@ class XrayDensity:
 
         Args:
             coords: Å, shape=(k, n, 3).
-            weights: occupancies of the members, shape=(k,).
+            weights: occupancies of the members, shape=(k,), or of their atoms, shape=(k, n).
             b_iso: B factors in Å^2: per member and atom, per atom, or one.
             blur: Å, standard deviation of a Gaussian that the density is convolved with.
 
@@ -168,10 +168,15 @@ class XrayDensity:
             ValueError: a B factor is too small for the form factors.
         """
         x, amplitude, alpha = self._gaussians(coords, b_iso, blur)
-        amplitude = amplitude * weights[:, None, None]
+        each = weights[:, None] if weights.dim() == 1 else weights.repeat(1, len(self))
+        amplitude = amplitude * each[..., None]
         return gaussian_density(
             self.grid, x.flatten(0, 1), amplitude.flatten(0, 1), alpha.flatten(0, 1), cutoff=self._cutoff
         )
+
+    def __len__(self) -> int:
+        """How many symmetry copies, the atoms themselves among them, are in the density."""
+        return 1 if self._rotation is None else len(self._rotation)
 
     def members(
         self,

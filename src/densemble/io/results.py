@@ -6,21 +6,19 @@ leaves no half-written file behind.
 
 from __future__ import annotations
 
-import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import gemmi
 import numpy as np
-from jaxtyping import Float
 from pydantic import Field, ValidationError, model_validator
-from torch import Tensor
 
-from densemble.atoms import Ensemble, ResidueId
+from densemble.atoms import Ensemble
 from densemble.errors import InputError
+from densemble.io.altlocs import build_structure
 from densemble.io.model_results import FinalModel
-from densemble.io.models import NO_ALTLOC, Model
+from densemble.io.models import Model
 from densemble.io.output import MAP_FILE, RESULT_FILE, TRACE_FILE, Record, RunRecord, write_record, write_text
 
 SCHEMA: Literal["densemble.result/1"] = "densemble.result/1"
@@ -37,69 +35,9 @@ OWN_FILES = (
 )
 """What densemble writes into an output folder, and may replace there."""
 
-_LETTERS = string.ascii_uppercase
-_CENTS = 100  # PDB files have two decimals for the occupancy; mmCIF is written with the same
-
-
-def occupancies(weights: Float[Tensor, " k"]) -> Float[np.ndarray, " k"]:
-    """Weights normalised and rounded to hundredths whose sum is exactly 1.
-
-    The hundredths left after rounding down go to the largest remainders (Hamilton's method of
-    apportionment). A weight under a hundredth of the sum may so become zero.
-
-    Raises:
-        ValueError: no weight is above zero.
-    """
-    w = weights.detach().cpu().double().numpy()
-    if not (np.isfinite(w).all() and w.sum() > 0):
-        raise ValueError("occupancies: at least one weight must be above zero, and all must be numbers")
-    share = w / w.sum() * _CENTS
-    cents = np.floor(share).astype(int)
-    for i in np.argsort(cents - share, kind="stable")[: _CENTS - cents.sum()]:
-        cents[i] += 1
-    return cents / _CENTS
-
-
-def build_structure(model: Model, ensemble: Ensemble, region_atoms: np.ndarray) -> gemmi.Structure:
-    """The model with some of its atoms replaced by an ensemble, as altlocs A, B, C, ...
-
-    Everything else (other atoms, cell, entities, links) is as in the model. Refinement statistics
-    are left out: they describe the model as it was. A single member has no altloc letter and full
-    occupancy. Coordinates are rounded to 0.001 Å and B factors to 0.01 Å^2, as in the file.
-
-    Args:
-        model: what was read.
-        ensemble: members whose ``occupancies`` are above zero are written. Its atoms are matched with the
-            model's by residue and atom name; they may include atoms that the model lacks.
-        region_atoms: indices into ``model.topology`` of the atoms that the ensemble replaces;
-            those that the ensemble does not have are removed.
-
-    Raises:
-        ValueError: the ensemble has a residue that the region has not, or an atom that the model
-            has outside ``region_atoms``; there are more than 26 members.
-    """
-    occupancy = occupancies(ensemble.weights)
-    members = np.flatnonzero(occupancy > 0).tolist()
-    if len(members) > len(_LETTERS):
-        raise ValueError(f"build_structure: {len(members)} members, but altlocs have {len(_LETTERS)} letters")
-    letters = list(_LETTERS[: len(members)]) if len(members) > 1 else [NO_ALTLOC]
-    by_residue = _match(model, ensemble, region_atoms)
-    structure = model.structure.clone()
-    replaced = set(region_atoms.tolist())
-    conformers = _Conformers(ensemble, members, occupancy, letters)
-    start = 0
-    residues = (residue for chain in structure[0] for residue in chain)
-    for r, residue in enumerate(residues):
-        n = len(residue)
-        if r in by_residue:
-            conformers.replace(residue, [i for i in range(n) if start + i in replaced], by_residue[r])
-        start += n
-    _update_links(structure, {model.topology.residues[r].id for r in by_residue}, letters)
-    structure.meta.refinement = []
-    structure.raw_remarks = []
-    structure.clear_conect()
-    structure.assign_serial_numbers()
-    return structure
+_PDB_ATOMS = 99_999
+_PDB_NUMBERS = (-999, 9999)
+_PDB_NAME = 3
 
 
 def forget_frame(structure: gemmi.Structure) -> None:
@@ -127,13 +65,35 @@ def write_structure(path: str | Path, structure: gemmi.Structure) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() == ".pdb":
-        try:
-            text = structure.make_pdb_string()
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"{path}: does not fit the PDB format ({error}); write .cif instead") from error
+        obstacle = pdb_obstacle(structure)
+        if obstacle is not None:
+            raise InputError(f"{path}: does not fit the PDB format ({obstacle}); write .cif instead")
+        text = structure.make_pdb_string()
     else:
-        text = structure.make_mmcif_document().as_string()
+        # with the author's names of residues and atoms too, as wwPDB files have them
+        groups = gemmi.MmcifOutputGroups(True, auth_all=True)
+        text = structure.make_mmcif_document(groups).as_string()
     return write_text(path, text)
+
+
+def pdb_obstacle(structure: gemmi.Structure) -> str | None:
+    """What keeps a structure out of the PDB format (wwPDB 3.3), in words; None if it fits.
+
+    Extensions that some programs know (hybrid-36 numbers, chains of two letters) do not count as fitting.
+    """
+    model = structure[0]
+    terminations = len(model)  # TER records have serial numbers too
+    if model.count_atom_sites() + terminations > _PDB_ATOMS:
+        return f"{model.count_atom_sites()} atoms, where it numbers {_PDB_ATOMS}"
+    for chain in model:
+        if len(chain.name) != 1:
+            return f"chain '{chain.name}', where it has room for one letter"
+        for residue in chain:
+            if not _PDB_NUMBERS[0] <= int(residue.seqid.num or 0) <= _PDB_NUMBERS[1]:
+                return f"residue number {residue.seqid.num}, where it has room for four characters"
+            if len(residue.name) > _PDB_NAME:
+                return f"residue name {residue.name}, where it has room for {_PDB_NAME} letters"
+    return None
 
 
 def write_ensemble(directory: str | Path, model: Model, ensemble: Ensemble, region_atoms: np.ndarray) -> Path:
@@ -244,94 +204,3 @@ def read_result_json(path: str | Path) -> Result:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(f"result {path}: does not follow {SCHEMA}: {where}: {first['msg']}") from error
-
-
-def _match(model: Model, ensemble: Ensemble, region_atoms: np.ndarray) -> dict[int, list[int]]:
-    """Atoms of the ensemble by residue of the model; every residue of the region has an entry."""
-    topology, own = model.topology, ensemble.topology
-    by_residue: dict[int, list[int]] = {r: [] for r in topology.residue_index[region_atoms].tolist()}
-    index = {topology.residues[r].id: r for r in by_residue}
-    replaced = set(region_atoms.tolist())
-    for i, (s, name) in enumerate(zip(own.residue_index.tolist(), own.names, strict=True)):
-        rid = own.residues[s].id
-        if rid not in index:
-            raise ValueError(f"build_structure: the ensemble has residue {rid}, which the region has not")
-        if topology.atom_index.get((index[rid], name), region_atoms[0]) not in replaced:
-            raise ValueError(f"build_structure: atom {name} of {rid} is in the ensemble and in its context")
-        by_residue[index[rid]].append(i)
-    return by_residue
-
-
-class _Conformers:
-    """The members of an ensemble as gemmi atoms with altlocs and occupancies."""
-
-    def __init__(
-        self, ensemble: Ensemble, members: list[int], occupancy: np.ndarray, letters: list[str]
-    ) -> None:
-        self.topology = ensemble.topology
-        self.coords = ensemble.coords.detach().cpu().double().numpy().round(3)
-        self.b_iso = ensemble.b_iso.detach().cpu().double().numpy().round(2)
-        self.members = list(zip(members, letters, occupancy[members].tolist(), strict=True))
-
-    def replace(self, residue: gemmi.Residue, gone: list[int], indices: list[int]) -> None:
-        """Remove some atoms of a residue and add those of the ensemble."""
-        templates = {residue[i].name: residue[i].clone() for i in gone}
-        for i in reversed(gone):
-            del residue[i]
-        for atom in self.atoms(indices, templates):
-            residue.add_atom(atom)
-
-    def atoms(self, indices: list[int], templates: dict[str, gemmi.Atom]) -> Iterator[gemmi.Atom]:
-        """Atom by atom, each with all its altlocs, as the wwPDB writes them."""
-        for i in indices:
-            name = self.topology.names[i]
-            for k, letter, occupancy in self.members:
-                atom = templates[name].clone() if name in templates else gemmi.Atom()
-                atom.name, atom.altloc, atom.occ = name, letter, occupancy
-                atom.element = gemmi.Element(self.topology.elements[i])
-                atom.pos = gemmi.Position(*self.coords[k, i])
-                atom.b_iso = float(self.b_iso[k, i])
-                atom.aniso = gemmi.SMat33f(0, 0, 0, 0, 0, 0)
-                yield atom
-
-
-def _update_links(structure: gemmi.Structure, region: set[ResidueId], letters: list[str]) -> None:
-    """A link to a split atom becomes one for each altloc; links to removed atoms go.
-
-    Records of cis peptides in the region go too, because members may differ in them.
-    """
-
-    def within(chain: str, seqid: gemmi.SeqId) -> bool:
-        return ResidueId(chain, seqid.num or 0, seqid.icode.strip()) in region
-
-    links = []
-    for link in list(structure.connections):
-        ends = (link.partner1, link.partner2)
-        split = any(within(end.chain_name, end.res_id.seqid) for end in ends)
-        for letter in letters if split and len(letters) > 1 else [NO_ALTLOC]:
-            copy = _with_altloc(structure[0], link, letter)
-            if copy is not None:
-                links.append(copy)
-    structure.connections = gemmi.ConnectionList(links)
-    structure.cispeps = [
-        cis
-        for cis in structure.cispeps
-        if not any(within(p.chain_name, p.res_id.seqid) for p in (cis.partner_c, cis.partner_n))
-    ]
-
-
-def _with_altloc(model: gemmi.Model, link: gemmi.Connection, letter: str) -> gemmi.Connection | None:
-    """The link between the atoms of one altloc (or shared atoms); None if there are no such atoms."""
-    copy = gemmi.Connection()
-    copy.name = link.name + letter.strip(NO_ALTLOC)
-    copy.link_id, copy.type, copy.asu = link.link_id, link.type, link.asu
-    copy.reported_distance = link.reported_distance
-    for end in ("partner1", "partner2"):
-        old = getattr(link, end)
-        new = gemmi.AtomAddress(old.chain_name, old.res_id.seqid, old.res_id.name, old.atom_name, letter)
-        atom = model.find_cra(new).atom  # of this letter, or one without altloc
-        if atom is None:
-            return None
-        new.altloc = atom.altloc
-        setattr(copy, end, new)
-    return copy

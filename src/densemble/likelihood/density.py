@@ -90,20 +90,31 @@ class DensityLikelihood:
             raise ValueError(f"DensityLikelihood: sigma must be positive, got {self.sigma}")
 
     def __call__(
-        self, coords: Float[Tensor, "k n 3"], weights: Float[Tensor, " k"], *, blur: float = 0.0
+        self,
+        coords: Float[Tensor, "k n 3"],
+        weights: Float[Tensor, " k"] | Float[Tensor, "k n"],
+        *,
+        blur: float = 0.0,
     ) -> Float[Tensor, ""]:
         """The log-probability of the map given the ensemble; differentiable in coordinates and weights.
 
         Args:
             coords: Å, shape=(k, n, 3).
-            weights: occupancies, shape=(k,).
+            weights: occupancies of the members, shape=(k,); in mode ``ensemble`` also of their atoms,
+                shape=(k, n).
             blur: Å; compare target, context and model all convolved with a Gaussian of this standard
                 deviation, for a wider basin of attraction. Sigma stays, so blurring also tempers. A few
                 blurred targets are kept, so reuse the same levels.
         """
         return -self.fit(coords, weights, blur=blur).residual.sum() / (2 * self.sigma**2)
 
-    def fit(self, coords: Float[Tensor, "k n 3"], weights: Float[Tensor, " k"], *, blur: float = 0.0) -> Fit:
+    def fit(
+        self,
+        coords: Float[Tensor, "k n 3"],
+        weights: Float[Tensor, " k"] | Float[Tensor, "k n"],
+        *,
+        blur: float = 0.0,
+    ) -> Fit:
         """Scale, offset and what they leave: for the ensemble, or for each member in mode ``each``."""
         target, context = self._at(blur)
         if self.mode == "ensemble":

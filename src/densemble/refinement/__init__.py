@@ -1,0 +1,1 @@
+"""Refinement to finish: the states of a region, jointly, against the data."""

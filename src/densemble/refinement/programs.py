@@ -1,0 +1,131 @@
+"""Parameters with which other refinement programs go on from a model: which altlocs share an occupancy.
+
+A part's states are constrained together: one occupancy for all atoms of a state, and a sum of one. For
+phenix.refine as PHIL parameters; for REFMAC5 and for servalcat, which reads the same, as keywords of REFMAC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gemmi
+
+from densemble.atoms import Ensemble, ResidueId
+from densemble.crystal.fcalc import residue_id
+from densemble.io.altlocs import letters_of
+from densemble.io.output import write_text
+
+PHENIX_FILE = "phenix.eff"
+REFMAC_FILE = "refmac.txt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Residues of one chain that follow each other in the model, all of a part."""
+
+    first: ResidueId
+    last: ResidueId
+
+
+@dataclass(frozen=True)
+class OccupancyGroup:
+    """The states of a part: runs of residues, and the altlocs that these have."""
+
+    runs: tuple[Run, ...]
+    altlocs: tuple[str, ...]
+
+
+def occupancy_groups(structure: gemmi.Structure, parts: Sequence[Ensemble]) -> list[OccupancyGroup]:
+    """The parts of several states, as they are found in the model written.
+
+    A run ends where the next residue of the chain is not of the part, and at residues with insertion codes,
+    which make runs of their own, for programs have no ranges of these.
+
+    Args:
+        structure: the model (``split.altloc_structure``).
+        parts: those that it was built of (``split.split_where_different``).
+    """
+    order = [residue_id(chain, residue) for chain in structure[0] for residue in chain]
+    groups = []
+    for part in parts:
+        letters = tuple(x for x in letters_of(part) if x)
+        if len(letters) < 2:
+            continue
+        own = {residue.id for residue in part.topology.residues}
+        groups.append(OccupancyGroup(tuple(_runs(order, own)), letters))
+    return groups
+
+
+def write_parameters(
+    directory: str | Path, structure: gemmi.Structure, parts: Sequence[Ensemble]
+) -> list[Path]:
+    """Write ``phenix.eff`` and ``refmac.txt``; nothing where no part has several states."""
+    groups = occupancy_groups(structure, parts)
+    if not groups:
+        return []
+    folder = Path(directory)
+    return [
+        write_text(folder / PHENIX_FILE, phenix_parameters(groups)),
+        write_text(folder / REFMAC_FILE, refmac_keywords(groups)),
+    ]
+
+
+def phenix_parameters(groups: Sequence[OccupancyGroup]) -> str:
+    """Parameters of phenix.refine: sites, B factors and occupancies, the groups' constrained.
+
+    ``phenix.refine model.cif data.mtz phenix.eff``.
+    """
+    lines = [
+        "refinement.refine {",
+        "  strategy = *individual_sites *individual_adp *occupancies",
+        "  occupancies {",
+    ]
+    for group in groups:
+        where = " or ".join(_phenix_run(run) for run in group.runs)
+        lines.append("    constrained_group {")
+        lines += [f"      selection = ({where}) and altloc {letter}" for letter in group.altlocs]
+        lines.append("    }")
+    return "\n".join([*lines, "  }", "}"]) + "\n"
+
+
+def refmac_keywords(groups: Sequence[OccupancyGroup]) -> str:
+    """Keywords of REFMAC5, which servalcat takes too (``--keyword_file refmac.txt``)."""
+    lines = []
+    number = 0
+    for group in groups:
+        ids = range(number + 1, number + 1 + len(group.altlocs))
+        number = ids[-1]
+        for i, letter in zip(ids, group.altlocs, strict=True):
+            lines += [f"occupancy group id {i} {_refmac_run(run)} alt {letter}" for run in group.runs]
+        lines.append(f"occupancy group alts complete {' '.join(map(str, ids))}")
+    return "\n".join([*lines, "occupancy refine"]) + "\n"
+
+
+def _runs(order: Sequence[ResidueId], own: set[ResidueId]) -> list[Run]:
+    runs: list[Run] = []
+    before: ResidueId | None = None
+    for rid in order:
+        if rid in own:
+            follows = before in own and before is not None and before.chain == rid.chain
+            if runs and follows and not rid.icode and not runs[-1].last.icode:
+                runs[-1] = Run(runs[-1].first, rid)
+            else:
+                runs.append(Run(rid, rid))
+        before = rid
+    return runs
+
+
+def _phenix_run(run: Run) -> str:
+    """Ranges go by number, whatever the insertion code: so that is said for each end."""
+    chain, first, last = f"chain '{run.first.chain}'", run.first, run.last
+    numbers = f"{first.number}" if first == last else f"{first.number}:{last.number}"
+    return f"({chain} and resseq {numbers} and icode '{first.icode or ' '}')"
+
+
+def _refmac_run(run: Run) -> str:
+    chain, first, last = f"chain {run.first.chain}", run.first, run.last
+    if first == last:
+        return f"{chain} residue {first.number}{first.icode}"
+    return f"{chain} residue from {first.number} to {last.number}"

@@ -1,0 +1,280 @@
+"""Joint refinement of a region's states: coordinates, occupancies and B factors, a few cycles.
+
+Each cycle makes the target anew for the present model and ascends it together with the stereochemistry and
+the expectations of B by L-BFGS. With amplitudes the target is their likelihood about the present model
+(``amplitudes``), bulk solvent and scales fitted again in every cycle; with a map alone that of the region's
+density. One state is refined by the same function, which makes R factors of the two comparable. The rest
+of the model stays as it is. Nothing is random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import gemmi
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from densemble.atoms import Ensemble
+from densemble.crystal.fcalc import residue_id
+from densemble.crystal.scaling import r_factors
+from densemble.evaluation import NEAR
+from densemble.geometry.objective import GeometryObjective
+from densemble.io.altlocs import build_altlocs, letters_of
+from densemble.io.model_results import Refined, Refinement
+from densemble.io.reflections import Reflections
+from densemble.metrics.maps import rscc, voxels_near
+from densemble.problem import RegionProblem
+from densemble.refinement.amplitudes import ModelAndData, local_likelihood
+from densemble.refinement.conformers import Sites, flat, site_restraints, unflat
+from densemble.refinement.restraints import BRestraints
+from densemble.refinement.split import split_where_different
+
+CYCLES = 6
+EVALUATIONS = 40
+"""Of target and gradient in one cycle, at most."""
+B_LEAST = 2.0
+"""Å^2, below which no B factor is refined against amplitudes."""
+
+Target = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Log likelihood of coordinates (k, n, 3), occupancies (k, n) and B factors (k, n) of conformers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """What is refined.
+
+    Attributes:
+        coords: Å, of the sites, shape=(M, 3).
+        weights: occupancies of the groups, shape=(G,); those of a part sum to one.
+        b_iso: Å^2, of the sites, shape=(M,).
+    """
+
+    coords: Float[Tensor, "m 3"]
+    weights: Float[Tensor, " g"]
+    b_iso: Float[Tensor, " m"]
+
+    def of_conformers(self, sites: Sites) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates, occupancies and B factors of the region's conformers, shape=(J, N, ...)."""
+        return self.coords[sites.index], sites.occupancy(self.weights), self.b_iso[sites.index]
+
+
+def compare(
+    problem: RegionProblem,
+    start: Sequence[Ensemble],
+    parts: Sequence[Ensemble],
+    *,
+    coordinate_error: float,
+    reflections: Reflections | None = None,
+    cycles: int = CYCLES,
+) -> tuple[list[Ensemble], list[Ensemble], Refinement]:
+    """The start and the model of states, refined alike, with their fit over the same voxels.
+
+    Args:
+        problem: the region and its target.
+        start: the parts of one state.
+        parts: the parts of the model.
+        coordinate_error: Å.
+        reflections: see ``refine``.
+        cycles: of each.
+
+    Returns:
+        The parts of both, refined, and the record.
+    """
+    coords = torch.cat([part.coords.reshape(-1, 3) for part in (*start, *parts)])
+    voxels = voxels_near(problem.target.grid, coords, NEAR)
+    refined_start, refined_parts = (
+        refine(
+            problem,
+            each,
+            coordinate_error=coordinate_error,
+            reflections=reflections,
+            cycles=cycles,
+            voxels=voxels,
+        )
+        for each in (start, parts)
+    )
+    record = Refinement(cycles=cycles, start=refined_start[1], model=refined_parts[1])
+    return refined_start[0], refined_parts[0], record
+
+
+def refine(
+    problem: RegionProblem,
+    parts: Sequence[Ensemble],
+    *,
+    coordinate_error: float,
+    reflections: Reflections | None = None,
+    cycles: int = CYCLES,
+    evaluations: int = EVALUATIONS,
+    voxels: Bool[Tensor, "nx ny nz"] | None = None,
+) -> tuple[list[Ensemble], Refined]:
+    """Refine the states of a region.
+
+    Args:
+        problem: the region, what surrounds it, and its density.
+        parts: together they have the region's free atoms (``problem.stretches.topology``) once; members are
+            states, weights their occupancies. What their states share is refined as one atom
+            (``split.split_where_different``).
+        coordinate_error: Å, below which states count as the same.
+        reflections: refine against the working ones of these; against the region's density if None.
+        cycles: how often the target is made anew.
+        evaluations: of the objective in a cycle, at most (the line search under way is finished).
+        voxels: of the target's grid, over which RSCC is stated; those within 2 Å of the parts if None.
+
+    Returns:
+        The refined parts, what they share apart, the most occupied state first; and the record.
+
+    Raises:
+        ValueError: the parts do not make up the region.
+    """
+    stretches = problem.stretches
+    if voxels is None:
+        everywhere = torch.cat([part.coords.reshape(-1, 3) for part in parts])
+        voxels = voxels_near(problem.target.grid, everywhere, NEAR)
+    parts = split_where_different(parts, coordinate_error)
+    sites = Sites.of(stretches.topology, parts)
+    least = problem.forward.b_min if reflections is None else B_LEAST
+    values = Values(
+        flat([part.coords for part in parts]),
+        torch.cat([part.weights for part in parts]),
+        flat([part.b_iso for part in parts]).clamp(min=least + 1.0),
+    )
+    before = _judged(problem, parts, reflections, voxels)
+    restraints = site_restraints(problem.restraints(), sites)
+    geometry, expected = GeometryObjective(restraints), BRestraints.of(restraints, sites)
+    whole = None if reflections is None else _WholeModel(problem, parts, reflections)
+    for _ in range(cycles):
+        target = _map_target(problem) if whole is None else whole.target(values, sites)
+        values = _ascend(values, sites, target, geometry, expected, least=least, evaluations=evaluations)
+    refined = split_where_different(_parts_of(values, parts), coordinate_error)
+    return refined, _record(before, _judged(problem, refined, reflections, voxels))
+
+
+class _WholeModel:
+    """The whole structure, whose region is set to the present values: where amplitudes are calculated."""
+
+    def __init__(self, problem: RegionProblem, parts: Sequence[Ensemble], reflections: Reflections) -> None:
+        stretches = problem.stretches
+        self.elements, self.reflections = stretches.topology.elements, reflections
+        self.structure = build_altlocs(stretches.model, parts, stretches.model_atoms)
+        self.atoms = _atoms_of_sites(self.structure, parts)
+
+    def target(self, values: Values, sites: Sites) -> Target:
+        """The likelihood of the amplitudes about these values."""
+        per_site = (values.coords, values.weights[sites.group], values.b_iso)
+        rows = zip(self.atoms, *(v.double().tolist() for v in per_site), strict=True)
+        for atom, place, occ, b_iso in rows:
+            atom.pos, atom.occ, atom.b_iso = gemmi.Position(*place), occ, b_iso
+        state = ModelAndData.of(self.structure, self.reflections)
+        return local_likelihood(state, self.reflections, self.elements, *values.of_conformers(sites))
+
+
+def _atoms_of_sites(structure: gemmi.Structure, parts: Sequence[Ensemble]) -> list[gemmi.Atom]:
+    """The atom of each site, in the order of ``Sites``."""
+    found = {
+        (residue_id(cra.chain, cra.residue), cra.atom.name, cra.atom.altloc): cra.atom
+        for cra in structure[0].all()
+    }
+    atoms = []
+    for part in parts:
+        topology = part.topology
+        for letter in letters_of(part):
+            for r, name in zip(topology.residue_index.tolist(), topology.names, strict=True):
+                atoms.append(found[topology.residues[r].id, name, letter])
+    return atoms
+
+
+def _map_target(problem: RegionProblem) -> Target:
+    """The likelihood of the region's density."""
+
+    def target(coords: Tensor, occupancy: Tensor, b_iso: Tensor) -> Tensor:
+        return problem.likelihood("ensemble", b_iso)(coords, occupancy)
+
+    return target
+
+
+def _ascend(
+    values: Values,
+    sites: Sites,
+    target: Target,
+    geometry: GeometryObjective,
+    expected: BRestraints,
+    *,
+    least: float,
+    evaluations: int,
+) -> Values:
+    """Raise the sum of all terms by L-BFGS; the best of all evaluations.
+
+    Occupancies are refined as the logits of each part's shares, B factors as ``ln(B - least)``, which keeps
+    both within their bounds.
+    """
+    x = values.coords.detach().clone().requires_grad_(True)
+    logits = values.weights.detach().clamp(min=1e-3).log().requires_grad_(True)
+    log_b = (values.b_iso.detach() - least).clamp(min=1e-3).log().requires_grad_(True)
+    variables = [x, logits, log_b]
+    optimizer = torch.optim.LBFGS(
+        variables, max_iter=evaluations, max_eval=evaluations, history_size=20, line_search_fn="strong_wolfe"
+    )
+    best, best_value = values, -float("inf")
+
+    def closure() -> Tensor:
+        nonlocal best, best_value
+        optimizer.zero_grad()
+        weights = torch.cat([part.softmax(0) for part in logits.split(sites.states)])
+        now = Values(x, weights, least + log_b.exp())
+        value = target(*now.of_conformers(sites)) + geometry(x[None]) + expected(now.b_iso)
+        (-value).backward()
+        if float(value.detach()) > best_value:
+            best_value = float(value.detach())
+            best = Values(*(v.detach().clone() for v in (now.coords, now.weights, now.b_iso)))
+        return -value.detach()
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return best
+
+
+def _parts_of(values: Values, parts: Sequence[Ensemble]) -> list[Ensemble]:
+    pieces = zip(
+        parts,
+        unflat(values.coords, parts),
+        values.weights.split([len(part) for part in parts]),
+        unflat(values.b_iso, parts),
+        strict=True,
+    )
+    return [Ensemble(part.topology, x, w, b) for part, x, w, b in pieces]
+
+
+def _judged(
+    problem: RegionProblem,
+    parts: Sequence[Ensemble],
+    reflections: Reflections | None,
+    voxels: Bool[Tensor, "nx ny nz"],
+) -> tuple[float, tuple[float, float] | None]:
+    """RSCC over the voxels, and R-work and R-free, of the model as it would be written."""
+    stretches = problem.stretches
+    sites = Sites.of(stretches.topology, parts)
+    values = Values(
+        flat([part.coords for part in parts]),
+        torch.cat([part.weights for part in parts]),
+        flat([part.b_iso for part in parts]).clamp(min=problem.forward.b_min),
+    )
+    with torch.no_grad():
+        density = problem.forward(*values.of_conformers(sites))
+    fit = rscc(density, problem.target.values, voxels)
+    if reflections is None:
+        return fit, None
+    r = r_factors(build_altlocs(stretches.model, parts, stretches.model_atoms), reflections)
+    return fit, (r.r_work, r.r_free)
+
+
+def _record(
+    before: tuple[float, tuple[float, float] | None], after: tuple[float, tuple[float, float] | None]
+) -> Refined:
+    refined = Refined(rscc=(before[0], after[0]))
+    if before[1] is None or after[1] is None:
+        return refined
+    r_work, r_free = zip(before[1], after[1], strict=True)
+    return refined.model_copy(update={"r_work": r_work, "r_free": r_free})
