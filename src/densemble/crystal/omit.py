@@ -65,7 +65,7 @@ class StretchMap:
 
 
 @dataclass(frozen=True, eq=False)
-class _Models:
+class ScaledModels:
     """Structure factors, with solvent and (0, 0, 0) last, of the start and of all but its stretch."""
 
     whole: Complex[np.ndarray, " n1"]
@@ -90,7 +90,7 @@ def omit_map(
     Raises:
         InputError: none of the residues is in the structure.
     """
-    models = _models(structure, residues, reflections)
+    models = scaled_models(structure, residues, reflections)
     total, context = _weighted(reflections, models, phasing=models.rest)
     return _stretch_map(structure, reflections, total, context, models.scale)
 
@@ -105,7 +105,7 @@ def two_fofc_map(
     Raises:
         InputError: none of the residues is in the structure.
     """
-    models = _models(structure, residues, reflections)
+    models = scaled_models(structure, residues, reflections)
     total, context = _weighted(reflections, models, phasing=models.whole)
     return _stretch_map(structure, reflections, total, context, models.scale)
 
@@ -132,7 +132,7 @@ def as_phased_map(
     Raises:
         InputError: none of the residues is in the structure; or the phases have nothing to do with it.
     """
-    models = _models(structure, residues, reflections)
+    models = scaled_models(structure, residues, reflections)
     values, usable = _match(coefficients, reflections)
     shells, f = resolution_shells(reflections), models.whole[:-1]
     total, context = models.rest[:-1].copy(), models.rest[:-1]
@@ -152,14 +152,14 @@ def as_phased_map(
 
 def atoms_map(structure: gemmi.Structure, reflections: Reflections) -> MapCoefficients:
     """2mFo-DFc less the bulk solvent around the whole model: the density of all its atoms, biased to it."""
-    models = _models(structure, None, reflections)
+    models = scaled_models(structure, None, reflections)
     total, solvent = _weighted(reflections, models, phasing=models.whole)
     return _stretch_map(structure, reflections, total, solvent, models.scale).stretch
 
 
-def _models(
+def scaled_models(
     structure: gemmi.Structure, residues: Sequence[ResidueId] | None, reflections: Reflections
-) -> _Models:
+) -> ScaledModels:
     """The start, and all but some residues; where these are None, the start's bulk solvent alone."""
     hkl = np.concatenate([reflections.hkl, _ORIGIN])
     atoms = atom_factors(structure, hkl, d_min=reflections.d_min)
@@ -167,17 +167,17 @@ def _models(
     scale = fit_scale(reflections, atoms[:-1], mask[:-1])
     density = np.append(scale.k_mask, scale.k_mask_0)
     if residues is None:
-        return _Models(atoms + density * mask, density * mask, scale)
+        return ScaledModels(atoms + density * mask, density * mask, scale)
     without = without_residues(structure, residues)
     if without[0].count_atom_sites() == structure[0].count_atom_sites():
         raise InputError("the model has none of the region's residues; check chain and numbering")
     rest = atom_factors(without, hkl, d_min=reflections.d_min)
     mask_of_rest = solvent_factors(solvent_mask(without), hkl)
-    return _Models(atoms + density * mask, rest + density * mask_of_rest, scale)
+    return ScaledModels(atoms + density * mask, rest + density * mask_of_rest, scale)
 
 
 def _weighted(
-    reflections: Reflections, models: _Models, *, phasing: Complex[np.ndarray, " n1"]
+    reflections: Reflections, models: ScaledModels, *, phasing: Complex[np.ndarray, " n1"]
 ) -> tuple[Complex[np.ndarray, " n1"], Complex[np.ndarray, " n1"]]:
     """2mFo-DFc (centric: mFo) phased by a model, and DFc of the rest; equal at free reflections."""
     f, rest = phasing[:-1], models.rest[:-1]

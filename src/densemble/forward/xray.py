@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import gemmi
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from densemble.forward.kernel import gaussian_density
@@ -144,6 +145,12 @@ class XrayDensity:
         if images is not None:
             self._rotation = torch.as_tensor(images.rotation, dtype=dtype, device=device)
             self._translation = torch.as_tensor(images.translation, dtype=dtype, device=device)
+
+    def of_atoms(self, atoms: Int[np.ndarray, " n"]) -> XrayDensity:
+        """The density of some of the atoms alone, in the order of the indices given."""
+        some = copy(self)
+        some._a, some._b = self._a[atoms], self._b[atoms]
+        return some
 
     def __call__(
         self,

@@ -1,0 +1,224 @@
+"""Crystal amplitudes as judge of states: working reflections are fitted, free ones held out.
+
+The likelihood of an amplitude given a model is Rice's distribution (centric: Woolfson's), with the variance
+that the model's errors have in a shell of resolution: Murshudov, G. N., Vagin, A. A. & Dodson, E. J.
+(1997). Acta Cryst. D53, 240-255. The scale is that of the whole model and stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import gemmi
+import numpy as np
+from jaxtyping import Bool, Complex, Float, Int
+from scipy.optimize import minimize_scalar
+from scipy.special import i0e, i1e
+
+from densemble.atoms import ResidueId, Topology
+from densemble.crystal.direct import DirectFactors
+from densemble.crystal.omit import scaled_models
+from densemble.crystal.scaling import bulk_solvent, resolution_shells
+from densemble.forward.scattering import FormFactors, xray_form_factors
+from densemble.forward.solvent import displaced_volumes, displacement_factors
+from densemble.io.reflections import Reflections
+from densemble.selection.intervals import Blocks
+
+_BLOCKS = 500
+"""Groups of working reflections that are drawn together; each has dozens, near to none of its own."""
+
+
+def hashed(hkl: Int[np.ndarray, "n 3"], spacegroup: gemmi.SpaceGroup) -> Int[np.ndarray, " n"]:
+    """A number for each reflection that is as good as random, and the same whenever and wherever.
+
+    Friedel mates and symmetry equivalents have the same one.
+
+    Args:
+        hkl: shape=(n, 3).
+        spacegroup: whose asymmetric unit the indices are brought to.
+    """
+    asu, ops = gemmi.ReciprocalAsu(spacegroup), spacegroup.operations()
+    unique = np.array([asu.to_asu(list(map(int, index)), ops)[0] for index in hkl], dtype=np.int64)
+    state = np.zeros(len(hkl), dtype=np.uint64)
+    for column in unique.T.astype(np.uint64):  # splitmix64, index by index
+        state = (state ^ column) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return (state >> np.uint64(33)).astype(np.int64)
+
+
+def choosing_half(reflections: Reflections) -> Bool[np.ndarray, " n"]:
+    """Half of the free reflections, to choose by; on the other half the choice can be judged."""
+    half = hashed(reflections.hkl, reflections.spacegroup) % 2 == 0
+    return np.asarray(reflections.free & half)
+
+
+def log_rice(
+    f_obs: Float[np.ndarray, " n"],
+    f_model: Float[np.ndarray, " n"],
+    variance: Float[np.ndarray, " n"],
+    centric: Bool[np.ndarray, " n"],
+) -> Float[np.ndarray, " n"]:
+    """Log density of amplitudes, given those of a model and the variance of a structure factor's error."""
+    square = (f_obs - f_model) ** 2 / variance
+    x = 2 * f_obs * f_model / variance
+    acentric = np.log(2 * f_obs / variance) - square + np.log(i0e(x))
+    both_signs = 0.5 * np.log(1 / (2 * np.pi * variance)) - square / 2 + np.log1p(np.exp(-x))
+    return np.where(centric, both_signs, acentric)
+
+
+def slopes(
+    f_obs: Float[np.ndarray, " n"],
+    f_model: Float[np.ndarray, " n"],
+    variance: Float[np.ndarray, " n"],
+    centric: Bool[np.ndarray, " n"],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """First derivative of ``log_rice`` by the model's amplitude, and its second, negated."""
+    x = 2 * f_obs * f_model / variance
+    m = np.where(centric, np.tanh(x / 2), i1e(x) / i0e(x))
+    ratio = np.where(x > 1e-6, m / np.maximum(x, 1e-6), 0.5)
+    twice = np.where(centric, 1.0, 2.0)
+    bend = np.where(centric, 1 - m**2, 1 - ratio - m**2)
+    return twice * (m * f_obs - f_model) / variance, twice / variance - (twice * f_obs / variance) ** 2 * bend
+
+
+def error_variance(
+    reflections: Reflections, f_obs: Float[np.ndarray, " n"], f_model: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Variance of a model's structure factors: maximum likelihood on working reflections, shell by shell."""
+    shells, variance = resolution_shells(reflections), np.empty(len(reflections))
+    for shell in range(shells.max() + 1):
+        inside = shells == shell
+        work = inside & ~reflections.free
+        epsilon, centric = reflections.epsilon[work], reflections.centric[work]
+        observed, model = f_obs[work], f_model[work]
+        scale = float(np.mean((observed - model) ** 2 / epsilon))
+
+        def loss(
+            log_factor: float,
+            observed: np.ndarray = observed,
+            model: np.ndarray = model,
+            spread: np.ndarray = scale * epsilon,
+            centric: np.ndarray = centric,
+        ) -> float:
+            return -float(log_rice(observed, model, np.exp(log_factor) * spread, centric).sum())
+
+        best = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
+        variance[inside] = np.exp(best.x) * scale * reflections.epsilon[inside]
+    return variance
+
+
+@dataclass(frozen=True, eq=False)
+class AmplitudeJudge:
+    """Amplitudes, all of the model but the region, and what the region's atoms scatter.
+
+    Attributes:
+        reflections: the data.
+        f_obs: amplitudes on the model's scale, shape=(n,).
+        rest: structure factors of all but the region, solvent included, shape=(n,).
+        variance: of the error of a structure factor, shape=(n,).
+        factors: of the region's atoms, less the solvent that they displace.
+        choosing: free reflections by which models are compared, shape=(n,).
+        words: which these are.
+    """
+
+    reflections: Reflections
+    f_obs: Float[np.ndarray, " n"]
+    rest: Complex[np.ndarray, " n"]
+    variance: Float[np.ndarray, " n"]
+    factors: DirectFactors
+    choosing: Bool[np.ndarray, " n"]
+    words: str = "half of the free reflections, drawn by a hash of their indices"
+
+    @classmethod
+    def of(
+        cls,
+        structure: gemmi.Structure,
+        residues: Sequence[ResidueId],
+        topology: Topology,
+        reflections: Reflections,
+        *,
+        choosing: Bool[np.ndarray, " n"] | None = None,
+    ) -> AmplitudeJudge:
+        """Scale the model to the data and take the region out of it.
+
+        Args:
+            structure: the start, with the region in one conformation.
+            residues: of the region.
+            topology: the region's atoms.
+            reflections: the data.
+            choosing: free reflections to compare models by; ``choosing_half`` if None.
+        """
+        models = scaled_models(structure, residues, reflections)
+        f_obs = reflections.f / models.scale.k
+        solvent = bulk_solvent(reflections, models.scale)
+        volumes = displaced_volumes(topology.residue_names, topology.names, topology.elements)
+        displaced = displacement_factors(volumes, density=solvent.density, b_solvent=solvent.b)
+        atoms = xray_form_factors(topology.elements)
+        factors = FormFactors(np.hstack([atoms.a, displaced[0]]), np.hstack([atoms.b, displaced[1]]))
+        return cls(
+            reflections,
+            f_obs,
+            models.rest[:-1],
+            error_variance(reflections, f_obs, np.abs(models.whole[:-1])),
+            DirectFactors(factors, reflections.hkl, reflections.cell, reflections.spacegroup),
+            choosing_half(reflections) if choosing is None else choosing,
+        )
+
+    @property
+    def rule(self) -> str:
+        """What is compared, in words."""
+        return (
+            f"log-likelihood (Rice) of {int(self.choosing.sum())} amplitudes that nothing was fitted to: "
+            f"{self.words}"
+        )
+
+    @property
+    def holds_out(self) -> bool:
+        """There are free reflections to choose by."""
+        return bool(self.choosing.any())
+
+    @cached_property
+    def _block(self) -> Int[np.ndarray, " m"]:
+        """Group of each working reflection."""
+        return hashed(self.reflections.hkl[~self.reflections.free], self.reflections.spacegroup) % _BLOCKS
+
+    def signals(
+        self,
+        atoms: Int[np.ndarray, " n"],
+        coords: Float[np.ndarray, "k n 3"],
+        b_iso: Float[np.ndarray, "k n"],
+    ) -> Complex[np.ndarray, "k d"]:
+        """Structure factors of each conformation."""
+        return np.array([self.factors(atoms, x, b) for x, b in zip(coords, b_iso, strict=True)])
+
+    def blocks(self, signals: np.ndarray, weights: Float[np.ndarray, " s"]) -> Blocks:
+        """Linear about the weights: ``|F|`` changes by the part of a state that is along F."""
+        work = ~self.reflections.free
+        model = self.rest[work] + weights @ signals[:, work]
+        amplitude = np.abs(model)
+        along = (signals[:, work] * (model.conj() / np.maximum(amplitude, 1e-12))).real
+        slope, information = slopes(
+            self.f_obs[work], amplitude, self.variance[work], self.reflections.centric[work]
+        )
+        block = self._block
+        found = Blocks.of(along, weights @ along, information, block)
+        score = np.stack(
+            [np.bincount(block, slope * row, minlength=len(found.gram)) for row in along], axis=1
+        )
+        return Blocks(found.gram, found.cross + score)
+
+    def fitted(self, signals: np.ndarray, weights: Float[np.ndarray, " s"]) -> float:
+        """Log-likelihood of the working reflections."""
+        return float(self._log_likelihood(signals, weights, ~self.reflections.free).sum())
+
+    def held_out(self, signals: np.ndarray, weights: Float[np.ndarray, " s"]) -> Float[np.ndarray, " m"]:
+        """Log-likelihood of each free reflection that models are compared by."""
+        return self._log_likelihood(signals, weights, self.choosing)
+
+    def _log_likelihood(self, signals: np.ndarray, weights: np.ndarray, which: np.ndarray) -> np.ndarray:
+        model = np.abs(self.rest[which] + weights @ signals[:, which])
+        return log_rice(self.f_obs[which], model, self.variance[which], self.reflections.centric[which])
