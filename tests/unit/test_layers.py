@@ -46,6 +46,7 @@ LAYERS = (
     "cryoem",
     "simulate",
     "score",
+    "validate",
     "demo",
     "cli",
 )

@@ -90,6 +90,17 @@ class Conformers:
         return len(self.names)
 
     @cached_property
+    def topology(self) -> Topology:
+        """All atoms as one list; names are not unique in a residue with altlocs."""
+        return Topology(self.names, self.elements, self.residue_index, self.residues)
+
+    @property
+    def first(self) -> np.ndarray:
+        """Which atoms are without altloc or of the first of their residue, shape=(n,)."""
+        letters = [self.letters(r)[0] for r in range(len(self.residues))]
+        return np.array([a in ("", letters[r]) for a, r in zip(self.altlocs, self.residue_index, strict=True)])
+
+    @cached_property
     def _by_letter(self) -> list[dict[str, dict[str, int]]]:
         found: list[dict[str, dict[str, int]]] = [{} for _ in self.residues]
         for i, (r, letter) in enumerate(zip(self.residue_index, self.altlocs, strict=True)):
@@ -158,8 +169,7 @@ class Conformers:
         """
         if region is None:
             return set(range(len(self.residues)))
-        topology = Topology(self.names, self.elements, self.residue_index, self.residues)
-        ids = {self.residues[r].id for stretch in region.resolve(topology) for r in stretch}
+        ids = {self.residues[r].id for stretch in region.resolve(self.topology) for r in stretch}
         return {r for r, residue in enumerate(self.residues) if residue.id in ids}
 
 

@@ -55,6 +55,7 @@ class ResidueRow(Record):
         bond, angle: the worst.
         wrong_hand: names of chiral centres that are inverted or flat.
         clashes: those that atoms of this conformer make, the worst first.
+        rscc, q_score: agreement with a map, where there is one; of a residue's altlocs together.
     """
 
     chain: str
@@ -70,6 +71,8 @@ class ResidueRow(Record):
     angle: Worst | None = None
     wrong_hand: list[str] = Field(default_factory=list)
     clashes: list[ClashPair] = Field(default_factory=list)
+    rscc: float | None = None
+    q_score: float | None = None
 
 
 class ModelValidation(Record):
