@@ -207,7 +207,11 @@ def _listing(residues: list[ResidueRow]) -> list[str]:
     if not marked:
         return ["No residue stands out."]
     cells = [
-        [f"{row.chain}:{row.number}{row.icode} {row.name} {row.altloc}".rstrip(), _number(row.rscc, "{:.2f}"), text]
+        [
+            f"{row.chain}:{row.number}{row.icode} {row.name} {row.altloc}".rstrip(),
+            _number(row.rscc, "{:.2f}"),
+            text,
+        ]
         for row, text in marked[:_LISTED]
     ]
     if all(row.rscc is None for row, _ in marked[:_LISTED]):

@@ -34,7 +34,7 @@ _ROUNDING = 1e-9  # Å: an overlap of 0.4 by construction counts
 
 @dataclass(frozen=True)
 class Clash:
-    """Two atoms (indices of ``AllAtomContacts``) and their overlap in Å."""
+    """Two atoms (indices of ``AllAtomContacts``) and the depth in Å of the deepest dot of one in the other."""
 
     first: int
     second: int
@@ -81,40 +81,39 @@ def _clashes(atoms: ContactAtoms, present: np.ndarray, water: np.ndarray) -> lis
     i, j = i[keep], j[keep]
     keep = atoms.touches(i, j) & ~atoms.hydrogen_bonds(i, j)
     i, j = i[keep], j[keep]
-    seen: set[tuple[int, int]] = set()
+    deepest: dict[tuple[int, int], float] = {}
     for a, b in ((i, j), (j, i)):
-        for source in np.unique(a):
-            if not water[source]:
-                targets = b[a == source]
-                open_to = _open_overlaps(atoms, tree, present, int(source), targets)
-                seen |= {(min(int(source), t), max(int(source), t)) for t in open_to}
-    found = [Clash(a, b, float(atoms.overlap(np.array(a), np.array(b)))) for a, b in sorted(seen)]
+        for source in np.unique(a[~water[a]]).tolist():
+            targets = b[a == source]
+            for target, overlap in _open_overlaps(atoms, tree, present, source, targets).items():
+                pair = min(source, target), max(source, target)
+                deepest[pair] = max(overlap, deepest.get(pair, 0.0))
+    found = [Clash(*pair, overlap) for pair, overlap in sorted(deepest.items())]
     return sorted(found, key=lambda clash: -clash.overlap)
 
 
 def _open_overlaps(
     atoms: ContactAtoms, tree: cKDTree, present: np.ndarray, source: int, targets: Int[np.ndarray, " t"]
-) -> list[int]:
-    """Those of the targets into which a dot of the source reaches, not covered by bonded or deeper atoms."""
+) -> dict[int, float]:
+    """How deep dots of the source lie in the targets, Å, where they are not in bonded or deeper atoms."""
     centre, radius = atoms.coords[source], atoms.radii[source]
     near = np.array(tree.query_ball_point(centre, radius + float(atoms.radii.max())), dtype=np.int64)
-    near = near[(near != source) & present[near]]
-    own = np.full(len(near), source)
     compatible = np.isin(atoms.letters[near], (atoms.letters[source], "")) | (atoms.letters[source] == "")
-    near, own = near[compatible], own[compatible]
-    bonded = atoms.bonded(own, near)
+    near = near[(near != source) & present[near] & compatible]
+    bonded = atoms.bonded(np.full(len(near), source), near)
     toward = atoms.coords[targets] - centre
-    dots = centre + radius * np.concatenate(
-        [toward / np.linalg.norm(toward, axis=1, keepdims=True), _sphere(round(4 * np.pi * radius**2 * _DENSITY))]
-    )
+    toward /= np.linalg.norm(toward, axis=1, keepdims=True)
+    even = _sphere(round(4 * np.pi * radius**2 * _DENSITY))
+    dots = centre + radius * np.concatenate([toward, even])
     gaps = np.linalg.norm(dots[:, None] - atoms.coords[near], axis=-1) - atoms.radii[near]
     bare = ~(gaps[:, bonded] < 0).any(1)
     others, gaps = near[~bonded], gaps[bare][:, ~bonded]
-    if not gaps.size:
-        return []
-    deepest = gaps.argmin(1)
-    reached = others[deepest[gaps.min(1) <= _ROUNDING - OVERLAP]]
-    return sorted(set(reached.tolist()) & set(targets.tolist()))
+    found: dict[int, float] = {}
+    if gaps.size:
+        for target, depth in zip(others[gaps.argmin(1)].tolist(), (-gaps.min(1)).tolist(), strict=True):
+            if depth >= OVERLAP - _ROUNDING and target in targets:
+                found[target] = max(depth, found.get(target, 0.0))
+    return found
 
 
 @cache

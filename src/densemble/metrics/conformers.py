@@ -75,7 +75,9 @@ class Conformers:
             raise InputError(f"model {structure.name}: nothing but hydrogens and unknown atoms in it")
         coords = np.array([a.pos.tolist() for a in atoms], dtype=np.float64)
         if not np.isfinite(coords).all():
-            raise InputError(f"model {structure.name}: coordinates that are not numbers; complete or remove them")
+            raise InputError(
+                f"model {structure.name}: coordinates that are not numbers; complete or remove them"
+            )
         return cls(
             residues=tuple(residues),
             residue_index=np.array(index, dtype=np.int64),
@@ -98,7 +100,9 @@ class Conformers:
     def first(self) -> np.ndarray:
         """Which atoms are without altloc or of the first of their residue, shape=(n,)."""
         letters = [self.letters(r)[0] for r in range(len(self.residues))]
-        return np.array([a in ("", letters[r]) for a, r in zip(self.altlocs, self.residue_index, strict=True)])
+        return np.array(
+            [a in ("", letters[r]) for a, r in zip(self.altlocs, self.residue_index, strict=True)]
+        )
 
     @cached_property
     def _by_letter(self) -> list[dict[str, dict[str, int]]]:

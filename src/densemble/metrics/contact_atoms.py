@@ -70,9 +70,7 @@ class ContactAtoms:
             parents=np.concatenate([np.arange(len(model)), parents]),
             heavy=len(model),
             coords=np.concatenate([model.coords, hydrogens.coords]),
-            radii=np.concatenate(
-                [_heavy_radii(model), np.where(polar | ring, _POLAR_HYDROGEN, _HYDROGEN)]
-            ),
+            radii=np.concatenate([_heavy_radii(model), np.where(polar | ring, _POLAR_HYDROGEN, _HYDROGEN)]),
             donor=np.concatenate([np.zeros(len(model), dtype=bool), polar]),
             acceptor=np.concatenate([_acceptors(model, parents), np.zeros(len(parents), dtype=bool)]),
             letters=np.concatenate([model.altlocs, hydrogens.altlocs]).astype(str),

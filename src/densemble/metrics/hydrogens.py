@@ -173,9 +173,12 @@ def _amide(model: Conformers, r: int) -> Iterator[tuple[str, tuple[int, ...], st
 
 
 def _is_first(model: Conformers, r: int) -> bool:
-    """Whether no residue of the protein comes before in the chain: after a gap the nitrogen is left bare."""
+    """Whether the protein of the chain begins here, with a number of at most 1 (the rule of Reduce).
+
+    Otherwise residues are missing before, and the nitrogen is left bare, as it is after a gap.
+    """
     own = model.residues[r].id
-    return all(
+    return own.number <= 1 and all(
         other.id.chain != own.chain or other.kind != "protein" or other.id == own
         for other in model.residues[:r]
     )
@@ -195,7 +198,9 @@ def _length(kind: str, element: str) -> float:
     return _LENGTHS["aromatic" if kind == "ring" else "CH"]
 
 
-def _places(kind: str, points: Float[np.ndarray, "f 3"], length: float, turn: float) -> Float[np.ndarray, "k 3"]:
+def _places(
+    kind: str, points: Float[np.ndarray, "f 3"], length: float, turn: float
+) -> Float[np.ndarray, "k 3"]:
     centre = points[0]
     if kind in ("methyl", "ammonium", "amide", "turn"):
         first, step, count, angle = _TURNS[kind]

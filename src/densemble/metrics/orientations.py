@@ -91,9 +91,7 @@ def _histidines(hydrogens: Hydrogens) -> list[tuple[Group, Group]]:
     return [(pair[0], pair[1]) for pair in found.values() if len(pair) == 2]
 
 
-def _without(
-    atoms: ContactAtoms, hydrogens: Hydrogens, kept: np.ndarray
-) -> tuple[ContactAtoms, Hydrogens]:
+def _without(atoms: ContactAtoms, hydrogens: Hydrogens, kept: np.ndarray) -> tuple[ContactAtoms, Hydrogens]:
     """Only the hydrogens kept; the nitrogens that lost theirs accept hydrogen bonds."""
     bare = np.setdiff1d(hydrogens.parents[~kept], hydrogens.parents[kept])
     acceptor = atoms.acceptor.copy()

@@ -103,7 +103,10 @@ def validate_structure(structure: gemmi.Structure, *, region: Region | None = No
         ramachandran=[t for t in ramachandran(model) if t.residue in inside],
         rotamers=[t for t in rotamers(model) if t.residue in inside],
         stereo=Stereochemistry(
-            *([t for t in terms if t.residue in inside] for terms in (stereo.bonds, stereo.angles, stereo.chirals))
+            *(
+                [t for t in terms if t.residue in inside]
+                for terms in (stereo.bonds, stereo.angles, stereo.chirals)
+            )
         ),
         contacts=contacts,
         inside=inside,
@@ -127,7 +130,9 @@ class _Judged:
         self.model, self.stereo, self.contacts = model, stereo, contacts
         self.ramachandran, self.rotamers, self.inside = ramachandran, rotamers, inside
         self.owner = model.residue_index[contacts.atoms.parents]
-        self.clashes = [c for c in contacts.clashes if inside & {self._residue(c.first), self._residue(c.second)}]
+        self.clashes = [
+            c for c in contacts.clashes if inside & {self._residue(c.first), self._residue(c.second)}
+        ]
 
     def _residue(self, atom: int) -> int:
         return int(self.owner[atom])
