@@ -400,6 +400,32 @@ def score(*, model: Path, data: Path, as_json: bool, **options: Any) -> None:
 
 @main.command()
 @click.argument("model", type=_PATH)
+@click.argument("data", type=_PATH, metavar="[MAP-or-MTZ]", required=False)
+@click.option("--region", help="Residues to judge, for example A:176-191.  [default: all]")
+@click.option("--resolution", type=float, help="Å, of a map; reflections bring their own.")
+@_column_options
+@click.option("--json", "json_file", type=_PATH, help="Write everything, residue by residue, to this file.")
+@click.option("--force", is_flag=True, help="Replace that file if it exists.")
+@_plain_errors
+def validate(*, model: Path, data: Path | None, json_file: Path | None, force: bool, **options: Any) -> None:
+    """Judge the geometry of MODEL, with all its altlocs, and its fit to a map or to reflections.
+
+    Clash score, Ramachandran, rotamers, bonds, angles and chirality by the definitions of MolProbity and the
+    wwPDB; RSCC of each residue where there are data; Q-score and map-model FSC for cryo-EM maps.
+    """
+    from densemble.io.output import check_output_file, write_record
+    from densemble.validate import summary, validate_files
+
+    if json_file is not None:
+        check_output_file(json_file, force=force)
+    result = validate_files(model, data, **options)
+    if json_file is not None:
+        write_record(json_file, result)
+    click.echo(summary(result))
+
+
+@main.command()
+@click.argument("model", type=_PATH)
 @click.argument("map_path", type=_PATH, metavar="MAP")
 @click.option("--resolution", type=float, required=True, help="Å, of the map.")
 @click.option("--level", type=float, help="Contour of the map, for checks.  [default: estimated]")

@@ -87,7 +87,7 @@ class Score(_Record):
 
 
 @dataclass(frozen=True, eq=False)
-class _Subject:
+class Subject:
     """The model, which of its atoms are judged, and where.
 
     Attributes:
@@ -107,7 +107,7 @@ class _Subject:
     reference_name: str
 
     @classmethod
-    def of(cls, model: Path, region: str | None, reference: Path | None) -> _Subject:
+    def of(cls, model: Path, region: str | None, reference: Path | None) -> Subject:
         sites = Sites.read(model)
         topology = sites.model.topology
         parsed = None if region is None else Region.parse(region)
@@ -142,7 +142,7 @@ class _Subject:
 
 
 @dataclass(frozen=True, eq=False)
-class _Comparison:
+class Comparison:
     """Calculated density and target on one box."""
 
     calculated: DensityMap
@@ -177,22 +177,16 @@ def score(
     Raises:
         InputError: says which input is wrong and what to do.
     """
-    if reference is not None and region is None:
-        raise InputError("--reference needs --region: states are those of a stretch of chain")
-    subject = _Subject.of(model, region, reference)
-    if _is_map(data):
-        if labels is not None or free_label is not None:
-            raise InputError(
-                f"--labels and --free-label are of reflections, but {data} is a map; leave them out"
-            )
-        if start is not None:
-            raise InputError(f"--start is the source of an omit map, but {data} is a map; leave it out")
-        compared = _against_map(subject, data, resolution)
-    else:
-        if resolution is not None:
-            raise InputError(f"--resolution is for maps; {data} has reflections, which bring their own")
-        reflections = read_reflections(data, labels=labels, free_label=free_label)
-        compared = _against_reflections(subject, reflections, start)
+    subject, compared = compare(
+        model,
+        data,
+        region=region,
+        reference=reference,
+        resolution=resolution,
+        start=start,
+        labels=labels,
+        free_label=free_label,
+    )
     voxels = subject.voxels(compared.target)
     files = [path for path in (model, data, reference, start) if path is not None]
     fit = _fit(subject, compared, voxels, data)
@@ -206,6 +200,35 @@ def score(
         r_free=None if compared.r_factor is None else compared.r_factor.r_free,
         states=_states(subject) if reference is not None else None,
     )
+
+
+def compare(
+    model: Path,
+    data: Path,
+    *,
+    region: str | None = None,
+    reference: Path | None = None,
+    resolution: float | None = None,
+    start: Path | None = None,
+    labels: tuple[str, str] | None = None,
+    free_label: str | None = None,
+) -> tuple[Subject, Comparison]:
+    """What is judged, and its density beside the target; arguments and errors as for ``score``."""
+    if reference is not None and region is None:
+        raise InputError("--reference needs --region: states are those of a stretch of chain")
+    subject = Subject.of(model, region, reference)
+    if is_map(data):
+        if labels is not None or free_label is not None:
+            raise InputError(
+                f"--labels and --free-label are of reflections, but {data} is a map; leave them out"
+            )
+        if start is not None:
+            raise InputError(f"--start is the source of an omit map, but {data} is a map; leave it out")
+        return subject, _against_map(subject, data, resolution)
+    if resolution is not None:
+        raise InputError(f"--resolution is for maps; {data} has reflections, which bring their own")
+    reflections = read_reflections(data, labels=labels, free_label=free_label)
+    return subject, _against_reflections(subject, reflections, start)
 
 
 def summary(result: Score) -> str:
@@ -231,7 +254,7 @@ def summary(result: Score) -> str:
     return "\n".join(lines)
 
 
-def _fit(subject: _Subject, compared: _Comparison, voxels: Voxels, data: Path) -> tuple[float, float]:
+def _fit(subject: Subject, compared: Comparison, voxels: Voxels, data: Path) -> tuple[float, float]:
     maps = compared.calculated.values, compared.target.values, voxels.inside
     try:
         return rscc(*maps), cosine(*maps)
@@ -242,7 +265,7 @@ def _fit(subject: _Subject, compared: _Comparison, voxels: Voxels, data: Path) -
         ) from error
 
 
-def _states(subject: _Subject) -> list[State]:
+def _states(subject: Subject) -> list[State]:
     own = alternates(subject.path, subject.topology)
     coords = np.stack([state.coords for state in own.values()])
     try:
@@ -263,7 +286,7 @@ def _states(subject: _Subject) -> list[State]:
     ]
 
 
-def _against_reflections(subject: _Subject, reflections: Reflections, start: Path | None) -> _Comparison:
+def _against_reflections(subject: Subject, reflections: Reflections, start: Path | None) -> Comparison:
     if start is not None and subject.region is None:
         raise InputError("--start is the source of an omit map, which needs a --region")
     sites = subject.sites
@@ -278,11 +301,11 @@ def _against_reflections(subject: _Subject, reflections: Reflections, start: Pat
             source = read_model(start).structure
             check_same_crystal(source, reflections, name=str(start))
         calculated, target = _omitted(subject, source, reflections)
-    return _Comparison(calculated, target, RFactor(r_work=factors.r_work, r_free=factors.r_free))
+    return Comparison(calculated, target, RFactor(r_work=factors.r_work, r_free=factors.r_free))
 
 
 def _omitted(
-    subject: _Subject, source: gemmi.Structure, reflections: Reflections
+    subject: Subject, source: gemmi.Structure, reflections: Reflections
 ) -> tuple[DensityMap, DensityMap]:
     """Density of the region's atoms less the solvent that they displace, and its omit map.
 
@@ -313,7 +336,7 @@ def _omitted(
     return DensityMap(grid, density), sample(maps.stretch, grid)
 
 
-def _whole(subject: _Subject, reflections: Reflections) -> tuple[DensityMap, DensityMap]:
+def _whole(subject: Subject, reflections: Reflections) -> tuple[DensityMap, DensityMap]:
     """Density of all atoms, and 2mFo-DFc less the bulk solvent."""
     sites = subject.sites
     coefficients = atoms_map(sites.structure, reflections)
@@ -321,7 +344,7 @@ def _whole(subject: _Subject, reflections: Reflections) -> tuple[DensityMap, Den
     return xray_density(sites, grid, d_min=reflections.d_min), sample(coefficients, grid)
 
 
-def _is_map(path: Path) -> bool:
+def is_map(path: Path) -> bool:
     """Whether a file has the CCP4 format's mark, or the name of a map."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; give reflections (MTZ, SF-mmCIF) or a map (CCP4, MRC)")
@@ -330,16 +353,16 @@ def _is_map(path: Path) -> bool:
     return head[208:212] == b"MAP " or path.suffix.lower() in (".map", ".mrc", ".ccp4")
 
 
-def _against_map(subject: _Subject, data: Path, resolution: float | None) -> _Comparison:
+def _against_map(subject: Subject, data: Path, resolution: float | None) -> Comparison:
     if resolution is None:
         raise InputError(f"{data} is a map, which does not say its resolution; give --resolution in Å")
     if not 0 < resolution < float("inf"):
         raise InputError(f"--resolution {resolution:g} Å: must be above zero")
-    target = _crystal_box(subject, data) if _is_crystal(data) else _cut(read_map(data), subject, data)
-    return _Comparison(xray_density(subject.sites, target.grid, d_min=resolution), target)
+    target = _crystal_box(subject, data) if is_crystal(data) else cut(read_map(data), subject, data)
+    return Comparison(xray_density(subject.sites, target.grid, d_min=resolution), target)
 
 
-def _is_crystal(path: Path) -> bool:
+def is_crystal(path: Path) -> bool:
     """Whether a map has symmetry or a skewed cell. What is wrong with a file its reader says later."""
     try:
         ccp4 = gemmi.read_ccp4_map(str(path))
@@ -349,7 +372,7 @@ def _is_crystal(path: Path) -> bool:
     return ccp4.header_i32(23) > 1 or any(abs(angle - 90) > 1e-3 for angle in angles)
 
 
-def _crystal_box(subject: _Subject, data: Path) -> DensityMap:
+def _crystal_box(subject: Subject, data: Path) -> DensityMap:
     """A crystal's map around the atoms judged, at its own spacing."""
     crystal = read_crystal_map(data)
     structure = subject.sites.structure
@@ -362,12 +385,12 @@ def _crystal_box(subject: _Subject, data: Path) -> DensityMap:
     return sample_crystal_map(crystal, grid)
 
 
-def _cut(density: DensityMap, subject: _Subject, data: Path) -> DensityMap:
-    """The part of a box around the atoms judged."""
+def cut(density: DensityMap, subject: Subject, data: Path, *, margin: float = NEAR) -> DensityMap:
+    """The part of a box around the atoms judged, and a margin in Å as far as the box has it."""
     grid, points = density.grid, subject.points()
     origin, spacing = np.array(grid.origin), np.array(grid.spacing)
-    low = np.maximum(np.floor((points.min(axis=0) - NEAR - origin) / spacing), 0).astype(int)
-    high = np.ceil((points.max(axis=0) + NEAR - origin) / spacing) + 1
+    low = np.maximum(np.floor((points.min(axis=0) - margin - origin) / spacing), 0).astype(int)
+    high = np.ceil((points.max(axis=0) + margin - origin) / spacing) + 1
     high = np.minimum(high, grid.shape).astype(int)
     outside = ((points < origin) | (points > origin + spacing * (np.array(grid.shape) - 1))).any(axis=1)
     if (high <= low).any() or outside.any():

@@ -50,6 +50,7 @@ LAYERS = (
     "cryoem",
     "simulate",
     "score",
+    "validate",
     "demo",
     "cli",
 )

@@ -379,11 +379,12 @@ def _topology(structure: gemmi.Structure) -> Topology:
             names.append(atom.name)
             elements.append(atom.element.name)
             index.append(len(residues))
-        residues.append(Residue(_residue_id(chain, residue), residue.name, _kind(residue)))
+        residues.append(Residue(_residue_id(chain, residue), residue.name, residue_kind(residue)))
     return Topology(tuple(names), tuple(elements), np.array(index, dtype=np.int64), tuple(residues))
 
 
-def _kind(residue: gemmi.Residue) -> str:
+def residue_kind(residue: gemmi.Residue) -> str:
+    """``protein``, ``nucleic``, ``ligand``, ``ion`` or ``water``; the structure's entities must be known."""
     info = gemmi.find_tabulated_residue(residue.name)
     if residue.is_water():
         return "water"
