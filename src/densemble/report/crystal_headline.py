@@ -43,9 +43,11 @@ def headline(result: Result) -> Headline:
     elif not several:
         verdict = "Nothing speaks for a second one."
     elif held.better:
-        verdict = "It agrees better than the start did with data that the fit never saw."
+        verdict = "The result agrees better than the start with data that the fit never saw."
     else:
-        verdict = "It agrees no better than the start did with data that the fit never saw: do not prefer it."
+        verdict = (
+            "The result agrees no better than the start with data that the fit never saw: do not prefer it."
+        )
     return Headline(
         title=f"Conformations of {result.region}",
         kind="X-ray crystal",

@@ -9,6 +9,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial import cKDTree
 
 from densemble.atoms import Region, ResidueId
 from densemble.errors import InputError
@@ -24,6 +25,8 @@ PALETTE = ("#1f6fb4", "#d5572c", "#2f8a57", "#8b5fa8", "#b07d12", "#0f8f9c", "#b
 GREY, WATER, MAP_COLOUR = "#cdd2d9", "#9bb8cc", "#8194a6"
 FRONT = 20.0
 """Å; the rest of the model so near to the states must not be in front of them."""
+WATERS_WITHIN = 6.0
+"""Å from the states, of the waters that are shown."""
 MOST = 8
 """At most so many models of a fit to a cryo-EM map are shown."""
 
@@ -64,7 +67,7 @@ class Scene:
     Attributes:
         file: the model file, in the folder.
         conformations: the states, part by part.
-        around: what has one state, waters too; None where whole models are shown.
+        around: what has one state, of the waters those near the states; None where whole models are shown.
         map_file: in the folder; None where there is none.
     """
 
@@ -173,6 +176,7 @@ def _of_altlocs(folder: Path, file: str, parts: list[tuple[str, Part | None]], m
             )
     everything = {_id(chain, residue) for chain in structure[0] for residue in chain}
     around = _only(structure, everything - several, None)
+    _remove_far_waters(around, np.concatenate([c.coords for c in conformations]))
     return Scene(file, tuple(conformations), around, map_file)
 
 
@@ -189,6 +193,20 @@ def _of_models(folder: Path, map_file: str | None) -> Scene:
         start = _read(folder / START_FILE)
         found.append(Conformation("start", "", (), "", 0, None, GREY, start, _coords(start), False))
     return Scene(MODELS_FILE, tuple(found), None, map_file)
+
+
+def _remove_far_waters(structure: gemmi.Structure, points: Float[np.ndarray, "n 3"]) -> None:
+    """Waters that are not near any of some points only clutter the view; in place."""
+    tree = cKDTree(points)
+    for chain in structure[0]:
+        for r in reversed(range(len(chain))):
+            if chain[r].is_water() and tree.query(_coords_of(chain[r]))[0].min() > WATERS_WITHIN:
+                del chain[r]
+    structure.remove_empty_chains()
+
+
+def _coords_of(residue: gemmi.Residue) -> np.ndarray:
+    return np.array([atom.pos.tolist() for atom in residue])
 
 
 def _read(path: Path) -> gemmi.Structure:

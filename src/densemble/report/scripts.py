@@ -6,6 +6,8 @@ Each is to be run in the folder of the result.
 from __future__ import annotations
 
 import colorsys
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from densemble.atoms import ResidueId
@@ -13,6 +15,7 @@ from densemble.io.state_results import START_FILE
 from densemble.report.scene import GREY, MAP_COLOUR, Conformation, Scene
 from densemble.report.volume import CARVED
 
+_PLAIN = re.compile(r"[A-Za-z0-9_]+\Z")
 MAP_ID, START_ID = 100, 50
 """Numbers of models in ChimeraX, above those that states get."""
 
@@ -26,7 +29,14 @@ class Script:
 
 
 def scripts_of(scene: Scene, level: float | None) -> list[Script]:
-    """One for each program; without the map where there is no level."""
+    """One for each program; without the map where there is no level.
+
+    None where a chain or an altloc has a name that a program could take for a command.
+    """
+    names = [end.chain for c in scene.conformations for ends in c.stretches for end in ends]
+    letters = [c.altloc for c in scene.conformations if c.altloc]
+    if not all(_PLAIN.match(name) for name in names + letters):
+        return []
     makers = {"view.cxc": chimerax, "view.pml": pymol, "view_coot.py": coot}
     return [Script(name, maker(scene, level)) for name, maker in makers.items()]
 
@@ -48,7 +58,7 @@ def chimerax(scene: Scene, level: float | None) -> str:
                 lines.append(f"altlocs change {state.altloc} {where}")
             lines += [f"hide #{number} target acs", f"show {where} atoms", f"style {where} stick"]
             lines.append(f"color {where} {state.colour} target a")
-            lines.append(f"hide #1{_chimerax_residues(state)} target acs")
+        lines += [f"hide #1{where} target acs" for where in _places(scene, _chimerax_residues)]
     if scene.map_file is not None and level is not None:
         style = "mesh" if scene.around is not None else "surface"
         lines.append(f"open {scene.map_file} id {MAP_ID}")
@@ -62,9 +72,16 @@ def chimerax(scene: Scene, level: float | None) -> str:
     return "\n".join([*lines, f"view {first}"]) + "\n"
 
 
+def _places(scene: Scene, named: Callable[[Conformation], str]) -> list[str]:
+    """Each part once, as a program names it."""
+    return list(dict.fromkeys(named(c) for c in scene.conformations))
+
+
 def _chimerax_models(scene: Scene) -> list[str]:
     lines = ["hide atoms", "cartoon"]
     several = sum(state.model > 0 for state in scene.conformations) > 1
+    if several:
+        lines.append("hide #1.1-999 models")
     for state in scene.conformations:
         if state.model == 0:
             lines += [f"open {START_FILE} id {START_ID}", f"hide #{START_ID} atoms", f"cartoon #{START_ID}"]
@@ -72,8 +89,8 @@ def _chimerax_models(scene: Scene) -> list[str]:
             continue
         name = f"#1.{state.model}" if several else "#1"
         lines.append(f"color {name} {state.colour} target acs")
-        if not state.shown:
-            lines.append(f"hide {name} models")
+        if several and state.shown:
+            lines.append(f"show {name} models")
     return lines
 
 
@@ -86,15 +103,14 @@ def pymol(scene: Scene, level: float | None) -> str:
     lines = ["# PyMOL: pymol view.pml, in this folder", "bg_color white", f"load {scene.file}, model"]
     objects = []
     if scene.around is None:
-        lines += ["split_states model, prefix=model_", "delete model"]
+        lines += ["split_states model, prefix=model_", "delete model", "disable model_*"]
         for state in scene.conformations:
             name = f"model_{state.model:04d}" if state.model else "start"
             objects.append(name)
             if not state.model:
                 lines.append(f"load {START_FILE}, start")
             lines += [f"as cartoon, {name}", f"color {_pymol_colour(state)}, {name}"]
-            if not state.shown:
-                lines.append(f"disable {name}")
+            lines.append(f"{'enable' if state.shown else 'disable'} {name}")
     else:
         lines += ["as cartoon, model", f"color {GREY.replace('#', '0x')}, model"]
         for i, state in enumerate(scene.conformations, start=1):
@@ -103,7 +119,7 @@ def pymol(scene: Scene, level: float | None) -> str:
             letter = f" and alt ''+{state.altloc}" if state.altloc else ""
             lines.append(f"create {name}, model and ({_pymol_residues(state)}){letter}")
             lines += [f"as sticks, {name}", f"color {_pymol_colour(state)}, {name}"]
-        lines += [f"hide everything, model and ({_pymol_residues(s)})" for s in scene.conformations]
+        lines += [f"hide everything, model and ({where})" for where in _places(scene, _pymol_residues)]
     if scene.map_file is not None and level is not None:
         # levels are in the map's own unit, not in multiples of its deviation
         lines += ["set normalize_ccp4_maps, 0", f"load {scene.map_file}, density"]

@@ -128,8 +128,17 @@
     plugin.canvas3d.requestCameraReset({ snapshot: { target, up, position, radius, radiusMax: radius }, durationMs: 0 });
   }
 
+  // The wheel scrolls the page until the view is clicked, and again when the pointer has left it.
+  function leaveTheWheel(holder) {
+    let taken = false;
+    holder.addEventListener("pointerdown", () => (taken = true));
+    holder.addEventListener("pointerleave", () => (taken = false));
+    holder.addEventListener("wheel", (event) => taken || event.stopPropagation(), { capture: true });
+  }
+
   async function main(holder) {
     const scene = JSON.parse(text("scene"));
+    leaveTheWheel(holder);
     const plugin = await start(holder);
     const models = [];
     for (const state of scene.states) {
