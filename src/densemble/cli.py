@@ -450,3 +450,17 @@ def dock(*, model: Path, map_path: Path, quiet: bool, **options: Any) -> None:
     click.echo(summary(record))
     if options["out"] is not None:
         click.echo(f"Written to {options['out']} and {options['out'].with_suffix('.json').name}")
+
+
+@main.command()
+@click.argument("folder", type=_PATH, metavar="DIR")
+@click.option("--force", is_flag=True, help="Replace an earlier report.")
+@_plain_errors
+def report(*, folder: Path, force: bool) -> None:
+    """Write the report of a finished run into its folder DIR: report.html, figures, and view scripts.
+
+    Made from result.json and the files beside it alone; nothing is sampled or fitted again.
+    """
+    from densemble.report.writing import write_report
+
+    click.echo(f"Written to {write_report(folder, force=force)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,11 +56,15 @@ class MapFit:
     cosine: float
 
 
+def ensemble_density(forward: XrayDensity, ensemble: Ensemble) -> Float[Tensor, "nx ny nz"]:
+    """What the target would be if the ensemble made it."""
+    with torch.no_grad():
+        return forward(ensemble.coords, ensemble.weights, ensemble.b_iso.clamp(min=forward.b_min))
+
+
 def map_fit(forward: XrayDensity, target: DensityMap, voxels: Voxels, ensemble: Ensemble) -> MapFit:
     """Of an ensemble's weighted density."""
-    with torch.no_grad():
-        b_iso = ensemble.b_iso.clamp(min=forward.b_min)
-        density = forward(ensemble.coords, ensemble.weights, b_iso)
+    density = ensemble_density(forward, ensemble)
     return MapFit(
         rscc=rscc(density, target.values, voxels.inside), cosine=cosine(density, target.values, voxels.inside)
     )
@@ -137,6 +142,37 @@ def map_fits(
         ),
         voxels,
     )
+
+
+def residue_rows(
+    problem: RegionProblem,
+    densities: Mapping[str, Float[Tensor, "nx ny nz"]],
+    coords: Float[Tensor, "k n 3"],
+) -> list[dict[str, str | float]]:
+    """RSCC of each residue with the target, for ``residues.csv``; NaN where it is not defined.
+
+    A residue's voxels are those within 2 Å of any of its atoms in any of the conformations given, the same
+    for every subject, so that the columns can be compared. The density of neighbours within the region is on
+    both sides of the comparison.
+
+    Args:
+        problem: the target.
+        densities: calculated ones by subject, a column each, for example of ``ensemble_density``.
+        coords: Å, all conformations that are compared, of the atoms of ``problem.stretches.topology``.
+    """
+    topology, target = problem.stretches.topology, problem.target
+    rows: list[dict[str, str | float]] = []
+    for r, residue in enumerate(topology.residues):
+        atoms = torch.as_tensor(topology.atoms_of([r]))
+        inside = voxels_near(target.grid, coords[:, atoms], NEAR)
+        row: dict[str, str | float] = {"residue": str(residue.id), "name": residue.name}
+        for subject, density in densities.items():
+            try:
+                row[subject] = rscc(density, target.values, inside)
+            except ValueError:  # no voxels, or one of the maps is constant there
+                row[subject] = float("nan")
+        rows.append(row)
+    return rows
 
 
 def member_records(

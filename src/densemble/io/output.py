@@ -153,12 +153,17 @@ def write_trace(path: str | Path, trace: Sequence[dict[str, float]]) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file as a whole or not at all (a temporary file, then ``os.replace``)."""
+    """Write a text file as a whole or not at all; see ``write_bytes``."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write a file as a whole or not at all (a temporary file, then ``os.replace``)."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private to the user

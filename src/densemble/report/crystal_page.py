@@ -1,0 +1,215 @@
+"""What a report says of a run on a crystal, part by part; a part is there only if its data are."""
+
+from __future__ import annotations
+
+from densemble.io.model_results import FinalModel, Part, Refined, State, Validation
+from densemble.io.results import Member, Result
+from densemble.report import figures
+from densemble.report.folder import RunFolder
+from densemble.report.scene import Scene
+from densemble.report.sections import Figure, Section, Table, optional
+
+SUBJECTS = {
+    "start": "start, one state",
+    "none": "unguided",
+    "each": "guided, each member alone",
+    "ensemble": "ensemble, the result",
+    "model": "model of states, refined",
+}
+EVALUATION = "Distances to known states, and the score made of them, are evaluation: no run uses them."
+
+
+def sections(run: RunFolder, scene: Scene | None) -> list[Section]:
+    """Everything below the headline and the 3D view."""
+    result = run.result
+    assert isinstance(result, Result)
+    found = []
+    if result.model is not None:
+        found += [_states(result.model, scene)]
+    found.append(_agreement(result))
+    if run.residues and run.residue_figures:
+        found.append(residues(run))
+    found.append(_members(result.members))
+    if any(m.bimodality is not None for m in result.members):
+        found.append(_bimodality(result.members))
+    if result.model is not None and result.model.validation:
+        found.append(_validation(result.model.validation))
+    if run.trace:
+        found.append(traces(run))
+    return found
+
+
+def _states(model: FinalModel, scene: Scene | None) -> Section:
+    """Parts, states, occupancies and what the number rests on."""
+    states, parts = model.states, model.states.parts
+    drawn = () if scene is None else scene.conformations
+    colours = {(c.part, c.altloc): c.colour for c in drawn}
+    text = [
+        states.rule,
+        f"Conformations nearer to each other than {states.coordinate_error:.2f} Å count as one.",
+    ]
+    if not parts:
+        return Section("states", "States and their occupancies", (*text, "All of the region has one state."))
+    figure = Figure(
+        "occupancies",
+        "Occupancy of each state with its 95 % interval.",
+        "Occupancies of the states, part by part. Bars on the points are 95 % intervals.",
+        figures.finished(figures.state_weights([(p.region, p.states) for p in parts], colours)),
+    )
+    tables = [_state_table(parts), *(_evidence(part) for part in parts if part.evidence)]
+    return Section("states", "States and their occupancies", tuple(text), (figure,), tuple(tables))
+
+
+def _state_table(parts: list[Part]) -> Table:
+    names = list(next((s.rmsd for p in parts for s in p.states if s.rmsd), {}) or {})
+
+    def row(part: Part, state: State) -> tuple[str, ...]:
+        interval = "–" if state.interval is None else f"{state.interval.low:.2f}–{state.interval.high:.2f}"
+        members = ", ".join("start" if m == 0 else str(m) for m in state.members) or "–"
+        to = [optional((state.rmsd or {}).get(name)) for name in names]
+        return (f"{part.region} {state.label}".strip(), f"{state.occupancy:.2f}", interval, members, *to)
+
+    header = ("state", "occupancy", "95 % interval", "members", *(f"to {n or 'known'}, Å" for n in names))
+    note = f" {EVALUATION}" if names else ""
+    caption = f"States: the sampled members that are in each, and their occupancies.{note}"
+    return Table(caption, header, tuple(row(p, s) for p in parts for s in p.states))
+
+
+def _evidence(part: Part) -> Table:
+    """How well each number of states does."""
+    rows = tuple(
+        (
+            str(e.states) + (" (taken)" if e.chosen else ""),
+            f"{e.fit:.4g}",
+            optional(e.held_out, ".4g"),
+            optional(e.error, ".2g"),
+        )
+        for e in part.evidence
+    )
+    caption = (
+        f"What the number of states in {part.region} rests on. Scores are in the unit of the rule above, "
+        "larger is better; the error is that of the last step."
+    )
+    strong = tuple(i for i, e in enumerate(part.evidence) if e.chosen)
+    return Table(caption, ("states", "fitted data", "held-out data", "error"), rows, strong)
+
+
+def _agreement(result: Result) -> Section:
+    """R factors, the held-out one marked, and map fit."""
+    tables = []
+    if result.model is not None and result.model.refinement is not None:
+        refinement = result.model.refinement
+        rows = (_refined("one state", refinement.start), _refined("model of states", refinement.model))
+        caption = f"Before and after {refinement.cycles} cycles of the same refinement: the fair comparison."
+        tables.append(Table(caption, ("", "R-work", "R-free (held out)", "RSCC (fitted)"), rows, (1,)))
+    names = [name for name in SUBJECTS if name in result.metrics.rscc]
+    header, rows_of = ["", "RSCC (fitted)", "cosine (fitted)"], []
+    if result.r_factors is not None:
+        header += ["R-work", "R-free (held out)"]
+    for name in names:
+        metrics = result.metrics
+        cells = [f"{metrics.rscc[name]:.3f}", f"{metrics.cosine[name]:.3f}"]  # type: ignore[index]
+        if result.r_factors is not None:
+            factor = getattr(result.r_factors, name)
+            cells += ["–", "–"] if factor is None else [f"{factor.r_work:.4f}", f"{factor.r_free:.4f}"]
+        rows_of.append((SUBJECTS[name], *cells))
+    caption = f"As sampled. Agreement with the map over voxels {result.metrics.voxels}."
+    strong = (names.index("ensemble"),)
+    tables.append(Table(caption, tuple(header), tuple(rows_of), strong))
+    text = "The map was fitted, so agreement with it is no validation."
+    if result.r_factors is not None:
+        text += " R-free is: its reflections took no part in the map or the fit. Lower is better."
+    return Section("agreement", "Agreement with the data", (text,), (), tuple(tables))
+
+
+def _refined(name: str, refined: Refined) -> tuple[str, ...]:
+    def cell(pair: tuple[float, float] | None, digits: int) -> str:
+        return "–" if pair is None else f"{pair[0]:.{digits}f} → {pair[1]:.{digits}f}"
+
+    return (name, cell(refined.r_work, 4), cell(refined.r_free, 4), cell(refined.rscc, 3))
+
+
+def residues(run: RunFolder) -> Section:
+    """Fit of each residue, as ``residues.csv`` has it."""
+    labels = {"rscc": "RSCC", "q_score": "Q-score", **SUBJECTS}
+    columns = {n: v for n, v in run.residue_figures.items() if n in labels}
+    last = list(columns)[-1] if "rscc" not in columns else "rscc"
+    worst = sorted((v, name) for name, v in zip(run.residues, columns[last], strict=True) if v == v)[:5]
+    text = (
+        "Correlation with the map that was fitted, residue by residue: where it is low, look at the model. "
+    )
+    text += f"Lowest ({labels[last]}): {', '.join(f'{name} {value:.2f}' for value, name in worst)}."
+    figure = Figure(
+        "residue_fit",
+        "Agreement with the map for each residue.",
+        "Fit of each residue. Figures are in residues.csv.",
+        figures.finished(figures.residue_fit(run.residues, columns, labels)),
+    )
+    return Section("residues", "Fit of each residue", (text,), (figure,))
+
+
+def _members(members: list[Member]) -> Section:
+    """Those kept, with weights."""
+    kept = sorted((m for m in members if m.selected), key=lambda m: -m.weight)
+    names = list(kept[0].rmsd or {}) if kept else []
+    scored = any(m.bimodality is not None for m in kept)
+    header = ("member", "weight", "RSCC alone", *(f"to {n or 'known'}, Å" for n in names))
+    rows = []
+    for m in kept:
+        to = [optional((m.rmsd or {}).get(name)) for name in names]
+        row = (f"member {m.id}", f"{m.weight:.2f}", f"{m.rscc:.3f}", *to)
+        rows.append((*row, optional(m.bimodality)) if scored else row)
+    caption = f"Members kept of {len(members)} sampled, each a model of its own in members/. "
+    caption += EVALUATION if names else "Weights are those that fit the map best, without intervals."
+    table = Table(caption, (*header, "bimodality") if scored else header, tuple(rows))
+    return Section("members", "Sampled conformations", (), (), (table,))
+
+
+def _bimodality(members: list[Member]) -> Section:
+    names = list(next(m.rmsd for m in members if m.rmsd))[:2]
+    figure = Figure(
+        "bimodality",
+        "Histogram of the bimodality score of all members sampled, and of the weight of those kept.",
+        f"Score −1 at state {names[0]}, +1 at state {names[1]}, of the backbone of the region, by the "
+        "definition of Maddipatla et al. (their Figure 3). Above all members sampled, below those kept, "
+        "by weight.",
+        figures.finished(figures.bimodality(members, names)),
+    )
+    return Section("bimodality", "Between the known states", (EVALUATION,), (figure,))
+
+
+VALIDATION_ROWS = (
+    ("clash score", "clashscore", ".1f"),
+    ("Ramachandran favoured", "ramachandran_favoured", ".1%"),
+    ("Ramachandran outliers", "ramachandran_outliers", ".1%"),
+    ("rotamer outliers", "rotamer_outliers", ".1%"),
+    ("bond lengths, RMSZ", "bond_rmsz", ".2f"),
+    ("bond angles, RMSZ", "angle_rmsz", ".2f"),
+    ("wrong hand", "chirality_outliers", "d"),
+    ("atoms judged", "atoms", "d"),
+)
+
+
+def _validation(found: dict[str, Validation]) -> Section:
+    """Stereochemistry of start and model, side by side."""
+    names = [name for name in ("start", "model") if name in found] or list(found)
+    rows = []
+    for title, field, form in VALIDATION_ROWS:
+        values = [getattr(found[name], field) for name in names]
+        if any(value is not None for value in values):
+            rows.append((title, *(optional(value, form) for value in values)))
+    caption = "Stereochemistry, all conformers counted. Clashes are per 1000 atoms."
+    table = Table(caption, ("", *(SUBJECTS.get(name, name) for name in names)), tuple(rows))
+    return Section("validation", "Validation", (), (), (table,))
+
+
+def traces(run: RunFolder) -> Section:
+    """Objectives step by step."""
+    figure = Figure(
+        "traces",
+        "Value of every objective at every step of the sampling, with the noise level.",
+        "Log-likelihood or energy of every term, in nats, at every step at which it guided. A line ends "
+        "where a pass does. Figures are in trace.csv.",
+        figures.finished(figures.traces(run.trace)),
+    )
+    return Section("traces", "How the sampling went", (), (figure,))

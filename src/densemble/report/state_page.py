@@ -1,0 +1,185 @@
+"""What a report says of a fit to a cryo-EM map."""
+
+from __future__ import annotations
+
+from densemble.io.state_results import Distance, Fit, Geometry, RegionRecord, StateResult
+from densemble.report.crystal_page import EVALUATION, residues, traces
+from densemble.report.folder import RunFolder
+from densemble.report.sections import Headline, Section, Table, Tile, counted, in_words, optional, signed
+
+
+def headline(result: StateResult) -> Headline:
+    """How many states, how sure, and whether agreement with the half map held out improved."""
+    region, best, start = result.region, result.best, result.start
+    model = next((f.name for f in result.inputs), "the model")
+    gain = best.fit.correlation - start.correlation
+    if region is not None:
+        kept = sum(m.selected for m in region.members)
+        answer = [f"{counted(kept, 'conformation').capitalize()} of {region.region} explain the map there."]
+        number = Tile("How many states?", str(kept), f"kept of {len(region.members)}; number not tested")
+    else:
+        does = "fits the map better" if gain > 0 else "fits the map no better"
+        answer = [
+            f"The best of {counted(len(result.members), 'sample')} {does} than the start as it was docked."
+        ]
+        number = Tile("How many states?", "1", "one model is fitted to one map")
+    together = result.ensemble
+    if together is not None:
+        answer.append(
+            f"{in_words(len(together.members)).capitalize()} of them together were weighed as well."
+        )
+    sure = Tile(
+        "How well does it fit?",
+        f"{best.fit.correlation:.3f}",
+        f"correlation with the map that was fitted, start {start.correlation:.3f}; "
+        f"Q-score {best.fit.q_score:.2f}",
+    )
+    held = _held_out(result)
+    answer.append(
+        "No half map was held out, so there is no independent check of it in this run."
+        if held.tone == "plain"
+        else f"It agrees {'better' if held.tone == 'good' else 'no better'} than the start with the half map "
+        "that the fit never saw."
+    )
+    title = f"Conformations of {region.region}" if region is not None else f"The state of {model} in its map"
+    return Headline(title, "cryo-EM map", tuple(answer), (number, sure, held))
+
+
+def _held_out(result: StateResult) -> Tile:
+    question = "Better on held-out data?"
+    region = result.region
+    before, after = result.start.held_out_rscc, result.best.fit.held_out_rscc
+    of = "start and best model"
+    if region is not None and region.held_out is not None:
+        before, after, of = region.held_out["start"], region.held_out["ensemble"], "one state and ensemble"
+    if before is None or after is None:
+        return Tile(question, "unknown", "no half map was held out")
+    note = (
+        f"RSCC in half map 2 {signed(after - before, 3)}: {before:.3f} to {after:.3f}, {of}; higher is better"
+    )
+    return Tile(question, "yes" if after > before else "no", note, "good" if after > before else "bad")
+
+
+def sections(run: RunFolder) -> list[Section]:
+    """Everything below the headline and the 3D view."""
+    result = run.result
+    assert isinstance(result, StateResult)
+    found = []
+    if result.region is not None:
+        found.append(_region(result.region))
+    found.append(_fits(result))
+    if run.residues and run.residue_figures:
+        found.append(residues(run))
+    found.append(_geometry(result))
+    if result.start_reference is not None:
+        found.append(_distances(result))
+    if run.trace:
+        found.append(traces(run))
+    return found
+
+
+def _fits(result: StateResult) -> Section:
+    """Agreement of start and models with the map."""
+    held = result.start.held_out_rscc is not None
+    rows = [("start, as docked", *_fit(result.start, held))]
+    rows += [(f"model {m.model}", *_fit(m.fit, held)) for m in result.members]
+    if result.reference_fit is not None:
+        rows.append(("reference", *_fit(result.reference_fit, held)))
+    header = ["", "correlation", "RSCC", "Q-score", "FSC 0.5, Å"]
+    if held:
+        header.insert(3, "RSCC held out")
+    caption = (
+        f"Models in order of their correlation {result.map.mask}; RSCC within 2 Å of the atoms; where the "
+        "Fourier shell correlation of map and model falls below 0.5."
+    )
+    tables = [Table(caption, tuple(header), tuple(rows), (1,))]
+    if result.ensemble is not None:
+        tables.append(_mixture(result))
+    target = "The first half map was fitted" if held else "The map was fitted"
+    text = f"{target}, so agreement with it is no validation."
+    if held:
+        text += " Half map 2 was held out."
+    found = result.map
+    about = (
+        f"Map: {found.resolution:g} Å ({found.resolution_source}), "
+        f"{' × '.join(map(str, found.box))} voxels, contour {found.level:.3g} ({found.rule})."
+    )
+    return Section("agreement", "Agreement with the map", (text, about, *result.messages), (), tuple(tables))
+
+
+def _fit(fit: Fit, held: bool) -> tuple[str, ...]:
+    cells = [f"{fit.correlation:.3f}", f"{fit.rscc:.3f}", f"{fit.q_score:.3f}", optional(fit.fsc_05)]
+    if held:
+        cells.insert(2, optional(fit.held_out_rscc, ".3f"))
+    return tuple(cells)
+
+
+def _mixture(result: StateResult) -> Table:
+    """Models that together explain the map."""
+    mixture = result.ensemble
+    assert mixture is not None
+    rows = (
+        ("best alone", f"{mixture.best_alone:.3f}", optional(mixture.best_alone_held_out, ".3f")),
+        ("together", f"{mixture.correlation:.3f}", optional(mixture.held_out, ".3f")),
+    )
+    weights = ", ".join(f"model {i} {w:.2f}" for i, w in zip(mixture.members, mixture.weights, strict=True))
+    return Table(f"Together, by weight: {weights}.", ("", "fitted map", "half map held out"), rows, (1,))
+
+
+def _region(region: RegionRecord) -> Section:
+    """One state and the ensemble of a region."""
+    rows = []
+    for subject, name in (("start", "one state"), ("ensemble", "ensemble")):
+        row = [name, f"{region.metrics.rscc[subject]:.3f}", f"{region.metrics.cosine[subject]:.3f}"]  # type: ignore[index]
+        rows.append((*row, "–" if region.held_out is None else f"{region.held_out[subject]:.3f}"))  # type: ignore[index]
+    header = ("", "RSCC (fitted)", "cosine (fitted)", "RSCC (held out)")
+    fit = Table(f"Agreement with the map over voxels {region.metrics.voxels}.", header, tuple(rows), (1,))
+    kept = sorted((m for m in region.members if m.selected), key=lambda m: -m.weight)
+    names = list(kept[0].rmsd or {}) if kept else []
+    cells = [
+        (f"member {m.id}", f"{m.weight:.2f}", *(optional((m.rmsd or {}).get(n)) for n in names)) for m in kept
+    ]
+    members = Table(
+        EVALUATION if names else "Weights are those that fit the map best, without intervals.",
+        ("kept", "weight", *(f"to {name or 'known'}, Å" for name in names)),
+        tuple(cells),
+    )
+    text = "Everything outside the region is held, and its density is taken out of the map."
+    return Section("states", f"Conformations of {region.region}", (text,), (), (members, fit))
+
+
+def _geometry(result: StateResult) -> Section:
+    def row(name: str, g: Geometry) -> tuple[str, ...]:
+        judged = g.favoured + g.allowed + g.outliers
+        share = optional(g.favoured / judged if judged else None, ".1%")
+        cells = [optional(g.bond_rmsz), optional(g.angle_rmsz), share]
+        return (name, *cells, *map(str, (g.outliers, g.cis, g.twisted, g.wrong_hand, g.clashes)))
+
+    header = (
+        "",
+        "bonds RMSZ",
+        "angles RMSZ",
+        "favoured",
+        "outliers",
+        "cis",
+        "twisted",
+        "wrong hand",
+        "clashes",
+    )
+    rows = tuple(row(f"model {m.model}", m.geometry) for m in result.members)
+    caption = "Stereochemistry of the protein; favoured and outliers are of the Ramachandran plot."
+    return Section("validation", "Validation", (), (), (Table(caption, header, rows, (0,)),))
+
+
+def _distances(result: StateResult) -> Section:
+    def row(name: str, d: Distance | None) -> tuple[str, ...]:
+        if d is None:
+            return (name, "–", "–", "–", "–")
+        lengths = (d.ca_rmsd, d.ca_rmsd_in_place, d.all_atom_rmsd)
+        return (name, *(f"{x:.2f}" for x in lengths), f"{d.tm_score:.3f}")
+
+    rows = [row("start", result.start_reference)]
+    rows += [row(f"model {m.model}", m.reference) for m in result.members]
+    header = ("", "CA RMSD, Å", "CA in place, Å", "all atoms, Å", "TM-score")
+    table = Table("From the known structure.", header, tuple(rows), (1,))
+    return Section("reference", "Against the known structure", (EVALUATION,), (), (table,))
