@@ -25,6 +25,7 @@ LAYERS = (
     "metrics",
     "progress",
     "align",
+    "archives",
     "priors",
     "sidechains",
     "testing",
@@ -47,6 +48,8 @@ LAYERS = (
     "simulate",
     "score",
     "demo",
+    "cli_options",
+    "cli_entries",
     "cli",
 )
 """From the lowest; a module may import from its own package and from lower layers."""
