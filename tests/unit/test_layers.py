@@ -47,6 +47,7 @@ LAYERS = (
     "cryoem",
     "simulate",
     "score",
+    "scan",
     "demo",
     "cli_options",
     "cli_entries",
