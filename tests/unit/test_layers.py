@@ -34,6 +34,7 @@ LAYERS = (
     "rounds",
     "selection",
     "recipes",
+    "suites",
     "report",
     "problem",
     "evaluation",
