@@ -25,6 +25,7 @@ LAYERS = (
     "metrics",
     "progress",
     "align",
+    "archives",
     "priors",
     "sidechains",
     "testing",
@@ -33,6 +34,7 @@ LAYERS = (
     "rounds",
     "selection",
     "recipes",
+    "suites",
     "report",
     "problem",
     "evaluation",
@@ -51,7 +53,10 @@ LAYERS = (
     "simulate",
     "score",
     "validate",
+    "scan",
     "demo",
+    "cli_options",
+    "cli_entries",
     "cli",
 )
 """From the lowest; a module may import from its own package and from lower layers."""

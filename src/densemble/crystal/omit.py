@@ -157,6 +157,38 @@ def atoms_map(structure: gemmi.Structure, reflections: Reflections) -> MapCoeffi
     return _stretch_map(structure, reflections, total, solvent, models.scale).stretch
 
 
+@dataclass(frozen=True, eq=False)
+class ResidualMaps:
+    """What a model leaves unexplained, and what it is compared with.
+
+    Attributes:
+        difference: 2(mFo-DFc), and mFo-DFc for centric reflections, so that missing density shows at about
+            full weight; nothing at free reflections.
+        observed: as of ``atoms_map``.
+        calculated: density of the atoms, scaled down with D as the model is in the difference.
+    """
+
+    difference: MapCoefficients
+    observed: MapCoefficients
+    calculated: MapCoefficients
+
+
+def residual_maps(structure: gemmi.Structure, reflections: Reflections) -> ResidualMaps:
+    """The difference map of a whole model, and the density of its atoms as observed and as calculated."""
+    models = scaled_models(structure, None, reflections)
+    total, solvent = _weighted(reflections, models, phasing=models.whole)
+    _, d = figure_of_merit(reflections, reflections.f / models.scale.k, models.whole[:-1])
+    weight = np.append(d, 1.0)
+    difference = np.where(np.append(reflections.free, True), 0, total - weight * models.whole)
+    hkl = np.concatenate([reflections.hkl, _ORIGIN])
+    return ResidualMaps(
+        *(
+            MapCoefficients(hkl, values, structure.cell, reflections.spacegroup, reflections.source)
+            for values in (difference, total - solvent, weight * (models.whole - models.rest))
+        )
+    )
+
+
 def scaled_models(
     structure: gemmi.Structure, residues: Sequence[ResidueId] | None, reflections: Reflections
 ) -> ScaledModels:

@@ -200,8 +200,8 @@ def load_recipe(name: str) -> Recipe:
     return load(name, Recipe, resources.files(__name__))
 
 
-def load(name: str, schema: type[Kind], folder: Traversable) -> Kind:
-    """A recipe of any kind: from the package's folder by name, or by path (ending in ``.toml``).
+def load(name: str, schema: type[Kind], folder: Traversable, *, what: str = "recipe") -> Kind:
+    """A recipe of any kind, or other data: of the package's folder by name, or by path (ending in ``.toml``).
 
     Raises:
         InputError: there is no such recipe, or the file does not follow the schema.
@@ -209,18 +209,18 @@ def load(name: str, schema: type[Kind], folder: Traversable) -> Kind:
     if name.endswith(".toml"):
         source = Path(name)
         if not source.is_file():
-            raise InputError(f"recipe {name}: no such file")
+            raise InputError(f"{what} {name}: no such file")
         text = source.read_text(encoding="utf-8")
     else:
         known = sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
         if name not in known:
-            raise InputError(f"recipe {name}: not known; choose {', '.join(known)} or give a .toml file")
+            raise InputError(f"{what} {name}: not known; choose {', '.join(known)} or give a .toml file")
         text = (folder / f"{name}.toml").read_text(encoding="utf-8")
     try:
         return schema.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"recipe {name}: not valid TOML: {error}") from error
+        raise InputError(f"{what} {name}: not valid TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("edm", "chain")) or "the file"
-        raise InputError(f"recipe {name}: {where}: {first['msg']}") from error
+        raise InputError(f"{what} {name}: {where}: {first['msg']}") from error

@@ -1,0 +1,1 @@
+"""Deposited data from the PDB, PDB-REDO and EMDB: fetched once, checked, kept."""

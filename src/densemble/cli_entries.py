@@ -1,0 +1,102 @@
+"""Commands on whole entries: fetch them, and search them for what one conformation does not explain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from densemble.archives.layout import SERVERS
+from densemble.cli_options import PATH, column_options, plain_errors
+
+
+@click.command()
+@click.argument("entry")
+@click.option("--out", type=PATH, help="Folder for the files.  [default: the name of the entry]")
+@click.option(
+    "--cache",
+    type=PATH,
+    envvar="DENSEMBLE_CACHE",
+    help="Folder in which fetched files are kept.  [default: ~/.cache/densemble]",
+)
+@click.option("--pdb-server", default=SERVERS.pdb, show_default=True, help="The PDB or a mirror.")
+@click.option("--redo-server", default=SERVERS.redo, show_default=True, help="PDB-REDO.")
+@click.option("--emdb-server", default=SERVERS.emdb, show_default=True, help="EMDB or a mirror.")
+@click.option("--force", is_flag=True, help="Look for newer versions, and replace other files in the folder.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@plain_errors
+def fetch(
+    *,
+    entry: str,
+    out: Path | None,
+    cache: Path | None,
+    pdb_server: str,
+    redo_server: str,
+    emdb_server: str,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Fetch the files of ENTRY: a PDB code, for example 7EC8, or an EMDB entry, EMD-40226.
+
+    Of a PDB entry the model and its amplitudes, and PDB-REDO's model and data; of an EMDB entry the map, its
+    half maps and the models fitted into it. Files are kept and fetched once; what was interrupted goes on.
+    """
+    from densemble.archives.cache import Cache, default_folder
+    from densemble.archives.entries import fetch as have
+    from densemble.archives.entries import summary
+    from densemble.archives.layout import Servers, parse_entry
+    from densemble.archives.transfer import Client
+    from densemble.progress import Progress, TerminalProgress
+
+    folder = Path(parse_entry(entry)) if out is None else out
+    client = Client(progress=Progress() if quiet else TerminalProgress())
+    servers = Servers(*(url.rstrip("/") for url in (pdb_server, redo_server, emdb_server)))
+    record = have(entry, folder, Cache(cache or default_folder(), client), servers=servers, force=force)
+    click.echo(summary(record, folder))
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.argument("data", type=PATH)
+@click.option("--start-altloc", help="Conformation to take, where the model has several.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=3),
+    default=6,
+    show_default=True,
+    help="Residues of the longest window.",
+)
+@column_options
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    is_flag=False,
+    flag_value=Path("-"),
+    metavar="[FILE]",
+    help="One JSON object, into a file or, as the last option without one, in place of the table.",
+)
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@plain_errors
+def scan(*, model: Path, data: Path, json_file: Path | None, force: bool, **options: Any) -> None:
+    """Search MODEL for stretches whose density in DATA one conformation explains badly.
+
+    MODEL is a refined model, taken as one conformation; DATA has amplitudes, their uncertainties and a free
+    set. Lists windows that do not overlap, best first; a strong one is worth densemble xray --region.
+    """
+    from densemble.io.output import check_output_file, write_record
+    from densemble.scan import scan as search
+    from densemble.scan import summary
+
+    to_file = json_file is not None and str(json_file) != "-"
+    if json_file is not None and to_file:
+        check_output_file(json_file, force=force)
+    result = search(model, data, **options)
+    if json_file is None:
+        click.echo(summary(result))
+    elif to_file:
+        write_record(json_file, result)
+        click.echo(f"{summary(result)}\nWritten to {json_file}")
+    else:
+        click.echo(result.model_dump_json(by_alias=True, indent=2))
