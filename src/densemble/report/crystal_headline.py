@@ -101,9 +101,10 @@ def _certainty(result: Result) -> Tile:
     known = [(state, state.interval) for part in _parts(result) for state in part.states if state.interval]
     if known:
         state, interval = max(known, key=_width)
-        half = (interval.high - interval.low) / 2
-        note = f"occupancy {state.occupancy:.2f} of state {state.label}, 95 % between {interval.low:.2f} and "
-        return Tile(question, f"±{half:.2f}", f"{note}{interval.high:.2f}; the widest of the states'")
+        note = f"95 % interval of the occupancy of state {state.label} ({state.occupancy:.2f})"
+        if len(known) > 1:
+            note += ", the widest of the states’"
+        return Tile(question, f"{interval.low:.2f}–{interval.high:.2f}", note)
     for part in _parts(result):
         if (step := last_step(part)) is not None:
             gain, error, number = step

@@ -7,7 +7,7 @@ from densemble.io.results import Member, Result
 from densemble.report import figures
 from densemble.report.folder import RunFolder
 from densemble.report.scene import Scene
-from densemble.report.sections import Figure, Section, Table, optional
+from densemble.report.sections import Figure, Section, Table, optional, plain
 
 SUBJECTS = {
     "start": "start, one state",
@@ -49,7 +49,9 @@ def _states(model: FinalModel, scene: Scene | None) -> Section:
         f"Conformations nearer to each other than {states.coordinate_error:.2f} Å count as one.",
     ]
     if not parts:
-        return Section("states", "States and their occupancies", (*text, "All of the region has one state."))
+        return Section(
+            "states", "States and their occupancies", text=(*text, "All of the region has one state.")
+        )
     figure = Figure(
         "occupancies",
         "Occupancy of each state with its 95 % interval.",
@@ -57,7 +59,9 @@ def _states(model: FinalModel, scene: Scene | None) -> Section:
         figures.finished(figures.state_weights([(p.region, p.states) for p in parts], colours)),
     )
     tables = [_state_table(parts), *(_evidence(part) for part in parts if part.evidence)]
-    return Section("states", "States and their occupancies", tuple(text), (figure,), tuple(tables))
+    return Section(
+        "states", "States and their occupancies", text=tuple(text), figures=(figure,), tables=tuple(tables)
+    )
 
 
 def _state_table(parts: list[Part]) -> Table:
@@ -76,13 +80,15 @@ def _state_table(parts: list[Part]) -> Table:
 
 
 def _evidence(part: Part) -> Table:
-    """How well each number of states does."""
+    """How well each number of states does; all with as many decimals."""
+    largest = max(abs(e.fit) for e in part.evidence)
+    form = ".4f" if largest < 10 else ".2f" if largest < 1000 else ".1f"
     rows = tuple(
         (
             str(e.states) + (" (taken)" if e.chosen else ""),
-            f"{e.fit:.4g}",
-            optional(e.held_out, ".4g"),
-            optional(e.error, ".2g"),
+            f"{e.fit:{form}}",
+            optional(e.held_out, form),
+            optional(e.error, form),
         )
         for e in part.evidence
     )
@@ -101,14 +107,14 @@ def _agreement(result: Result) -> Section:
         refinement = result.model.refinement
         rows = (_refined("one state", refinement.start), _refined("model of states", refinement.model))
         caption = f"Before and after {refinement.cycles} cycles of the same refinement: the fair comparison."
-        tables.append(Table(caption, ("", "R-work", "R-free (held out)", "RSCC (fitted)"), rows, (1,)))
+        tables.append(Table(caption, ("", "R-work", "R-free (held\u00a0out)", "RSCC (fitted)"), rows, (1,)))
     names = [name for name in SUBJECTS if name in result.metrics.rscc]
     header, rows_of = ["", "RSCC (fitted)", "cosine (fitted)"], []
     if result.r_factors is not None:
-        header += ["R-work", "R-free (held out)"]
+        header += ["R-work", "R-free (held\u00a0out)"]
     for name in names:
         metrics = result.metrics
-        cells = [f"{metrics.rscc[name]:.3f}", f"{metrics.cosine[name]:.3f}"]  # type: ignore[index]
+        cells = [f"{metrics.rscc[name]:.3f}", f"{metrics.cosine[name]:.3f}"]
         if result.r_factors is not None:
             factor = getattr(result.r_factors, name)
             cells += ["–", "–"] if factor is None else [f"{factor.r_work:.4f}", f"{factor.r_free:.4f}"]
@@ -119,7 +125,7 @@ def _agreement(result: Result) -> Section:
     text = "The map was fitted, so agreement with it is no validation."
     if result.r_factors is not None:
         text += " R-free is: its reflections took no part in the map or the fit. Lower is better."
-    return Section("agreement", "Agreement with the data", (text,), (), tuple(tables))
+    return Section("agreement", "Agreement with the data", text=(text,), tables=tuple(tables))
 
 
 def _refined(name: str, refined: Refined) -> tuple[str, ...]:
@@ -138,14 +144,14 @@ def residues(run: RunFolder) -> Section:
     text = (
         "Correlation with the map that was fitted, residue by residue: where it is low, look at the model. "
     )
-    text += f"Lowest ({labels[last]}): {', '.join(f'{name} {value:.2f}' for value, name in worst)}."
+    text += f"Lowest ({labels[last]}): {', '.join(f'{name} {plain(value)}' for value, name in worst)}."
     figure = Figure(
         "residue_fit",
         "Agreement with the map for each residue.",
         "Fit of each residue. Figures are in residues.csv.",
         figures.finished(figures.residue_fit(run.residues, columns, labels)),
     )
-    return Section("residues", "Fit of each residue", (text,), (figure,))
+    return Section("residues", "Fit of each residue", text=(text,), figures=(figure,))
 
 
 def _members(members: list[Member]) -> Section:
@@ -162,7 +168,7 @@ def _members(members: list[Member]) -> Section:
     caption = f"Members kept of {len(members)} sampled, each a model of its own in members/. "
     caption += EVALUATION if names else "Weights are those that fit the map best, without intervals."
     table = Table(caption, (*header, "bimodality") if scored else header, tuple(rows))
-    return Section("members", "Sampled conformations", (), (), (table,))
+    return Section("members", "Sampled conformations", tables=(table,))
 
 
 def _bimodality(members: list[Member]) -> Section:
@@ -175,7 +181,7 @@ def _bimodality(members: list[Member]) -> Section:
         "by weight.",
         figures.finished(figures.bimodality(members, names)),
     )
-    return Section("bimodality", "Between the known states", (EVALUATION,), (figure,))
+    return Section("bimodality", "Between the known states", text=(EVALUATION,), figures=(figure,))
 
 
 VALIDATION_ROWS = (
@@ -192,7 +198,7 @@ VALIDATION_ROWS = (
 
 def _validation(found: dict[str, Validation]) -> Section:
     """Stereochemistry of start and model, side by side."""
-    names = [name for name in ("start", "model") if name in found] or list(found)
+    names: list[str] = [name for name in ("start", "model") if name in found] or list(found)
     rows = []
     for title, field, form in VALIDATION_ROWS:
         values = [getattr(found[name], field) for name in names]
@@ -200,7 +206,7 @@ def _validation(found: dict[str, Validation]) -> Section:
             rows.append((title, *(optional(value, form) for value in values)))
     caption = "Stereochemistry, all conformers counted. Clashes are per 1000 atoms."
     table = Table(caption, ("", *(SUBJECTS.get(name, name) for name in names)), tuple(rows))
-    return Section("validation", "Validation", (), (), (table,))
+    return Section("validation", "Validation", tables=(table,))
 
 
 def traces(run: RunFolder) -> Section:
@@ -212,4 +218,4 @@ def traces(run: RunFolder) -> Section:
         "where a pass does. Figures are in trace.csv.",
         figures.finished(figures.traces(run.trace)),
     )
-    return Section("traces", "How the sampling went", (), (figure,))
+    return Section("traces", "How the sampling went", figures=(figure,))

@@ -27,7 +27,7 @@ WIDTH = 7.0
 BINS = 20
 SLAB = 3.0
 """Å on either side of the atoms within which the map is projected."""
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 8.5,
@@ -212,7 +212,7 @@ def overview(scene: Scene, density: DensityMap | None, level: float) -> Figure:
     axes.set_aspect("equal")
     axes.set_axis_off()
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
-    length = 5 if camera.radius < 40 else 20
+    length = 5 if camera.reach[0] < 40 else 20
     (x, _), (y, _) = axes.get_xlim(), axes.get_ylim()
     axes.plot([x, x + length], [y, y], color=INK, linewidth=1.5)
     axes.annotate(f"{length} Å", (x + length / 2, y), (0, 3), textcoords="offset points", ha="center")

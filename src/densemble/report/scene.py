@@ -89,14 +89,14 @@ class Camera:
     Attributes:
         target: Å, the middle of the picture, shape=(3,).
         right, up, towards: unit vectors of the picture and out of it, right-handed, shape=(3,).
-        radius: Å, of the sphere about the target that holds the states.
+        reach: Å, of the states from the target to the right, up and towards the viewer, shape=(3,).
     """
 
     target: Float[np.ndarray, " 3"]
     right: Float[np.ndarray, " 3"]
     up: Float[np.ndarray, " 3"]
     towards: Float[np.ndarray, " 3"]
-    radius: float
+    reach: Float[np.ndarray, " 3"]
 
     @classmethod
     def of(cls, scene: Scene) -> Camera:
@@ -109,8 +109,9 @@ class Camera:
             near = rest[np.linalg.norm(rest - target, axis=1) < FRONT]
             if len(near) and (near.mean(axis=0) - target) @ towards > 0:
                 towards = -towards
-        radius = float(np.linalg.norm(points - target, axis=1).max())
-        return cls(target, right, np.cross(towards, right), towards, radius)
+        up = np.cross(towards, right)
+        reach = np.abs((points - target) @ np.column_stack([right, up, towards])).max(axis=0)
+        return cls(target, right, up, towards, reach)
 
     def project(self, coords: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
         """Å to the right, up and towards the viewer."""
@@ -158,8 +159,9 @@ def _of_altlocs(folder: Path, file: str, parts: list[tuple[str, Part | None]], m
         beside = {r + step for r in indices for step in (-1, 1)} & set(range(len(topology.residues)))
         near = {topology.residues[r].id for r in beside} | own
         several |= own
-        for letter, occupancy in _letters(structure, own).items():
-            stated = {s.label: s.occupancy for s in part.states} if part is not None else {}
+        stated = {s.label: s.occupancy for s in part.states} if part is not None else {}
+        found = _letters(structure, own)
+        for letter in sorted(found, key=lambda x: (-stated.get(x, 0.0), x)):
             kept = _only(structure, near, letter)
             conformations.append(
                 Conformation(
@@ -168,7 +170,7 @@ def _of_altlocs(folder: Path, file: str, parts: list[tuple[str, Part | None]], m
                     stretches=ends,
                     altloc=letter,
                     model=1,
-                    occupancy=stated.get(letter, occupancy),
+                    occupancy=stated.get(letter, found[letter]),
                     colour=PALETTE[_rank(letter) % len(PALETTE)],
                     structure=kept,
                     coords=_coords(_only(structure, own, letter)),
@@ -234,7 +236,7 @@ def _id(chain: gemmi.Chain, residue: gemmi.Residue) -> ResidueId:
 
 def _letters(structure: gemmi.Structure, own: Iterable[ResidueId]) -> dict[str, float]:
     """Altlocs of some residues, with their mean occupancies; one without a name where there are none."""
-    ids, found = set(own), {}
+    ids, found = set(own), dict[str, list[float]]()
     for chain in structure[0]:
         for residue in chain:
             if _id(chain, residue) in ids:

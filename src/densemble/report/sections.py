@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from densemble.report.figures import Drawing
@@ -67,11 +67,13 @@ class Figure:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A part of the page under its own heading."""
+    """A part of the page under its own heading; ``notes`` are what the run reported, in its words."""
 
     key: str
     title: str
+    _: KW_ONLY
     text: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
 
@@ -111,6 +113,11 @@ def signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
+def plain(value: float, digits: int = 2) -> str:
+    """With a sign that is as wide as a digit, where it is negative."""
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
 def optional(value: float | int | None, form: str = ".2f") -> str:
     """A figure, or a dash where there is none."""
-    return "–" if value is None else format(value, form)
+    return "–" if value is None else format(value, form).replace("-", "−")

@@ -5,13 +5,22 @@ from __future__ import annotations
 from densemble.io.state_results import Distance, Fit, Geometry, RegionRecord, StateResult
 from densemble.report.crystal_page import EVALUATION, residues, traces
 from densemble.report.folder import RunFolder
-from densemble.report.sections import Headline, Section, Table, Tile, counted, in_words, optional, signed
+from densemble.report.sections import (
+    Headline,
+    Section,
+    Table,
+    Tile,
+    counted,
+    in_words,
+    optional,
+    plain,
+    signed,
+)
 
 
 def headline(result: StateResult) -> Headline:
     """How many states, how sure, and whether agreement with the half map held out improved."""
     region, best, start = result.region, result.best, result.start
-    model = next((f.name for f in result.inputs), "the model")
     gain = best.fit.correlation - start.correlation
     if region is not None:
         kept = sum(m.selected for m in region.members)
@@ -41,8 +50,13 @@ def headline(result: StateResult) -> Headline:
         else f"It agrees {'better' if held.tone == 'good' else 'no better'} than the start with the half map "
         "that the fit never saw."
     )
-    title = f"Conformations of {region.region}" if region is not None else f"The state of {model} in its map"
+    title = f"Conformations of {region.region}" if region is not None else f"The state in {_map_name(result)}"
     return Headline(title, "cryo-EM map", tuple(answer), (number, sure, held))
+
+
+def _map_name(result: StateResult) -> str:
+    """The file that was fitted."""
+    return str(result.settings.get("half1") or result.settings.get("map") or "the map")
 
 
 def _held_out(result: StateResult) -> Tile:
@@ -87,7 +101,7 @@ def _fits(result: StateResult) -> Section:
         rows.append(("reference", *_fit(result.reference_fit, held)))
     header = ["", "correlation", "RSCC", "Q-score", "FSC 0.5, Å"]
     if held:
-        header.insert(3, "RSCC held out")
+        header.insert(3, "RSCC (held\u00a0out)")
     caption = (
         f"Models in order of their correlation {result.map.mask}; RSCC within 2 Å of the atoms; where the "
         "Fourier shell correlation of map and model falls below 0.5."
@@ -104,11 +118,17 @@ def _fits(result: StateResult) -> Section:
         f"Map: {found.resolution:g} Å ({found.resolution_source}), "
         f"{' × '.join(map(str, found.box))} voxels, contour {found.level:.3g} ({found.rule})."
     )
-    return Section("agreement", "Agreement with the map", (text, about, *result.messages), (), tuple(tables))
+    return Section(
+        "agreement",
+        "Agreement with the map",
+        text=(text, about),
+        notes=tuple(message[:1].upper() + message[1:] for message in result.messages),
+        tables=tuple(tables),
+    )
 
 
 def _fit(fit: Fit, held: bool) -> tuple[str, ...]:
-    cells = [f"{fit.correlation:.3f}", f"{fit.rscc:.3f}", f"{fit.q_score:.3f}", optional(fit.fsc_05)]
+    cells = [plain(fit.correlation, 3), plain(fit.rscc, 3), plain(fit.q_score, 3), optional(fit.fsc_05)]
     if held:
         cells.insert(2, optional(fit.held_out_rscc, ".3f"))
     return tuple(cells)
@@ -132,7 +152,7 @@ def _region(region: RegionRecord) -> Section:
     for subject, name in (("start", "one state"), ("ensemble", "ensemble")):
         row = [name, f"{region.metrics.rscc[subject]:.3f}", f"{region.metrics.cosine[subject]:.3f}"]  # type: ignore[index]
         rows.append((*row, "–" if region.held_out is None else f"{region.held_out[subject]:.3f}"))  # type: ignore[index]
-    header = ("", "RSCC (fitted)", "cosine (fitted)", "RSCC (held out)")
+    header = ("", "RSCC (fitted)", "cosine (fitted)", "RSCC (held\u00a0out)")
     fit = Table(f"Agreement with the map over voxels {region.metrics.voxels}.", header, tuple(rows), (1,))
     kept = sorted((m for m in region.members if m.selected), key=lambda m: -m.weight)
     names = list(kept[0].rmsd or {}) if kept else []
@@ -145,7 +165,7 @@ def _region(region: RegionRecord) -> Section:
         tuple(cells),
     )
     text = "Everything outside the region is held, and its density is taken out of the map."
-    return Section("states", f"Conformations of {region.region}", (text,), (), (members, fit))
+    return Section("states", f"Conformations of {region.region}", text=(text,), tables=(members, fit))
 
 
 def _geometry(result: StateResult) -> Section:
@@ -168,7 +188,7 @@ def _geometry(result: StateResult) -> Section:
     )
     rows = tuple(row(f"model {m.model}", m.geometry) for m in result.members)
     caption = "Stereochemistry of the protein; favoured and outliers are of the Ramachandran plot."
-    return Section("validation", "Validation", (), (), (Table(caption, header, rows, (0,)),))
+    return Section("validation", "Validation", tables=(Table(caption, header, rows, (0,)),))
 
 
 def _distances(result: StateResult) -> Section:
@@ -182,4 +202,4 @@ def _distances(result: StateResult) -> Section:
     rows += [row(f"model {m.model}", m.reference) for m in result.members]
     header = ("", "CA RMSD, Å", "CA in place, Å", "all atoms, Å", "TM-score")
     table = Table("From the known structure.", header, tuple(rows), (1,))
-    return Section("reference", "Against the known structure", (EVALUATION,), (), (table,))
+    return Section("reference", "Against the known structure", text=(EVALUATION,), tables=(table,))

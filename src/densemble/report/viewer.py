@@ -91,7 +91,7 @@ def _camera(camera: Camera) -> dict[str, JsonValue]:
         "target": camera.target.round(3).tolist(),
         "up": camera.up.round(5).tolist(),
         "towards": camera.towards.round(5).tolist(),
-        "radius": round(camera.radius, 3),
+        "reach": camera.reach.round(3).tolist(),
     }
 
 

@@ -177,6 +177,26 @@ def test_bonds_to_shared_neighbours_hold(model):
             assert length == pytest.approx(reference[number, names, "\0"], abs=BOND_TOLERANCE + 2e-3)
 
 
+def test_a_neighbour_is_split_where_a_bond_would_not_fit(model):
+    """State 2 moves one residue along its bond to the next by 0.3 Å, and the next by less than the error."""
+    place = model.topology.atom_index
+    r = model.topology.residue_index[atoms_of(model, "A:92")[0]]
+    bond = model.coords[place[r + 1, "N"]] - model.coords[place[r, "C"]]
+    along = bond / np.linalg.norm(bond)
+    shifts = {2: (0.3 * along).tolist(), 3: (0.14 * along).tolist()}
+    own = part_of(model, STRAND).topology
+    move = {
+        (int(s), name): shifts[s] for s, name in zip(own.residue_index, own.names, strict=True) if s in shifts
+    }
+    region = atoms_of(model, STRAND)
+    # the mean of the next residue is 0.13 Å from its place in state 1, whose bond would be as much too long
+    uneven = altloc_structure(model, [part_of(model, STRAND, move, weights=[0.1, 0.9])], region, ERROR)
+    assert {"92", "93"} <= set(altlocs_by_residue(uneven))
+    far = {key: vector for key, vector in move.items() if key[0] == 2}
+    one = altloc_structure(model, [part_of(model, STRAND, far, weights=[0.1, 0.9])], region, ERROR)
+    assert set(altlocs_by_residue(one)) == {"92"}  # what does not move at all fits both
+
+
 def bonds_by_altloc(structure, numbers):
     """Lengths of C-N, CA-CB and N-CA-C bonds for every altloc of either atom."""
     found = {}

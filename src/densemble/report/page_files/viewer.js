@@ -120,11 +120,13 @@
     });
   }
 
-  function look(plugin, { target, up, towards, radius }) {
-    const fov = plugin.canvas3d.camera.state.fov;
-    const aspect = plugin.canvas3d.camera.viewport.width / plugin.canvas3d.camera.viewport.height;
-    const distance = radius / Math.sin(fov / 2) / Math.min(1, aspect);
+  // So near that the states fill the picture, with a little room around them.
+  function look(plugin, { target, up, towards, reach }) {
+    const { width, height } = plugin.canvas3d.camera.viewport;
+    const half = Math.max(reach[1], (reach[0] * height) / width) + 1.5;
+    const distance = half / Math.tan(plugin.canvas3d.camera.state.fov / 2) + reach[2];
     const position = target.map((x, i) => x + towards[i] * distance);
+    const radius = Math.hypot(...reach);
     plugin.canvas3d.requestCameraReset({ snapshot: { target, up, position, radius, radiusMax: radius }, durationMs: 0 });
   }
 

@@ -1,0 +1,156 @@
+"""What other programs are told, read back by small readers of their selections. They are not run here."""
+
+import re
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import pytest
+import torch
+
+import densemble
+from densemble.atoms import Ensemble, Region
+from densemble.io.altlocs import build_altlocs
+from densemble.io.models import read_model
+from densemble.refinement.programs import (
+    OccupancyGroup,
+    occupancy_groups,
+    phenix_parameters,
+    refmac_keywords,
+    write_parameters,
+)
+from densemble.refinement.split import split_where_different
+
+MODEL = Path(densemble.__file__).parent / "data" / "7rin" / "model.cif"
+
+
+def split_model(model, *texts):
+    """The model with the residues of each text in 2, 3, ... states, 1 Å apart along each axis."""
+    parts, atoms = [], []
+    for states, text in enumerate(texts, start=2):
+        own = model.topology.atoms_of([r for s in Region.parse(text).resolve(model.topology) for r in s])
+        coords = torch.tensor(model.coords[own]) + torch.arange(states).reshape(-1, 1, 1)
+        weights = torch.arange(states, 0, -1).double()
+        b_iso = torch.full(coords.shape[:2], 20.0, dtype=torch.float64)
+        parts.append(Ensemble(model.topology.subset(own), coords, weights, b_iso))
+        atoms.append(own)
+    region = np.sort(np.concatenate(atoms))
+    parts = split_where_different(parts, 0.2)
+    return build_altlocs(model, parts, region), parts
+
+
+@pytest.fixture(scope="module", params=["numbers", "insertion codes"])
+def case(request, tmp_path_factory):
+    structure = gemmi.read_structure(str(MODEL))
+    texts = ("A:90-94,A:120", "A:182-184")
+    if request.param == "insertion codes":
+        for number, icode in ((91, "A"), (92, "B"), (95, "C")):
+            structure[0]["A"][str(number)][0].seqid = gemmi.SeqId(90, icode)
+        path = tmp_path_factory.mktemp("icodes") / "start.cif"
+        structure.make_mmcif_document().write_file(str(path))
+        return split_model(read_model(path), *texts)
+    return split_model(read_model(MODEL), *texts)
+
+
+def altloc_atoms(structure):
+    return {
+        (s.chain.name, s.residue.seqid.num, s.residue.seqid.icode, s.atom.name, s.atom.altloc)
+        for s in structure[0].all()
+        if s.atom.has_altloc()
+    }
+
+
+def phenix_groups(text):
+    """Selections of each group: [[(chain, first, last, icode), ...], altloc]."""
+    assert re.match(r"refinement\.refine \{\n  strategy = [*\w ]+\n  occupancies \{\n", text)
+    groups = []
+    for body in re.findall(r"constrained_group \{(.*?)\}", text, flags=re.DOTALL):
+        selections = []
+        for where, letter in re.findall(r"selection = \((.+)\) and altloc (\w)\n", body):
+            runs = re.findall(
+                r"\(chain '(\w)' and resseq (-?\d+)(?::(-?\d+))? and icode '(.)'\)(?: or |$)", where
+            )
+            assert len(runs) == where.count("chain")
+            selections.append(([(c, int(a), int(b or a), i) for c, a, b, i in runs], letter))
+        groups.append(selections)
+    return groups
+
+
+def refmac_groups(text):
+    """The same of REFMAC's keywords: groups by number, and which of them sum to one."""
+    found, complete = {}, []
+    residues = r"residue (?:from (-?\d+) to (-?\d+)|(-?\d+)(\w?))"
+    for line in text.splitlines():
+        match = re.fullmatch(rf"occupancy group id (\d+) chain (\w) {residues} alt (\w)", line)
+        if match:
+            number, chain, a, b, one, icode, letter = match.groups()
+            run = (chain, int(a or one), int(b or one), icode or " ")
+            runs, same = found.setdefault(int(number), ([], letter))
+            assert same == letter
+            runs.append(run)
+        elif line.startswith("occupancy group alts complete "):
+            complete.append([int(x) for x in line.split()[4:]])
+        else:
+            assert line == "occupancy refine"
+    assert text.splitlines()[-1] == "occupancy refine"
+    assert sorted(x for ids in complete for x in ids) == sorted(found)
+    return [[found[i] for i in ids] for ids in complete]
+
+
+@pytest.mark.parametrize(
+    ("write", "read"), [(phenix_parameters, phenix_groups), (refmac_keywords, refmac_groups)]
+)
+def test_every_altloc_atom_is_in_one_group_and_groups_are_complete(case, write, read):
+    structure, parts = case
+    groups = read(write(occupancy_groups(structure, parts)))
+    atoms = altloc_atoms(structure)
+    assert [len(group) for group in groups] == [2, 3]
+    seen = []
+    for group in groups:
+        members = []
+        for runs, letter in group:
+            chosen = {
+                atom
+                for atom in atoms
+                if atom[4] == letter
+                and any(atom[0] == c and a <= atom[1] <= b and atom[2] == i for c, a, b, i in runs)
+            }
+            assert chosen
+            seen += sorted(chosen)
+            members.append({atom[:4] for atom in chosen})
+        # complete: the same atoms in every state
+        assert all(m == members[0] for m in members)
+    assert len(seen) == len(set(seen))
+    assert set(seen) == atoms
+
+
+def test_ranges_are_short_where_they_can_be():
+    structure, parts = split_model(read_model(MODEL), "A:90-94,A:120")
+    (group,) = occupancy_groups(structure, parts)
+    assert [(str(run.first), str(run.last)) for run in group.runs] == [
+        ("A:90", "A:94"),
+        ("A:120", "A:120"),
+    ]
+    text = phenix_parameters([group])
+    assert (
+        "selection = ((chain 'A' and resseq 90:94 and icode ' ') or "
+        "(chain 'A' and resseq 120 and icode ' ')) and altloc A\n" in text
+    )
+    assert refmac_keywords([group]).splitlines() == [
+        "occupancy group id 1 chain A residue from 90 to 94 alt A",
+        "occupancy group id 1 chain A residue 120 alt A",
+        "occupancy group id 2 chain A residue from 90 to 94 alt B",
+        "occupancy group id 2 chain A residue 120 alt B",
+        "occupancy group alts complete 1 2",
+        "occupancy refine",
+    ]
+
+
+def test_nothing_is_written_for_one_state(tmp_path):
+    model = read_model(MODEL)
+    structure, parts = split_model(model, "A:90-94")
+    assert [p.name for p in write_parameters(tmp_path, structure, parts)] == ["phenix.eff", "refmac.txt"]
+    alone = [part.select([0], part.weights.new_ones(1)) for part in parts]
+    assert write_parameters(tmp_path, structure, alone) == []
+    assert occupancy_groups(structure, alone) == []
+    assert isinstance(occupancy_groups(structure, parts)[0], OccupancyGroup)
