@@ -72,6 +72,19 @@ def _run_options(priors: list[str]) -> Callable[[Callable[..., None]], Callable[
             help="At most so many are kept.",
         ),
         click.option(
+            "--states/--no-states",
+            default=True,
+            show_default=True,
+            help="Make the members into a final model: as many states as the data support, refined.",
+        ),
+        click.option(
+            "--cycles",
+            type=click.IntRange(min=0),
+            default=6,
+            show_default=True,
+            help="Of its refinement.",
+        ),
+        click.option(
             "--prior",
             type=click.Choice(priors),
             default="embedded",

@@ -32,6 +32,8 @@ class Settings:
         start_altloc: conformation to start from, where the model has several.
         members: sampled together.
         keep: at most this many are kept.
+        states: whether the members are made into a final model of as many states as the data support.
+        cycles: of its refinement.
         guides: what to run: ``ensemble``, ``each`` (i.i.d.) or ``none``; the last one is the result.
         map: the target.
         seed: of all randomness.
@@ -50,6 +52,8 @@ class Settings:
     start_altloc: str | None = None
     members: int = 16
     keep: int = 5
+    states: bool = True
+    cycles: int = 6
     guides: tuple[Guide, ...] = ("ensemble",)
     map: MapKind = "omit"
     seed: int = 0

@@ -38,6 +38,7 @@ from densemble.io.results import (
     write_members,
     write_result_json,
 )
+from densemble.modelling import OWN_MODEL_FILES, Modelled, final_model, write_model
 from densemble.problem import CrystalProblem, Guide
 from densemble.progress import Clock, Progress
 from densemble.region import Draw, GuideRun, run_guide
@@ -99,13 +100,17 @@ def evaluate(
     return Evaluation(metrics=metrics, r_factors=RFactors(**recorded), members=members)
 
 
-def write_results(folder: Path, inputs: Inputs, run: GuideRun, result: Result) -> None:
-    """The ensemble as one model, every member as a model of its own, the trace and ``result.json``."""
+def write_results(
+    folder: Path, inputs: Inputs, problem: CrystalProblem, run: GuideRun, modelled: Modelled | None, result: Result
+) -> None:
+    """The ensemble as one model, every member as a model of its own, the final model, trace and record."""
     model, atoms = inputs.model, inputs.stretches.model_atoms
     write_ensemble(folder, model, run.ensemble, atoms)
     b_iso = run.ensemble.b_iso[:1].expand(len(run.members), -1)
     equal = run.members.new_full((len(run.members),), 1 / len(run.members))
     write_members(folder, model, Ensemble(run.ensemble.topology, run.final, equal, b_iso), atoms)
+    if modelled is not None:
+        write_model(folder, problem, run.ensemble, modelled)
     write_trace(folder / TRACE_FILE, run.trace)
     write_result_json(folder / RESULT_FILE, result)
 
@@ -124,7 +129,7 @@ def run_xray(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Result:
-    """From files to files: sample, select, refine, evaluate, write.
+    """From files to files: sample, select, evaluate, count states, refine, write.
 
     Args:
         settings: what to do.
@@ -150,7 +155,7 @@ def run_xray(
     with clock("map"):
         tell.message(f"calculating the {settings.map} map of {settings.region}")
         problem = problem_of(settings, inputs)
-    folder = prepare_output(out, force=force, resume=resume, own=OWN_FILES)
+    folder = prepare_output(out, force=force, resume=resume, own=(*OWN_FILES, *OWN_MODEL_FILES))
     checkpoints = Checkpoints(
         folder / "checkpoint.pt", run_key(settings.record(), inputs.files, inputs.recipe)
     )
@@ -178,6 +183,13 @@ def run_xray(
     with clock("evaluate"):
         tell.message("R factors")
         found = evaluate(inputs, problem, runs, states, "" if reference is None else reference.name)
+    last, modelled = runs[settings.guides[-1]], None
+    if settings.states:
+        with clock("states"):
+            tell.message("states and their number")
+            modelled = final_model(
+                inputs, problem, last.final, cycles=settings.cycles, references=states, tell=tell
+            )
     result = Result(
         inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
         settings=settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")},
@@ -189,7 +201,8 @@ def run_xray(
         metrics=found.metrics,
         r_factors=found.r_factors,
         members=found.members,
+        model=None if modelled is None else modelled.record,
     )
-    write_results(folder, inputs, runs[settings.guides[-1]], result)
+    write_results(folder, inputs, problem, last, modelled, result)
     checkpoints.path.unlink(missing_ok=True)
     return result

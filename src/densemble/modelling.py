@@ -1,0 +1,224 @@
+"""From sampled members to the final model of a crystal's region: states, altlocs, refinement, validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from densemble.atoms import BACKBONE, Ensemble, Region, Topology
+from densemble.errors import InputError
+from densemble.evaluation import ensemble_density, residue_rows, start_ensemble
+from densemble.inputs import Inputs
+from densemble.io.altlocs import letters_of
+from densemble.io.model_results import MODEL_FILE, FinalModel, Interval, Part, State, States
+from densemble.io.results import write_structure
+from densemble.io.state_results import RESIDUES_FILE, write_residues
+from densemble.metrics.coordinates import rmsd
+from densemble.metrics.validation import validate_structure
+from densemble.problem import CrystalProblem
+from densemble.progress import Progress
+from densemble.refinement.programs import PHENIX_FILE, REFMAC_FILE, write_parameters
+from densemble.refinement.refine import compare
+from densemble.refinement.split import altloc_structure
+from densemble.selection.amplitudes import AmplitudeJudge
+from densemble.selection.intervals import bootstrap
+from densemble.states import find_states, same_within
+
+PDB_FILE = "model.pdb"
+OWN_MODEL_FILES = (MODEL_FILE, PDB_FILE, PHENIX_FILE, REFMAC_FILE, RESIDUES_FILE)
+"""What a final model adds to the folder of a run, and may replace there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Modelled:
+    """The final model.
+
+    Attributes:
+        record: for ``result.json``.
+        parts: of the region, refined; what states share stands once.
+        structure: the whole model with altlocs.
+    """
+
+    record: FinalModel
+    parts: list[Ensemble]
+    structure: gemmi.Structure
+
+
+def final_model(
+    inputs: Inputs,
+    problem: CrystalProblem,
+    members: Float[Tensor, "k n 3"],
+    *,
+    cycles: int,
+    references: dict[str, np.ndarray],
+    tell: Progress,
+) -> Modelled:
+    """How many states the members and the data make, and a model of them, refined as the start is.
+
+    Args:
+        inputs: of the run.
+        problem: the density of the region.
+        members: Å, those sampled, without the start, shape=(K, N, 3).
+        cycles: of refinement.
+        references: coordinates of known states, each shape=(N, 3); evaluation only.
+        tell: told what was found.
+    """
+    stretches, reflections, model = inputs.stretches, inputs.reflections, inputs.model
+    residues = [residue.id for residue in stretches.topology.residues]
+    judge = AmplitudeJudge.of(model.structure, residues, stretches.topology, reflections)
+    same = same_within(reflections.d_min)
+    pool = torch.cat([stretches.start[None], members])
+    states, found = find_states(problem, pool, judge, same=same, on_step=tell.message)
+    tell.message(f"refining the start and the model of states, {cycles} cycles each")
+    first, parts, refinement = compare(
+        problem,
+        [start_ensemble(problem)],
+        found,
+        coordinate_error=same,
+        reflections=reflections,
+        cycles=cycles,
+    )
+    start, structure = (
+        altloc_structure(model, each, stretches.model_atoms, same) for each in (first, parts)
+    )
+    record = FinalModel(
+        states=restated(states, found, parts, judge, stretches.topology, references),
+        refinement=refinement,
+        validation={
+            name: validate_structure(each, region=stretches.region).totals
+            for name, each in (("start", start), ("model", structure))
+        },
+    )
+    return Modelled(record, parts, structure)
+
+
+def restated(
+    states: States,
+    found: Sequence[Ensemble],
+    refined: Sequence[Ensemble],
+    judge: AmplitudeJudge,
+    topology: Topology,
+    references: dict[str, np.ndarray],
+) -> States:
+    """The record of states with the letters and occupancies that they have after refinement.
+
+    Intervals are drawn anew about the refined states. States that refinement has brought together are one.
+
+    Args:
+        states: as found.
+        found: the ensembles that go with its parts, and perhaps more.
+        refined: those that ``refinement.refine`` made of them.
+        judge: the data.
+        topology: the region's N atoms.
+        references: coordinates of known states, each shape=(N, 3).
+    """
+    place = {key: i for i, key in enumerate(_keys(topology))}
+    atoms = [np.array([place[key] for key in _keys(part.topology)]) for part in refined]
+    signals = np.concatenate(
+        [
+            judge.signals(own, part.coords.double().numpy(), part.b_iso.double().numpy())
+            for own, part in zip(atoms, refined, strict=True)
+        ]
+    )
+    weights = torch.cat([part.weights for part in refined]).double().numpy()
+    groups = np.repeat(np.arange(len(refined)), [len(part) for part in refined])
+    low, high = (ends.clip(0, 1) for ends in bootstrap(judge.blocks(signals, weights), groups))
+    parts = []
+    for part, before in zip(states.parts, found, strict=False):
+        own = {residue.id for residue in before.topology.residues}
+        several = [
+            i for i, e in enumerate(refined) if len(e) > 1 and {r.id for r in e.topology.residues} <= own
+        ]
+        if len(part.states) < 2 or not several:
+            members = [m for state in part.states for m in state.members]
+            parts.append(part.model_copy(update={"states": [State(label="", occupancy=1.0, members=members)]}))
+            continue
+        i = several[0]
+        rows = np.flatnonzero(groups == i)
+        ends = [Interval(low=float(low[r]), high=float(high[r])) for r in rows]
+        distances = _to_references(refined[i], atoms[i], references)
+        parts.append(part.model_copy(update={"states": _matched(part, before, refined[i], ends, distances)}))
+    return states.model_copy(update={"parts": parts})
+
+
+def _matched(
+    part: Part, before: Ensemble, after: Ensemble, ends: list[Interval], distances: list[dict[str, float]]
+) -> list[State]:
+    """The states of a part after refinement, each with the members of the one that it was before."""
+    place = {key: i for i, key in enumerate(_keys(before.topology))}
+    shared = [place[key] for key in _keys(after.topology)]
+    apart = (after.coords[:, None] - before.coords[None, :, shared]).square().sum(-1).mean(-1)
+    after_index, before_index = linear_sum_assignment(apart.double().numpy())
+    source = dict(zip(after_index.tolist(), before_index.tolist(), strict=True))
+    return [
+        State(
+            label=letter,
+            occupancy=float(weight),
+            interval=ends[k],
+            members=part.states[source[k]].members,
+            rmsd=distances[k] or None,
+        )
+        for k, (letter, weight) in enumerate(zip(letters_of(after), after.weights.double(), strict=True))
+    ]
+
+
+def _to_references(
+    part: Ensemble, atoms: np.ndarray, references: dict[str, np.ndarray]
+) -> list[dict[str, float]]:
+    """Å, backbone RMSD in place of each state of a part to each reference that has all of it."""
+    backbone = np.isin(part.topology.names, BACKBONE)
+    coords = part.coords.double().numpy()[:, backbone]
+    known = {name: x[atoms[backbone]] for name, x in references.items()}
+    to = {name: rmsd(coords, x) for name, x in known.items() if len(x) and np.isfinite(x).all()}
+    return [{name: float(values[k]) for name, values in to.items()} for k in range(len(part))]
+
+
+def _keys(topology: Topology) -> list[tuple[object, str]]:
+    return [
+        (topology.residues[r].id, name)
+        for r, name in zip(topology.residue_index.tolist(), topology.names, strict=True)
+    ]
+
+
+def model_density(problem: CrystalProblem, parts: Sequence[Ensemble]) -> Float[Tensor, "nx ny nz"]:
+    """What the target would be if the parts of the region made it."""
+    place = {key: i for i, key in enumerate(_keys(problem.stretches.topology))}
+    forward = problem.forward
+    with torch.no_grad():
+        densities = [
+            forward.of_atoms(np.array([place[key] for key in _keys(part.topology)]))(
+                part.coords, part.weights, part.b_iso.clamp(min=forward.b_min)
+            )
+            for part in parts
+        ]
+    return torch.stack(densities).sum(0)
+
+
+def write_model(folder: Path, problem: CrystalProblem, ensemble: Ensemble, modelled: Modelled) -> None:
+    """The final model, where it fits as PDB too, and what goes on from it.
+
+    ``model.cif`` and ``model.pdb``, parameters for phenix.refine and REFMAC5, and ``residues.csv`` with the
+    fit of each residue in the start, the ensemble and the model.
+    """
+    write_structure(folder / MODEL_FILE, modelled.structure)
+    try:
+        write_structure(folder / PDB_FILE, modelled.structure)
+    except InputError:  # more atoms, or longer names of chains, than the format has room for
+        (folder / PDB_FILE).unlink(missing_ok=True)
+    write_parameters(folder, modelled.structure, modelled.parts)
+    start = start_ensemble(problem)
+    densities = {
+        "start": ensemble_density(problem.forward, start),
+        "ensemble": ensemble_density(problem.forward, ensemble),
+        "model": model_density(problem, modelled.parts),
+    }
+    coords = torch.cat([start.coords, ensemble.coords[ensemble.weights > 0]])
+    write_residues(folder / RESIDUES_FILE, residue_rows(problem, densities, coords))
