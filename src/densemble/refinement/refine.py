@@ -32,7 +32,7 @@ from densemble.refinement.conformers import Sites, flat, site_restraints, unflat
 from densemble.refinement.restraints import BRestraints
 from densemble.refinement.split import split_where_different
 
-CYCLES = 6
+CYCLES = 4
 EVALUATIONS = 40
 """Of target and gradient in one cycle, at most."""
 B_LEAST = 2.0

@@ -76,9 +76,9 @@ def split_where_different(parts: Sequence[Ensemble], coordinate_error: float) ->
 def _divided(part: Ensemble, coordinate_error: float) -> list[Ensemble]:
     """The split and the shared atoms of a part of several members."""
     coords = part.coords.detach().double().cpu().numpy()
-    coords = np.stack([nearest_naming(part.topology, x, coords[0]) for x in coords])
-    mean = np.einsum("k,kni->ni", part.weights.detach().double().cpu().numpy(), coords)
-    level = _levels(part.topology, coords, coordinate_error)
+    alike = np.stack([nearest_naming(part.topology, x, coords[0]) for x in coords])
+    mean = np.einsum("k,kni->ni", part.weights.detach().double().cpu().numpy(), alike)
+    level = _levels(part.topology, alike, coordinate_error)
     bonds = _bonds(part.topology, coords[0])
     while True:
         split = _split_atoms(part.topology, level)
@@ -86,9 +86,8 @@ def _divided(part: Ensemble, coordinate_error: float) -> list[Ensemble]:
         if not strained:
             break
         level[strained] = _WHOLE
-    whole = Ensemble(part.topology, torch.as_tensor(coords).to(part.coords), part.weights, part.b_iso)
-    several = _subset(whole, np.flatnonzero(split))
-    once = _subset(_merged(whole, mean), np.flatnonzero(~split))
+    several = _subset(part, np.flatnonzero(split))
+    once = _subset(_merged(part, mean), np.flatnonzero(~split))
     return [e for e in (several, once) if len(e.topology)]
 
 
