@@ -1,7 +1,8 @@
-"""Parameters with which other refinement programs go on from a model: which altlocs share an occupancy.
+"""The final model as files, and parameters with which other refinement programs go on from it.
 
-A part's states are constrained together: one occupancy for all atoms of a state, and a sum of one. For
-phenix.refine as PHIL parameters; for REFMAC5 and for servalcat, which reads the same, as keywords of REFMAC.
+These say which altlocs share an occupancy. A part's states are constrained together: one occupancy for all
+atoms of a state, and a sum of one. For phenix.refine as PHIL parameters; for REFMAC5 and for servalcat, which
+reads the same, as keywords of REFMAC.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gemmi
+import numpy as np
 
 from densemble.atoms import Ensemble, ResidueId
 from densemble.crystal.fcalc import residue_id
-from densemble.io.altlocs import letters_of
+from densemble.io.altlocs import build_altlocs, letters_of
+from densemble.io.model_results import MODEL_FILE
+from densemble.io.models import Model
 from densemble.io.output import write_text
+from densemble.io.results import pdb_obstacle, write_structure
 
+PDB_FILE = "model.pdb"
 PHENIX_FILE = "phenix.eff"
 REFMAC_FILE = "refmac.txt"
 
@@ -56,6 +62,29 @@ def occupancy_groups(structure: gemmi.Structure, parts: Sequence[Ensemble]) -> l
         own = {residue.id for residue in part.topology.residues}
         groups.append(OccupancyGroup(tuple(_runs(order, own)), letters))
     return groups
+
+
+def write_model(
+    directory: str | Path, model: Model, parts: Sequence[Ensemble], region_atoms: np.ndarray
+) -> tuple[list[Path], str | None]:
+    """Write ``model.cif``, ``model.pdb`` where that format has room, and ``write_parameters``.
+
+    Args:
+        directory: the output folder.
+        model: what was read.
+        parts: as ``refine`` or ``split.split_where_different`` returns them.
+        region_atoms: indices into ``model.topology`` of the atoms that the parts replace.
+
+    Returns:
+        The files, and why there is no PDB file, in words, if there is none.
+    """
+    folder = Path(directory)
+    structure = build_altlocs(model, parts, region_atoms)
+    files = [write_structure(folder / MODEL_FILE, structure)]
+    obstacle = pdb_obstacle(structure)
+    if obstacle is None:
+        files.append(write_structure(folder / PDB_FILE, structure))
+    return [*files, *write_parameters(folder, structure, parts)], obstacle
 
 
 def write_parameters(

@@ -28,11 +28,11 @@ from densemble.io.reflections import Reflections
 from densemble.metrics.maps import rscc, voxels_near
 from densemble.problem import RegionProblem
 from densemble.refinement.amplitudes import ModelAndData, local_likelihood
-from densemble.refinement.conformers import Sites, flat, site_restraints, unflat
+from densemble.refinement.conformers import Sites, atom_keys, flat, site_restraints, unflat
 from densemble.refinement.restraints import BRestraints
 from densemble.refinement.split import split_where_different
 
-CYCLES = 6
+CYCLES = 4
 EVALUATIONS = 40
 """Of target and gradient in one cycle, at most."""
 B_LEAST = 2.0
@@ -177,13 +177,12 @@ def _atoms_of_sites(structure: gemmi.Structure, parts: Sequence[Ensemble]) -> li
         (residue_id(cra.chain, cra.residue), cra.atom.name, cra.atom.altloc): cra.atom
         for cra in structure[0].all()
     }
-    atoms = []
-    for part in parts:
-        topology = part.topology
-        for letter in letters_of(part):
-            for r, name in zip(topology.residue_index.tolist(), topology.names, strict=True):
-                atoms.append(found[topology.residues[r].id, name, letter])
-    return atoms
+    return [
+        found[(*key, letter)]
+        for part in parts
+        for letter in letters_of(part)
+        for key in atom_keys(part.topology)
+    ]
 
 
 def _map_target(problem: RegionProblem) -> Target:

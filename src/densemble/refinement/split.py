@@ -15,11 +15,13 @@ import gemmi
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
 
 from densemble.atoms import BACKBONE, Ensemble, Topology
 from densemble.io.altlocs import build_altlocs, occupancies
 from densemble.io.models import PEPTIDE_BOND_LIMIT, Model
 from densemble.metrics.coordinates import nearest_naming
+from densemble.refinement.conformers import atom_keys
 
 BOND_TOLERANCE = 0.05
 """Å. A bond between a split and a shared atom may be so much longer or shorter than within its state."""
@@ -73,12 +75,26 @@ def split_where_different(parts: Sequence[Ensemble], coordinate_error: float) ->
     return found
 
 
+def sources(refined: Ensemble, part: Ensemble) -> list[int]:
+    """Which state of a part each state of what became of it was: the nearest, each taken once.
+
+    Args:
+        refined: states of some of the part's atoms, in any order.
+        part: what was refined.
+    """
+    index = {key: i for i, key in enumerate(atom_keys(part.topology))}
+    own = torch.tensor([index[key] for key in atom_keys(refined.topology)], dtype=torch.long)
+    apart = (refined.coords[:, None] - part.coords[None, :, own]).square().sum((-1, -2))
+    rows, columns = linear_sum_assignment(apart.detach().cpu().numpy())
+    return [int(columns[rows == k][0]) for k in range(len(refined))]
+
+
 def _divided(part: Ensemble, coordinate_error: float) -> list[Ensemble]:
     """The split and the shared atoms of a part of several members."""
     coords = part.coords.detach().double().cpu().numpy()
-    coords = np.stack([nearest_naming(part.topology, x, coords[0]) for x in coords])
-    mean = np.einsum("k,kni->ni", part.weights.detach().double().cpu().numpy(), coords)
-    level = _levels(part.topology, coords, coordinate_error)
+    alike = np.stack([nearest_naming(part.topology, x, coords[0]) for x in coords])
+    mean = np.einsum("k,kni->ni", part.weights.detach().double().cpu().numpy(), alike)
+    level = _levels(part.topology, alike, coordinate_error)
     bonds = _bonds(part.topology, coords[0])
     while True:
         split = _split_atoms(part.topology, level)
@@ -86,9 +102,8 @@ def _divided(part: Ensemble, coordinate_error: float) -> list[Ensemble]:
         if not strained:
             break
         level[strained] = _WHOLE
-    whole = Ensemble(part.topology, torch.as_tensor(coords).to(part.coords), part.weights, part.b_iso)
-    several = _subset(whole, np.flatnonzero(split))
-    once = _subset(_merged(whole, mean), np.flatnonzero(~split))
+    several = _subset(part, np.flatnonzero(split))
+    once = _subset(_merged(part, mean), np.flatnonzero(~split))
     return [e for e in (several, once) if len(e.topology)]
 
 

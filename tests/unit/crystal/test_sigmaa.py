@@ -3,8 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 from crystals import crystal, reflections, unique_hkl
+from scipy.integrate import trapezoid
 
-from densemble.crystal.sigmaa import figure_of_merit, fit_sigma_a
+from densemble.crystal.sigmaa import figure_of_merit, fit_sigma_a, log_likelihood, model_error
 
 
 def draw(sigma_a, n, centric, rng):
@@ -70,3 +71,35 @@ def test_amplitudes_of_the_data_object_are_not_used(data):
     other = dataclasses.replace(data, f=data.f * 17)
     for a, b in zip(*(figure_of_merit(d, np.abs(true), model) for d in (data, other)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_variance_is_that_of_the_true_structure_factors_about_the_model(data):
+    rng = np.random.default_rng(4)
+    true, model = draw(0.8, len(data), data.centric, rng)
+    true, model = 50 * np.sqrt(data.epsilon) * true, 20 * np.sqrt(data.epsilon) * model
+    error = model_error(data, np.abs(true), model)
+    off = np.abs(true - error.d * model) ** 2 / data.epsilon
+    assert off.mean() == pytest.approx(error.variance.mean(), rel=0.05)
+    assert error.variance.mean() == pytest.approx(50**2 * (1 - 0.8**2), rel=0.05)
+
+
+def test_likelihood_is_a_distribution_of_amplitudes(data):
+    """Of each reflection alone, over all amplitudes it integrates to one with the measure left out."""
+    rng = np.random.default_rng(4)
+    true, model = draw(0.6, len(data), data.centric, rng)
+    true, model = 50 * np.sqrt(data.epsilon) * true, 20 * np.sqrt(data.epsilon) * model
+    error = model_error(data, np.abs(true), model)
+    centric = np.flatnonzero(data.centric & ~data.free)[:2]
+    acentric = np.flatnonzero(~data.centric & ~data.free)[:2]
+    for i in (*centric, *acentric):
+        one = dataclasses.replace(
+            data, hkl=data.hkl[[i]], f=data.f[[i]], sigma=data.sigma[[i]], free=np.zeros(1, dtype=bool)
+        )
+        alone = dataclasses.replace(error, m=error.m[[i]], d=error.d[[i]], variance=error.variance[[i]])
+        spread = float(alone.variance[0] * one.epsilon[0])
+        f = np.linspace(0, 10 * np.sqrt(spread) + 2 * alone.d[0] * np.abs(model[i]), 2001)
+        density = np.exp([log_likelihood(one, np.array([x]), model[[i]], alone) for x in f])
+        measure = np.sqrt(2 / (np.pi * spread)) if data.centric[i] else 2 * f / spread
+        # of two opposite signs log_likelihood takes the sum, with the constant ln 2 left out
+        total = float(trapezoid(measure * density, f))
+        assert total == pytest.approx(2.0 if data.centric[i] else 1.0, rel=1e-3)

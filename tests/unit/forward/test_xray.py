@@ -220,3 +220,25 @@ def test_b_factors_below_what_the_form_factors_allow_are_refused():
 def test_unknown_element():
     with pytest.raises(InputError, match="'Xx'"):
         XrayDensity(GRID, ["C", "Xx"])
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_atoms_may_have_occupancies_of_their_own(generator, copies):
+    cell, group = gemmi.UnitCell(9, 9, 9, 90, 90, 90), gemmi.SpaceGroup("P 21 21 21")
+    grid = Grid((0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (16, 16, 16))
+    coords = 4 + 2 * torch.randn(2, len(ELEMENTS), 3, generator=generator, dtype=torch.float64)
+    near = coords.reshape(-1, 3).numpy()
+    images = SymmetryImages.reaching(grid, near, cell, group) if copies else None
+    density = XrayDensity(grid, ELEMENTS, images=images, dtype=torch.float64)
+    assert (len(density) > 1) == copies
+    b_iso = 15 + 10 * torch.rand(2, len(ELEMENTS), generator=generator, dtype=torch.float64)
+    occupancy = torch.rand(2, len(ELEMENTS), generator=generator, dtype=torch.float64)
+    found = density(coords, occupancy, b_iso)
+    expected = sum(
+        XrayDensity(grid, ELEMENTS, images=images, occupancy=q, dtype=torch.float64).members(x[None], b)[0]
+        for x, q, b in zip(coords, occupancy, b_iso, strict=True)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
+    same = density(coords, torch.tensor([0.3, 0.7], dtype=torch.float64), b_iso)
+    alike = torch.tensor([[0.3], [0.7]], dtype=torch.float64).expand(2, len(ELEMENTS))
+    torch.testing.assert_close(density(coords, alike, b_iso), same, rtol=0, atol=1e-12)

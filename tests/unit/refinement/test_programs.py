@@ -17,6 +17,7 @@ from densemble.refinement.programs import (
     occupancy_groups,
     phenix_parameters,
     refmac_keywords,
+    write_model,
     write_parameters,
 )
 from densemble.refinement.split import split_where_different
@@ -144,6 +145,21 @@ def test_ranges_are_short_where_they_can_be():
         "occupancy group alts complete 1 2",
         "occupancy refine",
     ]
+
+
+def test_the_model_is_written_with_all_that_goes_with_it(tmp_path):
+    model = read_model(MODEL)
+    own = model.topology.atoms_of([r for s in Region.parse("A:90-94").resolve(model.topology) for r in s])
+    _, parts = split_model(model, "A:90-94")
+    files, obstacle = write_model(tmp_path, model, parts, own)
+    assert [file.name for file in files] == ["model.cif", "model.pdb", "phenix.eff", "refmac.txt"]
+    assert obstacle is None
+    counts = {gemmi.read_structure(str(file))[0].count_atom_sites() for file in files[:2]}
+    assert counts == {len(model.topology) + len(own)}
+    model.structure[0]["A"].name = "LONG"
+    files, obstacle = write_model(tmp_path, model, parts, own)
+    assert [file.name for file in files] == ["model.cif", "phenix.eff", "refmac.txt"]
+    assert "room for one letter" in obstacle
 
 
 def test_nothing_is_written_for_one_state(tmp_path):

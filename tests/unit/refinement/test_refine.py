@@ -15,9 +15,10 @@ from densemble.io.models import alternates
 from densemble.pipeline import problem_of
 from densemble.refinement.conformers import Sites, flat, site_restraints
 from densemble.refinement.refine import compare, refine
+from densemble.refinement.split import sources
 
 ERROR = 0.15
-CYCLES = 3
+CYCLES = 2
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,7 @@ def test_occupancies_and_coordinates_come_near_the_truth(case, refined):
     assert len(split) == 1
     (part,) = split
     assert part.weights.tolist() == pytest.approx([OCCUPANCY["B"], OCCUPANCY["A"]], abs=0.04)
+    assert sources(part, shaken(problem, truth, [0, 1])[0]) == [1, 0]
     places = {
         (topology.residues[r].id, n): i
         for i, (r, n) in enumerate(zip(topology.residue_index, topology.names, strict=True))
