@@ -6,33 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import gemmi
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from densemble.atoms import BACKBONE, Ensemble, Region, Topology
-from densemble.errors import InputError
 from densemble.evaluation import ensemble_density, residue_rows, start_ensemble
 from densemble.inputs import Inputs
-from densemble.io.altlocs import letters_of
+from densemble.io.altlocs import build_altlocs, letters_of
 from densemble.io.model_results import MODEL_FILE, FinalModel, Interval, Part, State, States
-from densemble.io.results import write_structure
 from densemble.io.state_results import RESIDUES_FILE, write_residues
 from densemble.metrics.coordinates import rmsd
 from densemble.metrics.validation import validate_structure
 from densemble.problem import CrystalProblem
 from densemble.progress import Progress
-from densemble.refinement.programs import PHENIX_FILE, REFMAC_FILE, write_parameters
+from densemble.refinement import programs
+from densemble.refinement.conformers import atom_keys
+from densemble.refinement.programs import PDB_FILE, PHENIX_FILE, REFMAC_FILE
 from densemble.refinement.refine import compare
-from densemble.refinement.split import altloc_structure
+from densemble.refinement.split import sources
 from densemble.selection.amplitudes import AmplitudeJudge
 from densemble.selection.intervals import bootstrap
 from densemble.states import find_states, same_within
 
-PDB_FILE = "model.pdb"
 OWN_MODEL_FILES = (MODEL_FILE, PDB_FILE, PHENIX_FILE, REFMAC_FILE, RESIDUES_FILE)
 """What a final model adds to the folder of a run, and may replace there."""
 
@@ -44,12 +41,10 @@ class Modelled:
     Attributes:
         record: for ``result.json``.
         parts: of the region, refined; what states share stands once.
-        structure: the whole model with altlocs.
     """
 
     record: FinalModel
     parts: list[Ensemble]
-    structure: gemmi.Structure
 
 
 def final_model(
@@ -86,18 +81,17 @@ def final_model(
         reflections=reflections,
         cycles=cycles,
     )
-    start, structure = (
-        altloc_structure(model, each, stretches.model_atoms, same) for each in (first, parts)
-    )
     record = FinalModel(
         states=restated(states, found, parts, judge, stretches.topology, references),
         refinement=refinement,
         validation={
-            name: validate_structure(each, region=stretches.region).totals
-            for name, each in (("start", start), ("model", structure))
+            name: validate_structure(
+                build_altlocs(model, each, stretches.model_atoms), region=stretches.region
+            ).totals
+            for name, each in (("start", first), ("model", parts))
         },
     )
-    return Modelled(record, parts, structure)
+    return Modelled(record, parts)
 
 
 def restated(
@@ -120,8 +114,8 @@ def restated(
         topology: the region's N atoms.
         references: coordinates of known states, each shape=(N, 3).
     """
-    place = {key: i for i, key in enumerate(_keys(topology))}
-    atoms = [np.array([place[key] for key in _keys(part.topology)]) for part in refined]
+    place = {key: i for i, key in enumerate(atom_keys(topology))}
+    atoms = [np.array([place[key] for key in atom_keys(part.topology)]) for part in refined]
     signals = np.concatenate(
         [
             judge.signals(own, part.coords.double().numpy(), part.b_iso.double().numpy())
@@ -139,7 +133,9 @@ def restated(
         ]
         if len(part.states) < 2 or not several:
             members = [m for state in part.states for m in state.members]
-            parts.append(part.model_copy(update={"states": [State(label="", occupancy=1.0, members=members)]}))
+            parts.append(
+                part.model_copy(update={"states": [State(label="", occupancy=1.0, members=members)]})
+            )
             continue
         i = several[0]
         rows = np.flatnonzero(groups == i)
@@ -153,11 +149,7 @@ def _matched(
     part: Part, before: Ensemble, after: Ensemble, ends: list[Interval], distances: list[dict[str, float]]
 ) -> list[State]:
     """The states of a part after refinement, each with the members of the one that it was before."""
-    place = {key: i for i, key in enumerate(_keys(before.topology))}
-    shared = [place[key] for key in _keys(after.topology)]
-    apart = (after.coords[:, None] - before.coords[None, :, shared]).square().sum(-1).mean(-1)
-    after_index, before_index = linear_sum_assignment(apart.double().numpy())
-    source = dict(zip(after_index.tolist(), before_index.tolist(), strict=True))
+    source = sources(after, before)
     return [
         State(
             label=letter,
@@ -181,20 +173,13 @@ def _to_references(
     return [{name: float(values[k]) for name, values in to.items()} for k in range(len(part))]
 
 
-def _keys(topology: Topology) -> list[tuple[object, str]]:
-    return [
-        (topology.residues[r].id, name)
-        for r, name in zip(topology.residue_index.tolist(), topology.names, strict=True)
-    ]
-
-
 def model_density(problem: CrystalProblem, parts: Sequence[Ensemble]) -> Float[Tensor, "nx ny nz"]:
     """What the target would be if the parts of the region made it."""
-    place = {key: i for i, key in enumerate(_keys(problem.stretches.topology))}
+    place = {key: i for i, key in enumerate(atom_keys(problem.stretches.topology))}
     forward = problem.forward
     with torch.no_grad():
         densities = [
-            forward.of_atoms(np.array([place[key] for key in _keys(part.topology)]))(
+            forward.of_atoms(np.array([place[key] for key in atom_keys(part.topology)]))(
                 part.coords, part.weights, part.b_iso.clamp(min=forward.b_min)
             )
             for part in parts
@@ -208,12 +193,8 @@ def write_model(folder: Path, problem: CrystalProblem, ensemble: Ensemble, model
     ``model.cif`` and ``model.pdb``, parameters for phenix.refine and REFMAC5, and ``residues.csv`` with the
     fit of each residue in the start, the ensemble and the model.
     """
-    write_structure(folder / MODEL_FILE, modelled.structure)
-    try:
-        write_structure(folder / PDB_FILE, modelled.structure)
-    except InputError:  # more atoms, or longer names of chains, than the format has room for
-        (folder / PDB_FILE).unlink(missing_ok=True)
-    write_parameters(folder, modelled.structure, modelled.parts)
+    stretches = problem.stretches
+    programs.write_model(folder, stretches.model, modelled.parts, stretches.model_atoms)
     start = start_ensemble(problem)
     densities = {
         "start": ensemble_density(problem.forward, start),

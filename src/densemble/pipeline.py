@@ -101,7 +101,12 @@ def evaluate(
 
 
 def write_results(
-    folder: Path, inputs: Inputs, problem: CrystalProblem, run: GuideRun, modelled: Modelled | None, result: Result
+    folder: Path,
+    inputs: Inputs,
+    problem: CrystalProblem,
+    run: GuideRun,
+    modelled: Modelled | None,
+    result: Result,
 ) -> None:
     """The ensemble as one model, every member as a model of its own, the final model, trace and record."""
     model, atoms = inputs.model, inputs.stretches.model_atoms
