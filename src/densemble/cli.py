@@ -30,6 +30,16 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def _report(folder: Path) -> None:
+    """The report of a run that has just ended, or why there is none: the run stands without it."""
+    from densemble.report.writing import write_report
+
+    try:
+        click.echo(f"Report: {write_report(folder, force=True)}")
+    except InputError as error:
+        click.echo(f"No report was written: {error}", err=True)
+
+
 def _labels(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, str] | None:
     """Two names of columns, separated by a comma."""
     del context, parameter
@@ -221,6 +231,7 @@ def xray(
     progress = Progress() if quiet else TerminalProgress()
     result = run_xray(chosen, out, reference=reference, force=force, resume=resume, progress=progress)
     click.echo(summary(result, out))
+    _report(out)
 
 
 @main.command()
@@ -313,6 +324,7 @@ def cryoem(
         progress=progress,
     )
     click.echo(state_summary(result, out))
+    _report(out)
 
 
 @main.command()
@@ -330,6 +342,7 @@ def demo(*, out: Path, force: bool, resume: bool, quiet: bool, **settings: Any) 
 
     progress = Progress() if quiet else TerminalProgress()
     click.echo(run_demo(out, force=force, resume=resume, progress=progress, **settings))
+    _report(out)
 
 
 @main.command()
