@@ -15,7 +15,7 @@ env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) -c constraints.txt torch==2.13.0
-	$(BIN)/python $(PIP) -c constraints.txt -e '.[test,lint]'
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[test,lint,report]'
 	touch $@
 
 # The released package boltz, for the priors boltz1 and boltz2 and the tests that compare with it.

@@ -16,6 +16,16 @@ from densemble.cli_options import plain_errors as _plain_errors
 from densemble.errors import InputError
 
 
+def _report(folder: Path) -> None:
+    """The report of a run that has just ended, or why there is none: the run stands without it."""
+    from densemble.report.writing import write_report
+
+    try:
+        click.echo(f"Report: {write_report(folder, force=True)}")
+    except InputError as error:
+        click.echo(f"No report was written: {error}", err=True)
+
+
 def _with(options: list[Callable[..., Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Options in the order in which help lists them."""
 
@@ -208,6 +218,7 @@ def xray(
     progress = Progress() if quiet else TerminalProgress()
     result = run_xray(chosen, out, reference=reference, force=force, resume=resume, progress=progress)
     click.echo(summary(result, out))
+    _report(out)
 
 
 @main.command()
@@ -306,6 +317,7 @@ def cryoem(
         progress=progress,
     )
     click.echo(state_summary(result, out))
+    _report(out)
 
 
 @main.command()
@@ -323,6 +335,7 @@ def demo(*, out: Path, force: bool, resume: bool, quiet: bool, **settings: Any) 
 
     progress = Progress() if quiet else TerminalProgress()
     click.echo(run_demo(out, force=force, resume=resume, progress=progress, **settings))
+    _report(out)
 
 
 @main.command()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from pydantic import JsonValue
-
 from densemble.io.results import Result
 from densemble.io.state_results import StateResult
 
@@ -36,7 +34,7 @@ def _reference(result: Result | StateResult) -> str | None:
     return result.inputs[-1].name if compared and result.inputs else None
 
 
-def _shell(name: str, files: list[str], settings: dict[str, JsonValue], reference: str | None) -> str:
+def _shell(name: str, files: list[str], settings: dict[str, object], reference: str | None) -> str:
     words = ["densemble", name, *(str(settings.pop(file)) for file in files)]
     fold = settings.pop("fold", None)
     if isinstance(fold, dict):
@@ -48,7 +46,7 @@ def _shell(name: str, files: list[str], settings: dict[str, JsonValue], referenc
     return shlex.join([*words, "--out", "again"])
 
 
-def _option(key: str, value: JsonValue) -> list[str]:
+def _option(key: str, value: object) -> list[str]:
     if value is None or value is False or isinstance(value, dict):
         return []
     option = "--" + key.replace("_", "-")
@@ -57,7 +55,7 @@ def _option(key: str, value: JsonValue) -> list[str]:
     return [option, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 
-def _python(settings: Mapping[str, JsonValue], reference: str | None) -> str:
+def _python(settings: Mapping[str, object], reference: str | None) -> str:
     """The same through the Python API."""
     paths = ("model", "data", "weights_backbone", "weights_design")
     arguments = []

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
-from pydantic import JsonValue
 
 from densemble.io.results import Result
 from densemble.io.state_results import StateResult
@@ -30,7 +29,7 @@ def image(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
 
 
-def as_script(value: JsonValue) -> str:
+def as_script(value: object) -> str:
     """JSON that is safe within a script element: nothing in it can close the element or open a comment."""
     return json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import gemmi
-from pydantic import JsonValue
 
 from densemble.errors import InputError
 from densemble.report.scene import GREY, MAP_COLOUR, WATER, Camera, Conformation, Scene
@@ -29,7 +28,7 @@ class View:
         packed: by name: models as mmCIF, the map, the viewer.
     """
 
-    scene: dict[str, JsonValue]
+    scene: dict[str, object]
     packed: dict[str, str]
 
 
@@ -54,8 +53,8 @@ def molstar() -> bytes:
     script = None if path is None else path / "static" / "molstar" / "molstar.js"
     if script is None or not script.is_file():
         raise InputError(
-            "the report's 3D view needs Mol* (MIT licence): pip install 'molstar-cli==0.0.1', or "
-            "pip install 'densemble[report]'"
+            "the report's 3D view needs Mol* (MIT licence) as molstar-cli 0.0.1 ships it: "
+            "pip install 'molstar-cli==0.0.1'"
         )
     return script.read_bytes()
 
@@ -63,15 +62,15 @@ def molstar() -> bytes:
 def view_of(scene: Scene, density: DrawnMap | None) -> View:
     """Everything that the 3D view is made of."""
     data = {"viewer": packed(molstar())}
-    states: list[JsonValue] = []
+    states: list[object] = []
     for i, conformation in enumerate(scene.conformations):
         data[f"state{i}"] = packed(_mmcif(conformation.structure))
         states.append(_state(f"state{i}", conformation))
-    around: JsonValue = None
+    around: object = None
     if scene.around is not None and scene.around[0].count_atom_sites() > 0:
         data["around"] = packed(_mmcif(scene.around))
         around = {"data": "around", "colour": GREY, "waters": WATER}
-    drawn: JsonValue = None
+    drawn: object = None
     if density is not None:
         data["map"] = packed(density.data)
         drawn = {
@@ -86,7 +85,7 @@ def view_of(scene: Scene, density: DrawnMap | None) -> View:
     return View({"states": states, "around": around, "map": drawn, "camera": _camera(Camera.of(scene))}, data)
 
 
-def _camera(camera: Camera) -> dict[str, JsonValue]:
+def _camera(camera: Camera) -> dict[str, object]:
     return {
         "target": camera.target.round(3).tolist(),
         "up": camera.up.round(5).tolist(),
@@ -95,7 +94,7 @@ def _camera(camera: Camera) -> dict[str, JsonValue]:
     }
 
 
-def _state(name: str, conformation: Conformation) -> dict[str, JsonValue]:
+def _state(name: str, conformation: Conformation) -> dict[str, object]:
     return {
         "data": name,
         "name": conformation.name,
