@@ -49,6 +49,7 @@ LAYERS = (
     "simulate",
     "score",
     "scan",
+    "experiments",
     "demo",
     "cli_options",
     "cli_entries",
