@@ -114,7 +114,11 @@ def scan(*, model: Path, data: Path, json_file: Path | None, force: bool, **opti
 )
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs at a time.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each job.")
-@click.option("--offline", is_flag=True, help="Fetch nothing; jobs that lack files are not run.")
+@click.option(
+    "--offline",
+    is_flag=True,
+    help="Fetch nothing that is not in the cache; jobs that lack files are not run.",
+)
 @click.option("--cache", type=PATH, envvar="DENSEMBLE_CACHE", help="As of densemble fetch.")
 @click.option("--resume", is_flag=True, help="Go on in the folder: what is done there is not done again.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
@@ -147,7 +151,7 @@ def run(
     from densemble.suites import load_suite
 
     progress = Progress() if quiet else TerminalProgress()
-    kept = None if offline else Cache(cache or default_folder(), Client(progress=progress))
+    kept = Cache(cache or default_folder(), Client(progress=progress, offline=offline))
     records = run_suite(
         load_suite(suite),
         out,

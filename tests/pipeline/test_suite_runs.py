@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner
 from small_crystal import SmallCrystal
 
+from densemble.archives.cache import Cache
+from densemble.archives.transfer import Client
 from densemble.cli import main
 from densemble.errors import InputError
 from densemble.experiments.engine import ATTEMPTS, LocalEngine
@@ -90,7 +92,8 @@ def suite_file(crystal: SmallCrystal, tmp_path: Path):
 
 @pytest.fixture
 def files(crystal: SmallCrystal, tmp_path: Path) -> Files:
-    return Files(folder=tmp_path / "fetched", data=crystal.model.parent, cache=None)
+    cache = Cache(tmp_path / "cache", Client(offline=True))
+    return Files(folder=tmp_path / "fetched", data=crystal.model.parent, cache=cache)
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -113,6 +116,8 @@ def test_a_suite_runs_to_its_table_and_says_what_did_not(suite_file, crystal, tm
         "--data",
         str(crystal.model.parent),
         "--offline",
+        "--cache",
+        str(tmp_path / "cache"),
         "--quiet",
     ]
     done = CliRunner().invoke(main, arguments)
@@ -131,7 +136,7 @@ def test_a_suite_runs_to_its_table_and_says_what_did_not(suite_file, crystal, tm
         "printed as AAAA, but by the author's numbers they are PDFG"
         in rows["wrong", "unguided", ""]["remark"]
     )
-    assert "7ec8_final.cif is not there, and nothing is fetched" in rows["absent", "unguided", ""]["remark"]
+    assert "7ec8.cif.gz: is not here, and nothing is fetched" in rows["absent", "unguided", ""]["remark"]
     other = rows["loop", "Another", "cosine"]
     assert (other["printed"], other["ours"]) == ("0.5", "")
     assert other["remark"].startswith("not run")

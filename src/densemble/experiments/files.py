@@ -19,13 +19,13 @@ class Files:
     Attributes:
         folder: for fetched entries, one folder each.
         data: for the names that begin with ``data:``; None if there is none.
-        cache: of the archives; None to fetch nothing that is not in ``folder``.
+        cache: of the archives.
         servers: addresses of the archives.
     """
 
     folder: Path
     data: Path | None
-    cache: Cache | None
+    cache: Cache
     servers: Servers = SERVERS
     _known: dict[str, Fetched | InputError] = field(default_factory=dict)
 
@@ -55,10 +55,8 @@ class Files:
         place = self.folder / entry / own
         if place.is_file():
             return place
-        if self.cache is None:
-            raise InputError(f"{place} is not there, and nothing is fetched (--offline)")
         if entry not in self._known:
-            self._known[entry] = self._try(entry, self.cache)
+            self._known[entry] = self._try(entry)
         known = self._known[entry]
         if isinstance(known, InputError):
             raise known
@@ -67,8 +65,8 @@ class Files:
             raise InputError(f"{entry} came without {own} ({absent or 'the archive does not have it'})")
         return place
 
-    def _try(self, entry: str, cache: Cache) -> Fetched | InputError:
+    def _try(self, entry: str) -> Fetched | InputError:
         try:
-            return fetch(entry, self.folder / entry, cache, servers=self.servers)
+            return fetch(entry, self.folder / entry, self.cache, servers=self.servers)
         except InputError as error:
             return error

@@ -58,7 +58,7 @@ def with_side_chains(model: Model, path: Path, seed: int) -> Model:
     residues = list(range(len(topology.residues)))
     side_chains = SideChains(topology, coords, residues, members=1)
     backbone = torch.from_numpy(coords[topology.backbone(residues)]).float()[None]
-    side_chains.pack(backbone, generator=torch.Generator().manual_seed(seed), temperature=0, sweeps=2)
+    side_chains.pack(backbone, generator=torch.Generator().manual_seed(seed), temperature=0.0, sweeps=2)
     atoms = side_chains.complete(backbone)
     b_iso = torch.full(atoms.shape[:2], 30.0)
     ensemble = Ensemble(side_chains.topology, atoms, torch.ones(1), b_iso)
