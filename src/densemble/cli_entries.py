@@ -1,4 +1,4 @@
-"""Commands on whole entries: fetch them, and search them for what one conformation does not explain."""
+"""Commands on whole entries: fetch them, search them for what one conformation does not explain, run many."""
 
 from __future__ import annotations
 
@@ -100,3 +100,67 @@ def scan(*, model: Path, data: Path, json_file: Path | None, force: bool, **opti
         click.echo(f"{summary(result)}\nWritten to {json_file}")
     else:
         click.echo(result.model_dump_json(by_alias=True, indent=2))
+
+
+@click.command()
+@click.argument("suite")
+@click.option("--out", type=PATH, required=True, help="Folder for runs and tables.")
+@click.option("--data", type=PATH, help="Folder of the files that the suite calls data:...")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    help="Some of the jobs: CASE, CASE/VARIANT or CASE/VARIANT/seed-N, with * and ?; can be repeated.",
+)
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs at a time.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each job.")
+@click.option(
+    "--offline",
+    is_flag=True,
+    help="Fetch nothing that is not in the cache; jobs that lack files are not run.",
+)
+@click.option("--cache", type=PATH, envvar="DENSEMBLE_CACHE", help="As of densemble fetch.")
+@click.option("--resume", is_flag=True, help="Go on in the folder: what is done there is not done again.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@plain_errors
+def run(
+    *,
+    suite: str,
+    out: Path,
+    data: Path | None,
+    only: tuple[str, ...],
+    workers: int,
+    threads: int,
+    offline: bool,
+    cache: Path | None,
+    resume: bool,
+    quiet: bool,
+) -> None:
+    """Run SUITE, experiments as data: paper-1, paper-2, offline, or a .toml file.
+
+    Every case with each of its methods and seeds is a job with a run directory of its own. The table of
+    results, with printed figures beside ours, is written anew after each job; what cannot be run is said
+    in it, and why.
+    """
+    from densemble.archives.cache import Cache, default_folder
+    from densemble.archives.transfer import Client
+    from densemble.experiments.engine import LocalEngine
+    from densemble.experiments.files import Files
+    from densemble.experiments.running import run_suite, summary
+    from densemble.progress import Progress, TerminalProgress
+    from densemble.suites import load_suite
+
+    progress = Progress() if quiet else TerminalProgress()
+    kept = Cache(cache or default_folder(), Client(progress=progress, offline=offline))
+    records = run_suite(
+        load_suite(suite),
+        out,
+        Files(folder=out / "fetched", data=data, cache=kept),
+        only=only,
+        engine=LocalEngine(workers=workers, threads=threads),
+        resume=resume,
+        progress=progress,
+    )
+    click.echo(summary(records, out))
+    if any(record.state == "failed" for record in records.values()):
+        raise click.exceptions.Exit(1)

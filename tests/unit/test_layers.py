@@ -54,6 +54,7 @@ LAYERS = (
     "score",
     "validate",
     "scan",
+    "experiments",
     "demo",
     "cli_options",
     "cli_entries",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +216,7 @@ def _deliver(parts: list[_Part], cache: Cache, out: Path, *, force: bool) -> Non
     try:
         out.mkdir(parents=True, exist_ok=True)
         for part in new:
-            copy = out / f".{part.source.name}.part"
+            copy = out / f".{part.source.name}.{os.getpid()}"
             shutil.copyfile(cache.place(part.source), copy)
             copy.replace(out / part.source.name)
     except OSError as error:

@@ -39,11 +39,14 @@ class NotInArchiveError(ArchiveError):
 
 
 class _PassingError(Exception):
-    """What may be better the next time; ``wait`` is what the server asks for, in seconds."""
+    """What may be better the next time.
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    ``wait`` is what the server asks for, in seconds; ``reached`` whether there was a server at all.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, *, reached: bool = True) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.reached = wait, reached
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,15 @@ class Client:
         manners: how servers are treated.
         progress: told of every file.
         sleep: waits some seconds.
+        offline: fetch nothing.
     """
 
     manners: Manners = Manners()
     progress: Progress = field(default_factory=Progress)
     sleep: Callable[[float], None] = time.sleep
+    offline: bool = False
     _last: dict[str, float] = field(default_factory=dict)
+    _unreachable: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._session = requests.Session()
@@ -119,9 +125,14 @@ class Client:
 
         Raises:
             NotInArchiveError: the server has no such file.
-            ArchiveError: it cannot be reached, answers with another error, or asks for too long a wait.
+            ArchiveError: it cannot be reached (then it is not tried again), answers with another error, or
+                asks for too long a wait; or nothing is to be fetched.
         """
-        failures = 0
+        failures, host = 0, urlsplit(url).netloc
+        if self.offline:
+            raise ArchiveError(f"{url}: is not here, and nothing is fetched (--offline)")
+        if host in self._unreachable:
+            raise ArchiveError(f"{url}: {host} was not reached before: {self._unreachable[host]}")
         while True:
             before = _size(part)
             try:
@@ -130,6 +141,8 @@ class Client:
                 failures = 1 if _size(part) >= before + _PIECE else failures + 1
                 wait = self.manners.backoff * 2 ** (failures - 1) if error.wait is None else error.wait
                 if failures >= self.manners.attempts:
+                    if not error.reached:
+                        self._unreachable[host] = str(error)
                     raise ArchiveError(f"{url}: {error}, {failures} times in a row") from error
                 if wait > self.manners.longest_wait:
                     raise ArchiveError(
@@ -157,7 +170,8 @@ class Client:
         except requests.TooManyRedirects as error:
             raise ArchiveError(f"{url}: is redirected in a circle") from error
         except (requests.ConnectionError, requests.Timeout, HTTPError) as error:
-            raise _PassingError(_plain(error)) from error
+            silent = isinstance(error, requests.ConnectionError | requests.ConnectTimeout)
+            raise _PassingError(_plain(error), reached=not silent) from error
         except requests.RequestException as error:
             raise ArchiveError(f"{url}: cannot be asked for ({_plain(error)})") from error
         _version_file(part).unlink()

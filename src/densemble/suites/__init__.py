@@ -152,9 +152,13 @@ class Map(Case):
         map: the map as deposited, or how it is drawn.
         resolution: Å, of the map.
         zone: model around which the map is masked, as ChimeraX ``volume zone`` does.
+        zone_radius: Å.
         padding: voxels added to each side after that.
         reference: model that the result is compared with.
         model: start, where the method needs one.
+        backbones: model and reference are backbones: they are reduced to the residues that both have, side
+            chains are added, the start is turned and moved at random, and the map drawn from the reference.
+        forward: how atoms look in the map.
         sequence: entry whose sequence is folded, where it does.
         step_scale: of Boltz's sampler.
         local: over which residues the local RMSD is, as printed.
@@ -164,9 +168,12 @@ class Map(Case):
     map: FileName | Drawn
     resolution: Positive
     zone: FileName | None = None
+    zone_radius: Positive = 5.0
     padding: Annotated[int, Field(ge=0)] = 0
     reference: FileName
     model: FileName | None = None
+    backbones: bool = False
+    forward: Literal["electron", "molmap"] = "electron"
     sequence: Entry | None = None
     step_scale: Positive | None = None
     local: str | None = None
@@ -175,6 +182,8 @@ class Map(Case):
     def _startable(self) -> Map:
         if self.model is None and self.sequence is None:
             raise ValueError("give a model to start from, or a sequence to fold")
+        if self.backbones and (self.model is None or not isinstance(self.map, Drawn)):
+            raise ValueError("backbones need a model, and a map that is drawn")
         return self
 
 
@@ -216,7 +225,7 @@ class Suite(Part):
     maps: tuple[Map, ...] = ()
 
     @property
-    def cases(self) -> tuple[Case, ...]:
+    def cases(self) -> tuple[Crystal | Map, ...]:
         """Crystals, then maps."""
         return (*self.crystals, *self.maps)
 

@@ -187,9 +187,14 @@ def test_what_is_known_is_not_sent_again(archive, client, part):
     assert part.read_bytes() == DATA[:1000]
 
 
-def test_nobody_there(client, part):
+def test_nobody_there(client, part, waits):
     with pytest.raises(ArchiveError, match=r"127\.0\.0\.1:9/x: .*refused.*3 times in a row"):
         client.download("http://127.0.0.1:9/x", part)
+    with pytest.raises(
+        ArchiveError, match=r"127\.0\.0\.1:9/y: 127\.0\.0\.1:9 was not reached before: .*refused"
+    ):
+        client.download("http://127.0.0.1:9/y", part)
+    assert waits == [1.0, 2.0]
 
 
 def test_an_address_that_is_none(client, part):

@@ -1,0 +1,216 @@
+"""From a job to a run: files found, sites checked, maps drawn (once a case), settings made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import numpy as np
+
+from densemble.em.inputs import StateSettings
+from densemble.errors import InputError
+from densemble.experiments.drawing import cut_zone, draw_map
+from densemble.experiments.files import Files
+from densemble.experiments.jobs import Job
+from densemble.experiments.pairs import common, moved_at_random, with_side_chains
+from densemble.inputs import Settings
+from densemble.io.maps import read_map, write_map
+from densemble.io.models import Model, read_model
+from densemble.io.output import write_text
+from densemble.priors.fold import FoldSettings
+from densemble.recipes.state import load_state_recipe
+from densemble.suites import Crystal, Drawn, Map, Variant
+from densemble.suites.sites import find_site
+
+_CRYSTAL, _STATE, _FOLD = ("embedded", "gaussian", "chroma"), ("embedded", "elastic"), ("boltz1", "boltz2")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run that can begin.
+
+    Attributes:
+        job: which.
+        settings: of the run.
+        folder: run directory.
+        reference: for evaluation.
+    """
+
+    job: Job
+    settings: Settings | StateSettings
+    folder: Path
+    reference: Path | None
+
+
+def prepare(job: Job, files: Files, out: Path) -> Task:
+    """Make a job ready to run.
+
+    Raises:
+        InputError: a file is not there, or the case or variant cannot be run, and why.
+    """
+    if isinstance(job.case, Crystal):
+        return _crystal(job, job.case, files, out)
+    return _map(job, job.case, files, out)
+
+
+def _crystal(job: Job, case: Crystal, files: Files, out: Path) -> Task:
+    variant = job.variant
+    _check_prior(variant, _CRYSTAL)
+    model, data = files.find(case.model), files.find(case.data)
+    topology = read_model(model, altloc=case.start_altloc).topology
+    settings = Settings(
+        model=model,
+        data=data,
+        region=find_site(case.site, topology).region,
+        start_altloc=case.start_altloc,
+        members=variant.members,
+        keep=variant.keep,
+        guides=(variant.guide,),
+        map=case.map,
+        seed=job.seed,
+        steps=variant.steps,
+        prior=variant.prior,  # type: ignore[arg-type]
+        recipe=variant.recipe,
+    )
+    reference = None if case.reference is None else files.find(case.reference)
+    return Task(job, settings, job.folder(out), reference)
+
+
+def _map(job: Job, case: Map, files: Files, out: Path) -> Task:
+    variant, folder = job.variant, out / "inputs" / case.id
+    _check_prior(variant, _STATE + _FOLD)
+    folder.mkdir(parents=True, exist_ok=True)
+    folds = variant.prior in _FOLD
+    if folds and case.sequence is None:
+        raise InputError(f"{variant.prior} folds, and the case has no sequence")
+    if not folds and case.model is None:
+        raise InputError(f"{variant.prior} needs a model to start from, and the case has none")
+    reference = files.find(case.reference)
+    start = None if case.model is None else files.find(case.model)
+    if case.backbones:
+        start, reference = _pair(case, files, folder)
+    density = _density(case, files, folder, reference)
+    fold = None
+    if folds:
+        fold = FoldSettings(
+            prior=variant.prior,  # type: ignore[arg-type]
+            sequence=_fasta(reference, folder / "sequence.fasta"),
+            step_scale=case.step_scale,
+        )
+    settings = StateSettings(
+        map=density,
+        model=start,
+        resolution=case.resolution,
+        members=variant.members,
+        keep=variant.keep,
+        fold=fold,
+        recipe=recipe_with(variant.recipe, variant.stages, folder),
+        forward=case.forward,
+        steps=variant.steps,
+        seed=job.seed,
+        **({} if folds else {"prior": variant.prior}),  # type: ignore[arg-type]
+    )
+    return Task(job, settings, job.folder(out), reference)
+
+
+def _check_prior(variant: Variant, known: Sequence[str]) -> None:
+    if variant.prior not in known:
+        raise InputError(f"prior {variant.prior} is not for this kind of case; one of {', '.join(known)} is")
+
+
+def _density(case: Map, files: Files, folder: Path, reference: Path) -> Path:
+    """The map as it is fitted."""
+    if isinstance(case.map, Drawn):
+        path = folder / "map.ccp4"
+        if not path.is_file():
+            model = read_model(reference if case.backbones else files.find(case.map.model))
+            draw_map(
+                _kept(model, case.map.keep),
+                path,
+                resolution=case.map.resolution,
+                voxel=case.map.voxel,
+                box=case.map.box,
+                noise=case.map.noise,
+            )
+        return path
+    deposited = files.find(case.map)
+    if case.zone is None:
+        return deposited
+    path = folder / "zone.ccp4"
+    if not path.is_file():
+        zone = read_model(files.find(case.zone))
+        cut = cut_zone(read_map(deposited), zone, radius=case.zone_radius, padding=case.padding)
+        write_map(path, cut)
+    return path
+
+
+def _kept(model: Model, keep: str) -> Model:
+    """The part of a model that a map is drawn of."""
+    if keep == "fab":
+        raise InputError(
+            "the paper does not print which chains the Fab is; draw the map in a suite of your own"
+        )
+    kinds = [model.topology.residues[r].kind for r in model.topology.residue_index]
+    atoms = np.flatnonzero([keep == "all" or kind == "protein" for kind in kinds])
+    return replace(
+        model,
+        topology=model.topology.subset(atoms),
+        coords=model.coords[atoms],
+        b_iso=model.b_iso[atoms],
+        occupancy=model.occupancy[atoms],
+    )
+
+
+def _pair(case: Map, files: Files, folder: Path) -> tuple[Path, Path]:
+    """Start, in a random pose, and answer of a case whose models are backbones."""
+    start, answer = folder / "start.cif", folder / "answer.cif"
+    if not start.is_file():
+        assert case.model is not None
+        first, second = common(*(read_model(files.find(name)) for name in (case.model, case.reference)))
+        with_side_chains(second, answer, 2)
+        moved_at_random(with_side_chains(first, folder / "first.cif", 1), start, 0)
+    return start, answer
+
+
+def _fasta(model: Path, path: Path) -> Path:
+    """The protein sequences of an entry, as deposited."""
+    structure = gemmi.read_structure(str(model))
+    structure.setup_entities()
+    records = []
+    for entity in structure.entities:
+        if entity.polymer_type == gemmi.PolymerType.PeptideL:
+            names = [gemmi.Entity.first_mon(name) for name in entity.full_sequence]
+            letters = "".join(gemmi.find_tabulated_residue(n).one_letter_code.upper() for n in names)
+            records += [f">{chain}\n{letters}" for chain in entity.subchains]
+    if not records:
+        raise InputError(f"model {model}: has no protein sequence")
+    return write_text(path, "\n".join(records) + "\n")
+
+
+def recipe_with(name: str, stages: Sequence[str] | None, folder: Path) -> str:
+    """A recipe for maps with some of its stages only, as a file; its name if it is to have them all."""
+    if stages is None:
+        return name
+    values = load_state_recipe(name).model_dump(mode="json", exclude_none=True)
+    values["stages"] = [stage for stage in values["stages"] if stage["term"] in stages]
+    path = folder / f"{name}-{'-'.join(stages) or 'unguided'}.toml"
+    return str(write_text(path, _toml(values)))
+
+
+def _toml(values: dict[str, Any]) -> str:
+    """A table of plain values, tables and lists of tables; plain values are written as in JSON."""
+
+    def tables(value: object) -> bool:
+        return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+    lines = [f"{k} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, dict) and not tables(v)]
+    for name, part in values.items():
+        if isinstance(part, dict):
+            lines += [f"[{name}]", _toml(part)]
+        elif tables(part):
+            lines += [line for item in part for line in (f"[[{name}]]", _toml(item))]
+    return "\n".join(lines) + "\n"

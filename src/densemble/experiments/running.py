@@ -1,0 +1,88 @@
+"""``densemble run``: all jobs of a suite to a table that can be read at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from densemble.errors import InputError
+from densemble.experiments.engine import LocalEngine
+from densemble.experiments.files import Files
+from densemble.experiments.jobs import Job, JobRecord, jobs_of, read_record
+from densemble.experiments.preparation import prepare
+from densemble.experiments.tables import TABLE, rows_of, write_tables
+from densemble.progress import Progress
+from densemble.suites import Suite
+
+ONE_WORKER = LocalEngine()
+
+
+def run_suite(
+    suite: Suite,
+    out: Path,
+    files: Files,
+    *,
+    only: Sequence[str] = (),
+    engine: LocalEngine = ONE_WORKER,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, JobRecord]:
+    """Run the jobs that are not done, and write the table after each.
+
+    Args:
+        suite: which.
+        out: folder for run directories, inputs and tables.
+        files: where its files are.
+        only: patterns of jobs.
+        engine: what runs them.
+        resume: go on in a folder that has results; what is done there is not done again.
+        progress: told of every job.
+
+    Returns:
+        The records of all jobs asked for, by id.
+
+    Raises:
+        InputError: the folder is not empty and ``resume`` is not given, or another run is in it; a pattern
+            matches no job.
+    """
+    tell = progress or Progress()
+    jobs = jobs_of(suite, only)
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise InputError(
+            f"output folder {out}: exists and is not empty; choose another, or --resume to go on in it"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            return _run(suite, jobs, out, files, engine, tell)
+    except Timeout as error:
+        raise InputError(f"output folder {out}: another run is at work in it") from error
+
+
+def _run(
+    suite: Suite, jobs: list[Job], out: Path, files: Files, engine: LocalEngine, tell: Progress
+) -> dict[str, JobRecord]:
+    found = {job.id: read_record(job, out) for job in jobs}
+    records = {
+        name: record for name, record in found.items() if record is not None and record.state == "done"
+    }
+    left = [job for job in jobs if job.id not in records]
+    write_tables(out, suite, rows_of(suite, jobs, records))
+    with tell.steps(f"suite {suite.name}", len(jobs)) as done:
+        done(len(records))
+        for record in engine.run(left, partial(prepare, files=files, out=out), out):
+            records[record.id] = record
+            write_tables(out, suite, rows_of(suite, jobs, records))
+            tell.message(f"{record.id}: {record.state}{': ' if record.why else ''}{record.why}")
+            done(len(records))
+    return records
+
+
+def summary(records: dict[str, JobRecord], out: Path) -> str:
+    """How many jobs came to which end, and where the table is."""
+    states = [record.state for record in records.values()]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in ("done", "not run", "failed") if s in states)
+    return f"{len(records)} jobs: {counts}\nTable: {out / TABLE}.csv, .md, .html; runs: {out / 'jobs'}"

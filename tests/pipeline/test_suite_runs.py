@@ -1,0 +1,293 @@
+"""Suites from a file to the table: what is run, what is not and why, resumption, workers that are killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from small_crystal import SmallCrystal
+
+from densemble.archives.cache import Cache
+from densemble.archives.transfer import Client
+from densemble.cli import main
+from densemble.errors import InputError
+from densemble.experiments.engine import ATTEMPTS, LocalEngine
+from densemble.experiments.execution import execute
+from densemble.experiments.files import Files
+from densemble.experiments.jobs import jobs_of, read_record
+from densemble.experiments.preparation import prepare
+from densemble.experiments.running import run_suite
+from densemble.io.results import read_result_json
+from densemble.suites import Suite, load_suite
+
+SUITE = """
+name = "small"
+source = "the small crystal"
+[[variants]]
+id = "guided"
+prints = "Guided"
+prior = "gaussian"
+recipe = "{recipe}"
+members = 2
+keep = 2
+steps = {steps}
+seeds = [1, 2]
+[[variants]]
+id = "unguided"
+prior = "gaussian"
+recipe = "{recipe}"
+guide = "none"
+members = 2
+steps = 4
+[[crystals]]
+id = "loop"
+printed = "the loop"
+table = "1"
+entry = "7RIN"
+model = "data:start.cif"
+data = "data:data.mtz"
+reference = "data:truth.cif"
+site = {{ chain = "A", first = 180, last = 183, numbering = "author", sequence = "PDFG" }}
+variants = ["guided", "unguided"]
+figures = [
+    {{ table = "1", measure = "cosine", values = {{ "Guided" = 0.8, "Another" = 0.5 }} }},
+]
+[[crystals]]
+id = "wrong"
+printed = "a sequence that is not there"
+table = "1"
+entry = "7RIN"
+model = "data:start.cif"
+data = "data:data.mtz"
+site = {{ chain = "A", first = 180, last = 183, numbering = "author", sequence = "AAAA" }}
+variants = ["unguided"]
+[[crystals]]
+id = "absent"
+printed = "a file that is not there"
+table = "1"
+entry = "7EC8"
+model = "fetch:7EC8/7ec8_final.cif"
+data = "fetch:7EC8/7ec8_final.mtz"
+site = {{ chain = "A", first = 1, last = 4, numbering = "author" }}
+variants = ["unguided"]
+"""
+
+
+@pytest.fixture
+def suite_file(crystal: SmallCrystal, tmp_path: Path):
+    def write(steps: int = 4) -> Path:
+        path = tmp_path / "small.toml"
+        path.write_text(SUITE.format(recipe=crystal.recipe, steps=steps), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def files(crystal: SmallCrystal, tmp_path: Path) -> Files:
+    cache = Cache(tmp_path / "cache", Client(offline=True))
+    return Files(folder=tmp_path / "fetched", data=crystal.model.parent, cache=cache)
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def figures(out: Path, suite: Suite) -> dict[str, tuple]:
+    records = {job.id: read_record(job, out) for job in jobs_of(suite)}
+    return {name: record.figures for name, record in records.items() if record is not None}
+
+
+def test_a_suite_runs_to_its_table_and_says_what_did_not(suite_file, crystal, tmp_path):
+    out, path = tmp_path / "out", suite_file()
+    arguments = [
+        "run",
+        str(path),
+        "--out",
+        str(out),
+        "--data",
+        str(crystal.model.parent),
+        "--offline",
+        "--cache",
+        str(tmp_path / "cache"),
+        "--quiet",
+    ]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "5 jobs: 3 done, 2 not run" in done.output
+    rows = {(row["case"], row["method"], row["measure"]): row for row in table(out)}
+    guided = rows["loop", "guided", "cosine"]
+    results = [read_result_json(out / f"jobs/loop/guided/seed-{seed}/result.json") for seed in (1, 2)]
+    values = [result.metrics.cosine["ensemble"] for result in results]
+    assert float(guided["ours"].split(" ± ")[0]) == pytest.approx(sum(values) / 2, abs=5e-5)
+    half_width = 12.7062 * abs(values[0] - values[1]) / 2  # Student's t of one degree of freedom
+    assert float(guided["ours"].split(" ± ")[1]) == pytest.approx(half_width, abs=2e-4)
+    assert (guided["printed"], guided["runs"], guided["remark"]) == ("0.8", "2/2", "")
+    assert rows["loop", "unguided", "cosine"]["printed"] == ""
+    assert (
+        "printed as AAAA, but by the author's numbers they are PDFG"
+        in rows["wrong", "unguided", ""]["remark"]
+    )
+    assert "7ec8.cif.gz: is not here, and nothing is fetched" in rows["absent", "unguided", ""]["remark"]
+    other = rows["loop", "Another", "cosine"]
+    assert (other["printed"], other["ours"]) == ("0.5", "")
+    assert other["remark"].startswith("not run")
+    assert "| loop | the loop | 1 | guided | cosine |" in (out / "results.md").read_text(encoding="utf-8")
+    assert "<td>0.8</td>" in (out / "results.html").read_text(encoding="utf-8")
+    # again: refused without --resume, and with it nothing that is done is done again
+    assert CliRunner().invoke(main, arguments).exit_code == 2
+    before = (out / "jobs/loop/guided/seed-1/result.json").stat().st_mtime_ns
+    again = CliRunner().invoke(main, [*arguments, "--resume"])
+    assert "3 done, 2 not run" in again.output
+    assert (out / "jobs/loop/guided/seed-1/result.json").stat().st_mtime_ns == before
+
+
+def test_two_workers_find_what_one_finds(suite_file, files, tmp_path):
+    suite = load_suite(str(suite_file()))
+    for workers in (1, 2):
+        run_suite(suite, tmp_path / str(workers), files, only=["loop"], engine=LocalEngine(workers=workers))
+    one, two = (figures(tmp_path / str(workers), suite) for workers in (1, 2))
+    assert one == two
+    assert len(one) == 3
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes: those that spawned themselves from the scheduler to run jobs."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rsplit(") ", 1)[1].split()[1])
+            command = (stat.parent / "cmdline").read_bytes()
+        except (OSError, IndexError):
+            continue
+        if parent == pid and b"spawn_main" in command:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def until(condition, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "this should have happened by now"
+        time.sleep(0.05)
+
+
+def started(path: Path, out: Path, data: Path, *more: str) -> subprocess.Popen:
+    arguments = ["run", str(path), "--out", str(out), "--data", str(data), "--offline", "--quiet", *more]
+    code = f"if __name__ == '__main__':\n    from densemble.cli import main; main({arguments!r})"
+    script = path.with_suffix(".py")
+    script.write_text(code, encoding="utf-8")
+    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
+def test_killed_worker_and_killed_scheduler_lose_nothing(suite_file, files, crystal, tmp_path):
+    """A worker is killed in the middle of a job, then the scheduler; the figures are those of an even run."""
+    path, out, data = suite_file(steps=60), tmp_path / "out", crystal.model.parent
+    suite = load_suite(str(path))
+    first = "loop/guided/seed-1"
+    checkpoint = out / "jobs" / first / "checkpoint.pt"
+    scheduler = started(path, out, data, "--only", "loop/guided")
+    try:
+        until(checkpoint.is_file)
+        (worker,) = children(scheduler.pid)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: children(scheduler.pid) not in ([], [worker]))
+        until(lambda: (out / f"jobs/{first}.json").is_file())
+        (successor,) = children(scheduler.pid)
+        os.kill(scheduler.pid, signal.SIGKILL)
+        scheduler.wait()
+        until(lambda: not Path(f"/proc/{successor}").exists())  # a worker does not outlive its scheduler
+    finally:
+        scheduler.kill()
+        scheduler.communicate()
+    done = json.loads((out / f"jobs/{first}.json").read_text())
+    assert done["state"] == "done"
+    written = (out / f"jobs/{first}/result.json").stat().st_mtime_ns
+    assert any(row["remark"] for row in table(out))  # the second is said to be waiting
+    records = run_suite(suite, out, files, only=["loop/guided"], resume=True)
+    assert [record.state for record in records.values()] == ["done", "done"]
+    assert (out / f"jobs/{first}/result.json").stat().st_mtime_ns == written
+    undisturbed = tmp_path / "undisturbed"
+    run_suite(suite, undisturbed, files, only=["loop/guided"])
+    assert figures(out, suite) == figures(undisturbed, suite)
+
+
+def test_a_worker_that_always_dies_is_given_up(suite_file, files, tmp_path, monkeypatch):
+    suite = load_suite(str(suite_file()))
+    monkeypatch.setattr("densemble.experiments.engine.execute", _die)
+    out = tmp_path / "out"
+    records = run_suite(suite, out, files, only=["loop/unguided"])
+    (record,) = records.values()
+    assert (record.state, record.why) == (
+        "failed",
+        f"its worker died {ATTEMPTS} times, perhaps for want of memory",
+    )
+    assert "failed: its worker died" in table(out)[0]["remark"]
+
+
+def _die(task, record_file):
+    os._exit(9)
+
+
+def test_a_program_error_is_recorded_with_its_traceback(suite_file, files, tmp_path, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("a defect")
+
+    suite, out = load_suite(str(suite_file())), tmp_path / "out"
+    (job,) = jobs_of(suite, ["loop/unguided"])
+    monkeypatch.setattr("densemble.experiments.execution.run_xray", broken)
+    record = execute(prepare(job, files, out), job.record_file(out))
+    assert (record.state, record.why) == ("failed", "RuntimeError: a defect")
+    assert read_record(job, out) == record
+    assert "in broken" in job.record_file(out).with_suffix(".log").read_text()
+
+
+def test_a_run_that_was_finished_but_not_recorded_is_not_run_again(suite_file, files, tmp_path, monkeypatch):
+    suite, out = load_suite(str(suite_file())), tmp_path / "out"
+    (job,) = jobs_of(suite, ["loop/unguided"])
+    first = execute(prepare(job, files, out), job.record_file(out))
+    job.record_file(out).unlink()
+    monkeypatch.setattr("densemble.experiments.execution.run_xray", lambda *args, **options: 1 / 0)
+    again = execute(prepare(job, files, out), job.record_file(out))
+    assert (again.state, again.figures) == ("done", first.figures)
+
+
+def test_two_runs_in_one_folder_are_refused(suite_file, files, tmp_path):
+    from filelock import FileLock
+
+    suite = load_suite(str(suite_file()))
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(InputError, match="another run is at work"):
+        run_suite(suite, tmp_path / "out", files, resume=True)
+
+
+def test_patterns(suite_file, files, tmp_path):
+    suite = load_suite(str(suite_file()))
+    assert len(jobs_of(suite)) == 5
+    assert [job.id for job in jobs_of(suite, ["loop/*/seed-1"])] == ["loop/guided/seed-1"]
+    assert {job.case.id for job in jobs_of(suite, ["wrong", "abs*"])} == {"wrong", "absent"}
+    with pytest.raises(InputError, match="--only nothing: no job of the suite small"):
+        jobs_of(suite, ["nothing"])
+
+
+def test_a_job_that_was_changed_is_done_anew(suite_file, files, tmp_path):
+    suite = load_suite(str(suite_file()))
+    out = tmp_path / "out"
+    (job,) = jobs_of(suite, ["loop/unguided"])
+    execute(prepare(job, files, out), job.record_file(out))
+    changed = job.variant.model_copy(update={"members": 3})
+    other = replace(job, variant=changed)
+    assert read_record(job, out) is not None
+    assert read_record(other, out) is None
+    execute(prepare(other, files, out), other.record_file(out))
+    assert read_record(other, out) is not None
+    assert len(read_result_json(job.folder(out) / "result.json").members) == 3
