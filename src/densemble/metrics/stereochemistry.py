@@ -89,7 +89,7 @@ def _all(model: Conformers) -> Iterator[tuple[str, int, Target, Atoms]]:
             for letter in model.letters(i, j):
                 own, after = model.atoms(i, letter), model.atoms(j, letter)
                 torsion = pick(("CA", "C", "+N", "+CA"), own, after)
-                cis = torsion is not None and abs(dihedral(model.coords[list(torsion)])) < CIS
+                cis = torsion is not None and bool(abs(dihedral(model.coords[list(torsion)])) < CIS)
                 yield from _picked("bonds", i, targets.peptide_bonds(first, second), own, after)
                 yield from _picked("angles", i, targets.peptide_angles(first, second, cis=cis), own, after)
     for i, j, letter in disulfides(model):
