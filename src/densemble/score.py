@@ -108,6 +108,7 @@ class Subject:
 
     @classmethod
     def of(cls, model: Path, region: str | None, reference: Path | None) -> Subject:
+        """Read the files; errors as for ``score``."""
         sites = Sites.read(model)
         topology = sites.model.topology
         parsed = None if region is None else Region.parse(region)
@@ -124,6 +125,7 @@ class Subject:
 
     @property
     def path(self) -> Path:
+        """The model's file."""
         return self.sites.model.path
 
     def points(self) -> Float[np.ndarray, "p 3"]:
@@ -134,6 +136,7 @@ class Subject:
         return self.sites.coords[self.inside]
 
     def voxels(self, target: DensityMap) -> Voxels:
+        """Those of the target that count."""
         if self.reference:
             return Voxels.of_states(target, self.reference, self.reference_name)
         what = "the model" if self.region is None else "the region"

@@ -2,10 +2,10 @@
 
 Geometry is judged by ``metrics.validation``. With data, the map that the model is compared with is that of
 ``score``: the omit map of a region, 2mFo-DFc of a whole crystal, or a map. The RSCC of a residue is Pearson's
-correlation over the voxels within 2 Å of its atoms, all altlocs. The Q-score (Pintilie et al. 2020; ``metrics.qscore``) and
-the resolution at which the map-model FSC falls below 0.5 (Rosenthal & Henderson 2003, J. Mol. Biol. 333, 721-745) are
-for cryo-EM maps: the Q-score of the first conformer of each residue, the FSC of the whole model, under a mask
-that reaches one resolution beyond its atoms and falls over another.
+correlation over the voxels within 2 Å of its atoms, all altlocs. The Q-score (Pintilie et al. 2020; see
+``metrics.qscore``) and the resolution at which the map-model FSC falls below 0.5 (Rosenthal & Henderson 2003,
+J. Mol. Biol. 333, 721-745) are for cryo-EM maps: the Q-score of the first conformer of each residue, the FSC
+of the whole model, under a mask that reaches one resolution beyond its atoms and falls over another.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _fit(subject: Subject, compared: Comparison, data: Path, resolution: float |
         )
     except ValueError as error:
         raise InputError(
-            f"{subject.path} cannot be compared with {data}: {error}; check that model and map share one frame"
+            f"{subject.path} cannot be compared with {data}: {error}; check that they share one frame"
         ) from error
     keys = [(residue.id, residue.name) for residue in atoms.residues]
     q_score, ends, by_residue = None, None, np.full(len(keys), np.nan)

@@ -1,12 +1,13 @@
 """Clash score: serious overlaps of atoms per thousand atoms, hydrogens included.
 
-The definition of MolProbity (Word et al. 1999, J. Mol. Biol. 285, 1711-1733; Chen et al. 2010, Acta Cryst. D66,
-12-21): two atoms clash if their van der Waals spheres overlap by 0.4 Å or more, they are more than three bonds
-apart (four where one is a hydrogen), and they are no hydrogen bond's donor and acceptor. Atoms of different
-altlocs do not meet; atoms of occupancy 0.1 or less, and pairs of waters, do not count. The overlap must
-be open to the outside: of dots on the sphere of one atom (16 a square Å), one that no atom bonded to it
+The definition of MolProbity (Word et al. 1999, J. Mol. Biol. 285, 1711-1733; Chen et al. 2010, Acta Cryst.
+D66, 12-21): two atoms clash if their van der Waals spheres overlap by 0.4 Å or more, they are more than three
+bonds apart (four where one is a hydrogen), and they are no hydrogen bond's donor and acceptor. Atoms of
+different altlocs do not meet; atoms of occupancy 0.1 or less, and pairs of waters, do not count. The overlap
+must be open to the outside: of dots on the sphere of one atom (16 a square Å), one that no atom bonded to it
 covers must lie 0.4 Å or more inside the other atom, and inside no third atom more deeply. Copies by symmetry
-are not considered. What differs from Reduce and Probe: ``hydrogens``, ``orientations``, ``docs/validation.md``.
+are not considered. What differs from Reduce and Probe: ``hydrogens``, ``orientations``, and
+``docs/validation.md``, which compares the figures.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from scipy.spatial import cKDTree
 from densemble.metrics.conformers import Conformers
 from densemble.metrics.contact_atoms import ContactAtoms
 from densemble.metrics.covalent import BondPaths, bonds
-from densemble.metrics.hydrogens import Hydrogens, place_hydrogens
+from densemble.metrics.hydrogens import place_hydrogens
 from densemble.metrics.orientations import orient
 from densemble.metrics.stereochemistry import Stereochemistry
 
@@ -34,7 +35,7 @@ _ROUNDING = 1e-9  # Å: an overlap of 0.4 by construction counts
 
 @dataclass(frozen=True)
 class Clash:
-    """Two atoms (indices of ``AllAtomContacts``) and the depth in Å of the deepest dot of one in the other."""
+    """Two atoms (indices of ``ContactAtoms``), and how deep in Å a dot of one lies in the other."""
 
     first: int
     second: int

@@ -7,6 +7,7 @@ their altlocs are equal or one has none (as in MolProbity: Chen et al. 2010, Act
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,7 +142,7 @@ class Conformers:
             places[-1].append(r)
         return tuple(
             (i, j)
-            for first, second in zip(places[:-1], places[1:], strict=True)
+            for first, second in itertools.pairwise(places)
             for i in first
             for j in second
             if self.residues[i].id.chain == self.residues[j].id.chain and any(self._bonded(i, j))

@@ -1,8 +1,8 @@
-"""The atoms of a model as all-atom contacts see them: heavy atoms and hydrogens, with radii and hydrogen bonds.
+"""The atoms of a model as contacts see them: heavy atoms and hydrogens, radii, hydrogen bonds.
 
-Radii are those of Probe for hydrogens at the centre of the electron cloud (Word et al. 1999, J. Mol. Biol. 285,
-1711-1733; values as in cctbx, ``mmtbx/probe``, 2025): C 1.70 (carbonyl 1.65), N 1.55, O 1.40, S 1.80, H 1.22 (on
-N, O, S or an aromatic carbon 1.05) Å; metals have Pauling's ionic radii.
+Radii are those of Probe for hydrogens at the centre of the electron cloud (Word et al. 1999, J. Mol. Biol.
+285, 1711-1733; values as in cctbx, ``mmtbx/probe``, 2025): C 1.70 (carbonyl 1.65), N 1.55, O 1.40, S 1.80,
+H 1.22 (on N, O, S or an aromatic carbon 1.05) Å; metals have Pauling's ionic radii.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from densemble.metrics.covalent import BondPaths
 from densemble.metrics.hydrogens import Hydrogens
 
 _RADII = {
-    "C": 1.70, "N": 1.55, "O": 1.40, "S": 1.80, "P": 1.80, "Se": 1.90, "F": 1.30, "Cl": 1.77, "Br": 1.95, "I": 2.10,
-    "Li": 0.60, "Na": 0.95, "K": 1.33, "Rb": 1.48, "Cs": 1.69, "Mg": 0.65, "Ca": 0.99, "Sr": 1.13, "Ba": 1.35,
+    "C": 1.70, "N": 1.55, "O": 1.40, "S": 1.80, "P": 1.80, "Se": 1.90, "F": 1.30, "Cl": 1.77, "Br": 1.95,
+    "I": 2.10, "Li": 0.60, "Na": 0.95, "K": 1.33, "Rb": 1.48, "Cs": 1.69, "Mg": 0.65, "Ca": 0.99,
+    "Sr": 1.13, "Ba": 1.35,
     "Al": 0.50, "Mn": 0.80, "Fe": 0.74, "Co": 0.70, "Ni": 0.66, "Cu": 0.72, "Zn": 0.74, "Cd": 0.91, "Hg": 1.00,
 }  # fmt: skip
 _CARBONYL = 1.65

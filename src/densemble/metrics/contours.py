@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from densemble.metrics.conformers import CIS, Atoms, Conformers, dihedral, pick
 
@@ -29,7 +29,7 @@ RAMACHANDRAN_OUTLIER = {"general": 0.0005, "cis-proline": 0.002}
 ROTAMER_OUTLIER = 0.01
 
 
-_STEPS = 60.0  # of the table's bytes, per decade
+_DECADES = 4.25  # from the lowest to the highest level of a table
 
 _CHAINS = {
     "ARG": "N CA CB CG CD NE CZ",
@@ -61,11 +61,12 @@ class Contours:
     """One table on a periodic grid of angles in degrees.
 
     Attributes:
-        levels: one byte per point: 255 for 1, 60 less per decade, 0 for less than any threshold.
+        levels: unsigned: the type's largest number for 1, the lowest for 10^-4.25, logarithmic between; 0
+            for less than any threshold.
         low, high: degrees, where each axis begins and ends.
     """
 
-    levels: UInt8[np.ndarray, "..."]
+    levels: np.ndarray
     low: Float[np.ndarray, " d"]
     high: Float[np.ndarray, " d"]
 
@@ -75,11 +76,11 @@ class Contours:
         place = (angles - self.low) / (self.high - self.low) * bins - 0.5
         base = np.floor(place).astype(np.int64)
         part = place - base
-        total = np.zeros(len(angles))
+        top, total = np.iinfo(self.levels.dtype).max, np.zeros(len(angles))
         for corner in itertools.product((0, 1), repeat=len(bins)):
             index = (base + corner) % bins
             level = self.levels[tuple(index.T)].astype(np.float64)
-            value = np.where(level > 0, 10 ** ((level - 255) / _STEPS), 0.0)
+            value = np.where(level > 0, 10 ** (_DECADES * (level / top - 1)), 0.0)
             total += value * np.where(corner, part, 1 - part).prod(axis=1)
         return total
 

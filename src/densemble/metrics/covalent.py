@@ -68,7 +68,11 @@ class BondPaths:
         self, separation: int, i: Int[np.ndarray, " p"], j: Int[np.ndarray, " p"]
     ) -> Bool[np.ndarray, " p"]:
         """Whether at most 1, 2 or 3 bonds separate two atoms."""
-        return np.isin(i * self.count + j, self.codes[separation])
+        codes, wanted = self.codes[separation], i * self.count + j
+        if not len(codes):
+            return np.zeros(len(wanted), dtype=bool)
+        place = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+        return np.asarray(codes[place] == wanted)
 
     def neighbours(self, i: int) -> Int[np.ndarray, " k"]:
         """Atoms bonded to one atom."""

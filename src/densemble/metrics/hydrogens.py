@@ -1,10 +1,11 @@
 """Hydrogens of the amino acids, placed from the heavy atoms.
 
-Bond lengths are those to the centre of the electron cloud that Reduce uses since 2013 (Word et al. 1999, J. Mol.
-Biol. 285, 1735-1747; Deis et al. 2013, Computational Crystallography Newsletter 4, 9-10). Hydrogens with one
-possible place are put opposite the other bonds of their atom; methyl groups are staggered; hydroxyl, thiol and
-ammonium groups are turned, and protons given to one or both nitrogens of histidine, by ``orientations``. Amides
-of Asn and Gln and rings of His are not turned over. Waters, ligands and nucleic acids get no hydrogens.
+Bond lengths are those to the centre of the electron cloud that Reduce uses since 2013 (Word et al. 1999,
+J. Mol. Biol. 285, 1735-1747; Deis et al. 2013, Computational Crystallography Newsletter 4, 9-10). Hydrogens
+with one possible place are put opposite the other bonds of their atom; methyl groups are staggered; hydroxyl,
+thiol and ammonium groups are turned, and protons given to one or both nitrogens of histidine, by
+``orientations``. Amides of Asn and Gln and rings of His are not turned over. Waters, ligands and nucleic
+acids get no hydrogens.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Turn the hydrogens that are free to turn to where they make hydrogen bonds and no clashes.
 
-As Reduce does (Word et al. 1999, J. Mol. Biol. 285, 1735-1747): the score of an orientation is 4 for a unit of
-hydrogen-bonded overlap and -10 for a unit of any other. A unit is here the square of the overlap in Å, to
-which the volume that two spheres share is proportional, instead of the volume of Reduce's dots. Groups
-are turned one after the other, twice, so that each sees the others as they were left.
+As Reduce does (Word et al. 1999, J. Mol. Biol. 285, 1735-1747): the score of an orientation is 4 for a unit
+of hydrogen-bonded overlap and -10 for a unit of any other. A unit is here the square of the overlap in Å, to
+which the volume that two spheres share is proportional, instead of the volume of Reduce's dots. Groups are
+turned one after the other, twice, so that each sees the others as they were left.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ between them. Ligands, nucleic acids and other modified residues are not judged.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ FLAT = 0.1
 """A centre counts as of the wrong hand where its chiral volume is below this part of the ideal one, so that
 centres modelled flat count (as in wwPDB reports)."""
 _DISULFIDE = 2.5  # Å
+_CYSTINE = Target(("CA", "CB", "SG"), 114.0, 1.8)
+"""Degrees, in a disulfide (Engh & Huber's CYSS); ``geometry.targets`` has the free cysteine's."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Stereochemistry:
 def stereochemistry(model: Conformers) -> Stereochemistry:
     """Measure all terms of a model."""
     terms: dict[str, dict[Atoms, tuple[int, Target]]] = {"bonds": {}, "angles": {}, "chirals": {}}
-    for kind, residue, target, atoms in _all(model):
+    for kind, residue, target, atoms in itertools.chain(_across_disulfides(model), _all(model)):
         terms[kind].setdefault(atoms, (residue, target))
     measured = {}
     for kind, found in terms.items():
@@ -89,13 +92,19 @@ def _all(model: Conformers) -> Iterator[tuple[str, int, Target, Atoms]]:
             for letter in model.letters(i, j):
                 own, after = model.atoms(i, letter), model.atoms(j, letter)
                 torsion = pick(("CA", "C", "+N", "+CA"), own, after)
-                cis = torsion is not None and abs(dihedral(model.coords[list(torsion)])) < CIS
+                cis = torsion is not None and bool(abs(dihedral(model.coords[list(torsion)])) < CIS)
                 yield from _picked("bonds", i, targets.peptide_bonds(first, second), own, after)
                 yield from _picked("angles", i, targets.peptide_angles(first, second, cis=cis), own, after)
+
+
+def _across_disulfides(model: Conformers) -> Iterator[tuple[str, int, Target, Atoms]]:
+    """What disulfides add, and their own targets, which precede those of free cysteines."""
     for i, j, letter in disulfides(model):
         own, after = model.atoms(i, letter), model.atoms(j, letter)
         yield from _picked("bonds", i, targets.disulfide_bonds(), own, after)
         yield from _picked("angles", i, targets.disulfide_angles(), own, after)
+        yield from _picked("angles", i, (_CYSTINE,), own, {})
+        yield from _picked("angles", j, (_CYSTINE,), after, {})
 
 
 def _picked(

@@ -11,6 +11,9 @@ Each conformer is judged; what conformers share counts once. Every module states
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
 
 import gemmi
 import numpy as np
@@ -22,13 +25,13 @@ from densemble.io.output import Record
 from densemble.metrics.clashes import AllAtomContacts, Clash, find_clashes
 from densemble.metrics.conformers import Conformers
 from densemble.metrics.contours import Torsions, Verdict, ramachandran, rotamers
-from densemble.metrics.stereochemistry import Deviation, Stereochemistry, is_wrong_hand, rmsz, stereochemistry
+from densemble.metrics.stereochemistry import Deviation, is_wrong_hand, rmsz, stereochemistry
 
-_RANK: dict[Verdict, int] = {"favoured": 0, "allowed": 1, "outlier": 2}
+_Term = TypeVar("_Term", Torsions, Deviation)
 
 
 class Worst(Record):
-    """The term of a residue that is furthest from its target: atoms, value (Å or degrees), deviation in s.d."""
+    """The term of a residue furthest from its target: atoms, value (Å or degrees), deviation in s.d."""
 
     atoms: str
     value: float
@@ -97,109 +100,103 @@ def validate_structure(structure: gemmi.Structure, *, region: Region | None = No
     model = Conformers.of(structure)
     inside = model.inside(region)
     stereo = stereochemistry(model)
-    contacts = find_clashes(model, stereo)
     judged = _Judged(
         model=model,
-        ramachandran=[t for t in ramachandran(model) if t.residue in inside],
-        rotamers=[t for t in rotamers(model) if t.residue in inside],
-        stereo=Stereochemistry(
-            *(
-                [t for t in terms if t.residue in inside]
-                for terms in (stereo.bonds, stereo.angles, stereo.chirals)
-            )
-        ),
-        contacts=contacts,
         inside=inside,
+        ramachandran=_of(inside, ramachandran(model)),
+        rotamers=_of(inside, rotamers(model)),
+        bonds=_of(inside, stereo.bonds),
+        angles=_of(inside, stereo.angles),
+        chirals=_of(inside, stereo.chirals),
+        contacts=find_clashes(model, stereo),
     )
     return ModelValidation(totals=judged.totals(), residues=judged.rows())
 
 
-class _Judged:
-    """All that was found about the residues inside."""
+def _of(inside: set[int], terms: Iterable[_Term]) -> list[_Term]:
+    return [term for term in terms if term.residue in inside]
 
-    def __init__(
-        self,
-        *,
-        model: Conformers,
-        ramachandran: list[Torsions],
-        rotamers: list[Torsions],
-        stereo: Stereochemistry,
-        contacts: AllAtomContacts,
-        inside: set[int],
-    ) -> None:
-        self.model, self.stereo, self.contacts = model, stereo, contacts
-        self.ramachandran, self.rotamers, self.inside = ramachandran, rotamers, inside
-        self.owner = model.residue_index[contacts.atoms.parents]
-        self.clashes = [
-            c for c in contacts.clashes if inside & {self._residue(c.first), self._residue(c.second)}
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """A model, the residues that count, all terms that these own, and the contacts of the whole."""
+
+    model: Conformers
+    inside: set[int]
+    ramachandran: list[Torsions]
+    rotamers: list[Torsions]
+    bonds: list[Deviation]
+    angles: list[Deviation]
+    chirals: list[Deviation]
+    contacts: AllAtomContacts
+
+    def residue(self, atom: int) -> int:
+        """Of an atom or hydrogen."""
+        return int(self.model.residue_index[self.contacts.atoms.parents[atom]])
+
+    @cached_property
+    def clashes(self) -> list[Clash]:
+        """Those with an atom inside."""
+        return [
+            c for c in self.contacts.clashes if self.inside & {self.residue(c.first), self.residue(c.second)}
         ]
 
-    def _residue(self, atom: int) -> int:
-        return int(self.owner[atom])
-
     def totals(self) -> Validation:
-        counted = int((self.contacts.counted & np.isin(self.owner, sorted(self.inside))).sum())
+        """Figures of the whole."""
+        owner = self.model.residue_index
+        within = np.isin(owner, sorted(self.inside))
+        counted = int((self.contacts.counted & within[self.contacts.atoms.parents]).sum())
         return Validation(
-            atoms=int(np.isin(self.model.residue_index, sorted(self.inside)).sum()),
+            atoms=int(within.sum()),
             clashscore=1000 * len(self.clashes) / counted if counted else None,
             ramachandran_favoured=_part(self.ramachandran, "favoured"),
             ramachandran_outliers=_part(self.ramachandran, "outlier"),
             rotamer_outliers=_part(self.rotamers, "outlier"),
-            bond_rmsz=rmsz(self.stereo.bonds),
-            angle_rmsz=rmsz(self.stereo.angles),
-            chirality_outliers=sum(map(is_wrong_hand, self.stereo.chirals)) if self.stereo.chirals else None,
+            bond_rmsz=rmsz(self.bonds),
+            angle_rmsz=rmsz(self.angles),
+            chirality_outliers=sum(map(is_wrong_hand, self.chirals)) if self.chirals else None,
         )
 
     def rows(self) -> list[ResidueRow]:
-        clashes: dict[int, list[tuple[str, Clash]]] = {}
+        """One row per residue and conformer."""
+        clashes: dict[int, dict[Clash, set[str]]] = {}
         for clash in self.clashes:
             for atom in (clash.first, clash.second):
-                letter = str(self.contacts.atoms.letters[atom])
-                clashes.setdefault(self._residue(atom), []).append((letter, clash))
-        terms = {
-            name: _by_residue(found)
-            for name, found in (
-                ("rama", self.ramachandran),
-                ("rota", self.rotamers),
-                ("bonds", self.stereo.bonds),
-                ("angles", self.stereo.angles),
-                ("chirals", self.stereo.chirals),
-            )
-        }
+                own = clashes.setdefault(self.residue(atom), {}).setdefault(clash, set())
+                own.add(str(self.contacts.atoms.letters[atom]))
+        owned = [
+            _by_residue(terms)
+            for terms in (self.ramachandran, self.rotamers, self.bonds, self.angles, self.chirals)
+        ]
         rows = []
         for r in sorted(self.inside):
             if self.model.residues[r].kind != "protein" and r not in clashes:
                 continue
             for letter in self.model.letters(r):
-                own = {name: self._of_conformer(found.get(r, []), letter) for name, found in terms.items()}
-                pairs = [c for a, c in clashes.get(r, []) if letter == "" or a in ("", letter)]
-                rows.append(self._row(r, letter, own, pairs))
+                rama, rota, bonds, angles, chirals = (self._in(terms.get(r, []), letter) for terms in owned)
+                pairs = [c for c, own in clashes.get(r, {}).items() if letter == "" or own & {"", letter}]
+                rows.append(
+                    ResidueRow(
+                        **self._name(r, letter),
+                        **_worst_torsions("ramachandran", rama),
+                        **_worst_torsions("rotamer", rota),
+                        bond=self._worst(bonds),
+                        angle=self._worst(angles),
+                        wrong_hand=sorted(
+                            {self.model.names[t.atoms[0]] for t in chirals if is_wrong_hand(t)}
+                        ),
+                        clashes=[self._pair(clash) for clash in pairs],
+                    )
+                )
         return rows
 
-    def _of_conformer(self, terms: list, letter: str) -> list:  # type: ignore[type-arg]
+    def _in(self, terms: list[_Term], letter: str) -> list[_Term]:
         return [t for t in terms if letter == "" or self.model.letter(t.atoms) in ("", letter)]
 
-    def _row(self, r: int, letter: str, own: dict[str, list], clashes: list[Clash]) -> ResidueRow:  # type: ignore[type-arg]
+    def _name(self, r: int, letter: str) -> dict[str, Any]:
         residue = self.model.residues[r]
-        rama, rota = _worst_torsions(own["rama"]), _worst_torsions(own["rota"])
-        return ResidueRow(
-            chain=residue.id.chain,
-            number=residue.id.number,
-            icode=residue.id.icode,
-            name=residue.name,
-            altloc=letter,
-            ramachandran=None if rama is None else rama.verdict,
-            ramachandran_value=None if rama is None else rama.value,
-            rotamer=None if rota is None else rota.verdict,
-            rotamer_value=None if rota is None else rota.value,
-            bond=self._worst(own["bonds"]),
-            angle=self._worst(own["angles"]),
-            wrong_hand=sorted({self.model.names[t.atoms[0]] for t in own["chirals"] if is_wrong_hand(t)}),
-            clashes=[
-                ClashPair(first=self._label(c.first), second=self._label(c.second), overlap=c.overlap)
-                for c in dict.fromkeys(clashes)
-            ],
-        )
+        chain, number, icode = residue.id.chain, residue.id.number, residue.id.icode
+        return {"chain": chain, "number": number, "icode": icode, "name": residue.name, "altloc": letter}
 
     def _worst(self, terms: list[Deviation]) -> Worst | None:
         if not terms:
@@ -207,8 +204,13 @@ class _Judged:
         worst = max(terms, key=lambda t: abs(t.z))
         return Worst(atoms="-".join(self.model.names[i] for i in worst.atoms), value=worst.value, z=worst.z)
 
+    def _pair(self, clash: Clash) -> ClashPair:
+        return ClashPair(
+            first=self._label(clash.first), second=self._label(clash.second), overlap=clash.overlap
+        )
+
     def _label(self, atom: int) -> str:
-        residue = self.model.residues[self._residue(atom)]
+        residue = self.model.residues[self.residue(atom)]
         letter = str(self.contacts.atoms.letters[atom])
         return f"{residue.id} {residue.name} {self.contacts.names[atom]} {letter}".rstrip()
 
@@ -217,12 +219,15 @@ def _part(terms: list[Torsions], verdict: Verdict) -> float | None:
     return sum(t.verdict == verdict for t in terms) / len(terms) if terms else None
 
 
-def _worst_torsions(terms: Iterable[Torsions]) -> Torsions | None:
-    return max(terms, key=lambda t: (_RANK[t.verdict], -t.value), default=None)
+def _worst_torsions(name: str, terms: list[Torsions]) -> dict[str, Any]:
+    if not terms:
+        return {}
+    worst = min(terms, key=lambda t: t.value)
+    return {name: worst.verdict, f"{name}_value": worst.value}
 
 
-def _by_residue(terms: Iterable[Torsions] | Iterable[Deviation]) -> dict[int, list]:  # type: ignore[type-arg]
-    found: dict[int, list] = {}  # type: ignore[type-arg]
+def _by_residue(terms: list[_Term]) -> dict[int, list[_Term]]:
+    found: dict[int, list[_Term]] = {}
     for term in terms:
         found.setdefault(term.residue, []).append(term)
     return found
