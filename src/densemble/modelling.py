@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from densemble.atoms import BACKBONE, Ensemble, Region, Topology
+from densemble.atoms import BACKBONE, Ensemble, Topology
 from densemble.evaluation import ensemble_density, residue_rows, start_ensemble
 from densemble.inputs import Inputs
 from densemble.io.altlocs import build_altlocs, letters_of

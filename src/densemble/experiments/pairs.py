@@ -10,8 +10,9 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from densemble.atoms import BACKBONE, Ensemble
+from densemble.io.altlocs import build_structure
 from densemble.io.models import Model, read_model
-from densemble.io.results import build_structure, write_structure
+from densemble.io.results import write_structure
 from densemble.sidechains.packing import SideChains
 from densemble.sidechains.residues import complete_topology
 

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from densemble.io.results import Result
 from densemble.io.state_results import StateResult
 
+_ON = {"states"}
+"""Settings that are on unless the command says no."""
+
 
 def command_of(result: Result | StateResult) -> str:
     """The command of a run, every option stated; Python where the command line has no such run.
@@ -34,7 +37,8 @@ def _reference(result: Result | StateResult) -> str | None:
     return result.inputs[-1].name if compared and result.inputs else None
 
 
-def _shell(name: str, files: list[str], settings: dict[str, object], reference: str | None) -> str:
+def _shell(name: str, files: list[str], recorded: Mapping[str, object], reference: str | None) -> str:
+    settings = dict(recorded)
     words = ["densemble", name, *(str(settings.pop(file)) for file in files)]
     fold = settings.pop("fold", None)
     if isinstance(fold, dict):
@@ -47,11 +51,12 @@ def _shell(name: str, files: list[str], settings: dict[str, object], reference: 
 
 
 def _option(key: str, value: object) -> list[str]:
-    if value is None or value is False or isinstance(value, dict):
+    if value is None or isinstance(value, dict):
         return []
     option = "--" + key.replace("_", "-")
-    if value is True:
-        return [option]
+    if isinstance(value, bool):
+        usual = key in _ON
+        return [] if value == usual else [f"--no-{key}" if usual else option]
     return [option, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 
