@@ -46,6 +46,7 @@ LAYERS = (
     "part_search",
     "states",
     "inputs",
+    "modelling",
     "pipeline",
     "docking",
     "em",
