@@ -29,6 +29,7 @@ from densemble.metrics.stereochemistry import Stereochemistry
 OVERLAP = 0.4
 """Å, from which an overlap is a clash."""
 LOW_OCCUPANCY = 0.1
+"""Up to which an atom does not count."""
 _DENSITY = 16.0  # dots a square Å
 _ROUNDING = 1e-9  # Å: an overlap of 0.4 by construction counts
 
@@ -65,7 +66,7 @@ def find_clashes(model: Conformers, stereo: Stereochemistry) -> AllAtomContacts:
     hydrogens = place_hydrogens(model, paths)
     atoms, hydrogens = orient(ContactAtoms.of(model, hydrogens, paths), hydrogens)
     water = np.array([r.kind == "water" for r in model.residues])[model.residue_index][atoms.parents]
-    present = model.occupancy[atoms.parents] > LOW_OCCUPANCY
+    present = model.occupancy[atoms.parents] > LOW_OCCUPANCY + 1e-6  # files are read in single precision
     return AllAtomContacts(
         atoms=atoms,
         names=(*model.names, *hydrogens.names),

@@ -196,4 +196,4 @@ def dihedral(points: Float[np.ndarray, "*batch 4 3"]) -> Float[np.ndarray, " *ba
     u, v, w = np.moveaxis(np.diff(points, axis=-2), -2, 0)
     p, q = np.cross(u, v), np.cross(v, w)
     sine = np.linalg.norm(v, axis=-1) * (u * q).sum(-1)
-    return np.degrees(np.arctan2(sine, (p * q).sum(-1)))
+    return np.asarray(np.degrees(np.arctan2(sine, (p * q).sum(-1))))

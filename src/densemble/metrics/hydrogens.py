@@ -32,7 +32,7 @@ _BETA = "two CB CA CG"
 _GROUPS = {
     "ALA": "methyl CB CA N",
     "ARG": f"{_BETA};two CG CB CD;two CD CG NE;flat NE CD CZ;amide NH1 CZ NE;amide NH2 CZ NE",
-    "ASN": f"{_BETA};amide ND2 CG CB",
+    "ASN": f"{_BETA};amide ND2 CG OD1",
     "ASP": _BETA,
     "CYS": "two CB CA SG;turn SG CB CA",
     "GLN": f"{_BETA};two CG CB CD;amide NE2 CD CG",
@@ -217,12 +217,12 @@ def _places(
     across = np.cross(unit[0], unit[1])
     half = np.radians(TETRAHEDRAL / 2)
     across *= np.sin(half) / np.linalg.norm(across)
-    return centre + length * (np.cos(half) * away + np.stack([across, -across]))
+    return centre + length * (np.cos(half) * away + np.stack([-across, across]))
 
 
 _TURNS = {
-    "methyl": (60.0, 120.0, 3, TETRAHEDRAL),
-    "ammonium": (60.0, 120.0, 3, TETRAHEDRAL),
+    "methyl": (180.0, 120.0, 3, TETRAHEDRAL),
+    "ammonium": (180.0, 120.0, 3, TETRAHEDRAL),
     "amide": (0.0, 180.0, 2, _PLANAR),
     "turn": (180.0, 0.0, 1, TETRAHEDRAL),
 }

@@ -71,7 +71,7 @@ class _Scene:
         overlap = np.maximum(atoms.radii[own] + atoms.radii[others] - distance, 0.0)
         bonded = atoms.donor[own] & atoms.acceptor[others]
         inside = np.minimum(overlap, _DEEPEST) * bonded
-        return (_BOND * inside**2 + _BUMP * (overlap - inside) ** 2).sum((-1, -2))
+        return np.asarray((_BOND * inside**2 + _BUMP * (overlap - inside) ** 2).sum((-1, -2)))
 
     def turn(self, group: Group) -> None:
         """Put the group where its score is best, the first of equals."""

@@ -129,7 +129,7 @@ def disulfides(model: Conformers) -> list[tuple[int, int, str]]:
     for a, b in cKDTree(model.coords[sulphurs]).query_pairs(_DISULFIDE):
         i, j = sulphurs[a], sulphurs[b]
         r, s = int(model.residue_index[i]), int(model.residue_index[j])
-        if r != s and bool(model.compatible(np.array(i), np.array(j))):
+        if r != s and model.compatible(np.array([i]), np.array([j]))[0]:
             found.add((min(r, s), max(r, s), model.letter((i, j))))
     return sorted(found)
 
