@@ -47,6 +47,7 @@ class SmallCrystal:
             keep=2,
             steps=6,
             recipe=str(self.recipe),
+            states=False,
             seed=1,
         )
         return replace(base, **changes)

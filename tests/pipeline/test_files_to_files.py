@@ -57,7 +57,7 @@ def test_result_json_follows_the_schema(finished, crystal):
     written = json.loads((finished.folder / "result.json").read_text())
     assert written.keys() == {
         *("schema", "inputs", "settings", "seed", "versions", "device", "timings", "region"),
-        *("metrics", "r_factors", "members"),
+        *("metrics", "r_factors", "members", "model"),
     }
     assert written["schema"] == "densemble.result/1"
     assert {(f["name"], f["sha256"]) for f in written["inputs"]} == {

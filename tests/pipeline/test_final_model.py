@@ -1,0 +1,98 @@
+"""From members to the final model: the number of states, their occupancies, and the files."""
+
+import csv
+
+import gemmi
+import numpy as np
+import pytest
+import torch
+from Bio.PDB.MMCIFParser import MMCIFParser
+from small_crystal import LOOP, OCCUPANCY
+
+from densemble.evaluation import reference_states, start_ensemble
+from densemble.inputs import load
+from densemble.io.models import alternates
+from densemble.io.results import read_result_json
+from densemble.modelling import final_model, write_model
+from densemble.pipeline import problem_of, run_xray
+from densemble.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def case(crystal):
+    """Members as a sampler gives them: near the two states, and one near neither."""
+    settings = crystal.settings()
+    inputs = load(settings)
+    problem = problem_of(settings, inputs)
+    known = {
+        name: torch.as_tensor(state.coords).float()
+        for name, state in alternates(crystal.reference, inputs.stretches.topology).items()
+        if np.isfinite(state.coords).all()
+    }
+    noise = torch.Generator().manual_seed(3)
+    off = [0.1 * torch.randn(known["A"].shape, generator=noise) for _ in range(3)]
+    members = torch.stack([known["A"] + off[0], known["B"] + off[1], (known["A"] + known["B"]) / 2 + off[2]])
+    references = reference_states(crystal.reference, inputs.stretches)
+    modelled = final_model(inputs, problem, members, cycles=2, references=references, tell=Progress())
+    return inputs, problem, modelled
+
+
+def test_two_states_are_found_with_their_occupancies(case):
+    (part,) = case[2].record.states.parts
+    assert part.region == LOOP or len(part.states) == 2
+    assert [state.label for state in part.states] == ["A", "B"]
+    found = {min(state.rmsd, key=state.rmsd.get): state for state in part.states}
+    for name, occupancy in OCCUPANCY.items():
+        assert found[name].occupancy == pytest.approx(occupancy, abs=0.06)
+        assert found[name].rmsd[name] < 0.25
+        assert found[name].interval.low <= found[name].occupancy <= found[name].interval.high
+    assert 2 not in found["B"].members  # members are counted from 1: the second is near B, the first near A
+    assert 1 in found["A"].members
+    assert {0, 2} & set(found["B"].members) or found["B"].members == [0]
+
+
+def test_the_model_is_better_than_the_start_refined_alike(case):
+    refinement = case[2].record.refinement
+    assert refinement.model.r_free[1] < refinement.start.r_free[1] - 0.02
+    assert refinement.start.r_free[1] < refinement.start.r_free[0]
+    assert set(case[2].record.validation) == {"start", "model"}
+
+
+def test_files_say_what_the_record_says(case, tmp_path):
+    inputs, problem, modelled = case
+    write_model(tmp_path, problem, start_ensemble(problem), modelled)
+    structure = gemmi.read_structure(str(tmp_path / "model.cif"))
+    (part,) = modelled.record.states.parts
+    for residue in structure[0]["A"]:
+        by_atom: dict[str, float] = {}
+        for atom in residue:
+            by_atom[atom.name] = by_atom.get(atom.name, 0.0) + atom.occ
+        assert all(total == pytest.approx(1.0, abs=1e-6) for total in by_atom.values())
+    for state in part.states:
+        occupancies = {
+            round(atom.occ, 2) for r in structure[0]["A"] for atom in r if atom.altloc == state.label
+        }
+        assert occupancies == {pytest.approx(state.occupancy, abs=0.0051)}
+    assert len({a.altloc for r in structure[0]["A"] if r.seqid.num == 175 for a in r}) == 1
+    parsed = MMCIFParser(QUIET=True).get_structure("x", str(tmp_path / "model.cif"))
+    assert sum(a.is_disordered() > 0 for a in parsed.get_atoms()) > 20
+    assert gemmi.read_structure(str(tmp_path / "model.pdb"))[0].count_atom_sites() == (
+        structure[0].count_atom_sites()
+    )
+    assert "constrained_group" in (tmp_path / "phenix.eff").read_text()
+    rows = list(csv.DictReader((tmp_path / "residues.csv").open()))
+    assert len(rows) == len(problem.stretches.free)
+    better = np.array([float(r["model"]) - float(r["start"]) for r in rows])
+    assert (better > 0).mean() > 0.7
+
+
+def test_a_run_writes_its_model_and_can_leave_it(crystal, tmp_path):
+    settings = crystal.settings(states=True, cycles=1, members=2, steps=3)
+    result = run_xray(settings, tmp_path / "out")
+    assert result.model is not None
+    assert (tmp_path / "out" / "model.cif").exists()
+    assert read_result_json(tmp_path / "out" / "result.json").model == result.model
+    assert result.model.refinement.cycles == 1
+    again = run_xray(crystal.settings(members=2, steps=3), tmp_path / "out", force=True)
+    assert again.model is None
+    assert not (tmp_path / "out" / "model.cif").exists()
