@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from densemble.selection.intervals import Blocks
 _STEPS = 6
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Data, part of which may be held out of every fit.
 
