@@ -27,6 +27,10 @@ from densemble.selection.number import (
 from densemble.selection.parts import find_parts, joins_on, same_naming, spans_of
 from densemble.selection.states import cluster, distances
 from densemble.settle import Place, Settling
+from densemble.sidechains.residues import chi_atoms
+
+_CLOSING = 6
+"""Conditions that place and turn of the second end of a stretch put on its torsion angles."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,13 @@ class Counting:
     Attributes:
         most: states of a part, at most.
         least_weight: occupancy that a state must have.
-        sure: standard errors by which one state more must be better on held-out data.
+        veto: standard errors by which held-out data must be worse with one state more to forbid it.
         settling: of the models that are compared.
     """
 
     most: int = 4
     least_weight: float = 0.08
-    sure: float = 1.0
+    veto: float = 1.0
     settling: Settling = field(default_factory=Settling)
 
 
@@ -246,22 +250,33 @@ class PartSearch:
     def compared(self, models: Sequence[PartModel], others: Sequence[PartModel], believed: int) -> Choice:
         """How many states, among models of one, two, three ... of them.
 
-        States that are believed already are given up only where held-out data are better off without them.
+        Without held-out data by Akaike's criterion. With them, a state more must be worth its parameters on
+        the fitted data by that criterion, and pass the held-out ones. States that are believed already, of a
+        larger part, are given up only where neither speaks for them.
         """
         totals = [self.total([model, *others]) for model in models]
         fits = [self.judge.fitted(*total) for total in totals]
         parameters = [self.parameters(models[0]) * len(model) for model in models]
         if not self.judge.holds_out:
             return choose_by_information(fits, parameters)
-        worth = [len(model) <= believed for model in models]
-        worth = [w or i for w, i in zip(worth, worth_parameters(fits, parameters), strict=True)]
-        sure = [0.0 if len(model) <= believed else self.counting.sure for model in models]
-        return choose([self.judge.held_out(*total) for total in totals], worth, sure=sure)
+        worth = worth_parameters(fits, parameters)
+        need = [self.need(len(m), w, believed) for m, w in zip(models, worth, strict=True)]
+        return choose([self.judge.held_out(*total) for total in totals], need=need)
+
+    def need(self, states: int, worth: bool, believed: int) -> float:
+        """Standard errors by which held-out data must be better with so many states; negative: may be worse.
+
+        Free reflections are a twentieth of the data. Where the fitted ones gain 100 nats, these gain 5 with a
+        standard error of 3: they cannot decide alone, but would contradict a gain that was made of noise.
+        """
+        if states <= believed:
+            return -np.inf if worth else 0.0
+        return -self.counting.veto if worth else np.inf
 
     def parameters(self, model: PartModel) -> int:
-        """Torsion angles of one state, its share of the region's by atoms, and its occupancy."""
-        torsions = self.problem.stretches.torsions * len(model.atoms) / len(self.topology)
-        return round(torsions) + 1
+        """What a state adds: its torsion angles, less the six that close a stretch at both ends; its share."""
+        names = [self.topology.residues[r].name for r in model.residues]
+        return sum(len(chi_atoms(name)) for name in names) + max(2 * len(names) - _CLOSING, 0) + 1
 
     def evidence(
         self, models: Sequence[PartModel], others: Sequence[PartModel], choice: Choice

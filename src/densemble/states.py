@@ -103,8 +103,9 @@ def _rule(search: PartSearch) -> str:
     if not search.judge.holds_out:
         return search.judge.rule
     return (
-        f"{search.judge.rule}; one state more must be better there by more than {search.counting.sure:g} "
-        "standard errors, and explain the fitted data by more than the parameters that it adds (AIC)"
+        "one state more must explain the fitted data by more than the torsion angles and the occupancy that "
+        "it adds (AIC), and data held out must not be worse by more than "
+        f"{search.counting.veto:g} standard error: {search.judge.rule}"
     )
 
 

@@ -51,7 +51,12 @@ def hashed(hkl: Int[np.ndarray, "n 3"], spacegroup: gemmi.SpaceGroup) -> Int[np.
 
 
 def choosing_half(reflections: Reflections) -> Bool[np.ndarray, " n"]:
-    """Half of the free reflections, to choose by; on the other half the choice can be judged."""
+    """Half of the free reflections, to choose by, where the other half is to judge the choice.
+
+    Models compared on all of them are told apart with sqrt(2) the power, and the price is small: of models
+    that are no better in truth, choosing what is better by 1.645 standard errors favours R-free by a tenth of
+    a standard error of the difference between the two, on average.
+    """
     half = hashed(reflections.hkl, reflections.spacegroup) % 2 == 0
     return np.asarray(reflections.free & half)
 
@@ -122,7 +127,6 @@ class AmplitudeJudge:
         variance: of the error of a structure factor, shape=(n,).
         factors: of the region's atoms, less the solvent that they displace.
         choosing: free reflections by which models are compared, shape=(n,).
-        words: which these are.
     """
 
     reflections: Reflections
@@ -131,7 +135,6 @@ class AmplitudeJudge:
     variance: Float[np.ndarray, " n"]
     factors: DirectFactors
     choosing: Bool[np.ndarray, " n"]
-    words: str = "half of the free reflections, drawn by a hash of their indices"
 
     @classmethod
     def of(
@@ -150,7 +153,7 @@ class AmplitudeJudge:
             residues: of the region.
             topology: the region's atoms.
             reflections: the data.
-            choosing: free reflections to compare models by; ``choosing_half`` if None.
+            choosing: free reflections to compare models by; all of them if None.
         """
         models = scaled_models(structure, residues, reflections)
         f_obs = reflections.f / models.scale.k
@@ -165,16 +168,14 @@ class AmplitudeJudge:
             models.rest[:-1],
             error_variance(reflections, f_obs, np.abs(models.whole[:-1])),
             DirectFactors(factors, reflections.hkl, reflections.cell, reflections.spacegroup),
-            choosing_half(reflections) if choosing is None else choosing,
+            reflections.free if choosing is None else choosing,
         )
 
     @property
     def rule(self) -> str:
         """What is compared, in words."""
-        return (
-            f"log-likelihood (Rice) of {int(self.choosing.sum())} amplitudes that nothing was fitted to: "
-            f"{self.words}"
-        )
+        count, free = int(self.choosing.sum()), int(self.reflections.free.sum())
+        return f"log-likelihood (Rice) of {count} of the {free} free reflections, which nothing was fitted to"
 
     @property
     def holds_out(self) -> bool:

@@ -176,20 +176,18 @@ class Choice:
     errors: tuple[float, ...]
 
 
-def choose(
-    log_likelihoods: Sequence[Float[np.ndarray, " m"]], worth: Sequence[bool], *, sure: Sequence[float]
-) -> Choice:
-    """Take one state more only if data held out of the fit say so beyond their own noise.
+def choose(log_likelihoods: Sequence[Float[np.ndarray, " m"]], *, need: Sequence[float]) -> Choice:
+    """Take one state more if what was held out of the fit says so, or says nothing against it.
 
     Models are compared datum by datum: the sum of the differences in log-likelihood has a standard error
-    that their scatter gives. A larger model replaces the one taken so far if the sum exceeds so many standard
-    errors. A model that is no better in truth, and was fitted to other data, is on average worse, so that it
-    is taken more rarely than a normal deviate exceeds the limit.
+    that their scatter gives. A larger model replaces the one taken so far if the sum exceeds ``need``
+    standard errors. A model that is no better in truth, and was fitted to other data, is on average worse, so
+    that it passes more rarely than a normal deviate exceeds ``need``.
 
     Args:
         log_likelihoods: of each held-out datum under each model, the simplest model first, nats.
-        worth: whether a model may be taken at all; of the first it is not asked.
-        sure: standard errors by which each model must be better; of the first it is not asked.
+        need: of each model, in standard errors; negative where the data held out have a veto only, infinite
+            where the model is out of the question; of the first it is not asked.
     """
     chosen, gains, errors = 0, [0.0], [0.0]
     for i in range(1, len(log_likelihoods)):
@@ -197,7 +195,7 @@ def choose(
         error = math.sqrt(len(gain)) * float(gain.std(ddof=1))
         gains.append(float((log_likelihoods[i] - log_likelihoods[0]).sum()))
         errors.append(error)
-        if worth[i] and float(gain.sum()) > sure[i] * error:
+        if float(gain.sum()) > need[i] * max(error, 1e-12):
             chosen = i
     return Choice(chosen, tuple(gains), tuple(errors))
 
