@@ -64,7 +64,9 @@ def peptide(sequence, *, phi=-60.0, psi=-45.0, omega=180.0, chi=None, first=1):
             else x[2],
         }
         last = i == len(sequence) - 1
-        own["O"] = placed(own["N"], own["CA"], own["C"], 1.23, targets.bond_angle(name, "CA", "C", "O"), psi + 180)
+        own["O"] = placed(
+            own["N"], own["CA"], own["C"], 1.23, targets.bond_angle(name, "CA", "C", "O"), psi + 180
+        )
         angles = (chi or {}).get(i, [180.0] * 4)
         for p in placements(name):
             a, b, c = (own[parent] for parent in p.parents)
@@ -77,10 +79,20 @@ def peptide(sequence, *, phi=-60.0, psi=-45.0, omega=180.0, chi=None, first=1):
         if last:
             break
         after = sequence[i + 1]
-        bonds, angles_ = targets.peptide_bonds(name, after), targets.peptide_angles(name, after, cis=abs(omega) < 90)
-        n = placed(own["N"], own["CA"], own["C"], _value(bonds, "C", "+N"), _value(angles_, "CA", "C", "+N"), psi)
+        bonds, angles_ = (
+            targets.peptide_bonds(name, after),
+            targets.peptide_angles(name, after, cis=abs(omega) < 90),
+        )
+        n = placed(
+            own["N"], own["CA"], own["C"], _value(bonds, "C", "+N"), _value(angles_, "CA", "C", "+N"), psi
+        )
         ca = placed(
-            own["CA"], own["C"], n, targets.bond_length(after, "N", "CA"), _value(angles_, "C", "+N", "+CA"), omega
+            own["CA"],
+            own["C"],
+            n,
+            targets.bond_length(after, "N", "CA"),
+            _value(angles_, "C", "+N", "+CA"),
+            omega,
         )
         x, before = np.array([n, ca, ca]), own
     return atoms

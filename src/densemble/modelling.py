@@ -104,7 +104,7 @@ def restated(
 ) -> States:
     """The record of states with the letters and occupancies that they have after refinement.
 
-    Intervals are drawn anew about the refined states. States that refinement has brought together are one.
+    Intervals are drawn anew, with the refined states. States that refinement has brought together are one.
 
     Args:
         states: as found.
@@ -124,7 +124,8 @@ def restated(
     )
     weights = torch.cat([part.weights for part in refined]).double().numpy()
     groups = np.repeat(np.arange(len(refined)), [len(part) for part in refined])
-    low, high = (ends.clip(0, 1) for ends in bootstrap(judge.blocks(signals, weights), groups))
+    blocks = judge.blocks(signals, weights)
+    low, high = _intervals(weights, blocks.shares(groups), bootstrap(blocks, groups))
     parts = []
     for part, before in zip(states.parts, found, strict=False):
         own = {residue.id for residue in before.topology.residues}
@@ -143,6 +144,21 @@ def restated(
         distances = _to_references(refined[i], atoms[i], references)
         parts.append(part.model_copy(update={"states": _matched(part, before, refined[i], ends, distances)}))
     return states.model_copy(update={"parts": parts})
+
+
+def _intervals(
+    refined: Float[np.ndarray, " s"],
+    fitted: Float[np.ndarray, " s"],
+    drawn: tuple[Float[np.ndarray, " s"], Float[np.ndarray, " s"]],
+) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, " s"]]:
+    """Lower and upper ends about refined occupancies and about those fitted alone, whichever is further out.
+
+    The two differ in what is fitted along with occupancies (coordinates, B, scales), which the scatter of
+    the data says nothing of.
+    """
+    low, high = (ends - fitted for ends in drawn)
+    both = np.stack([refined, fitted])
+    return (both.min(0) + low).clip(0, 1), (both.max(0) + high).clip(0, 1)
 
 
 def _matched(

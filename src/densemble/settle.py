@@ -51,7 +51,7 @@ class Place:
     problem: RegionProblem
     geometry: Callable[[Tensor], Tensor]
     atoms: Int[np.ndarray, " n"]
-    around: Float[Tensor, "n 3"]
+    around: Float[Tensor, "m 3"]
     others: Float[Tensor, "nx ny nz"]
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from Bio.PDB.MMCIFParser import MMCIFParser
-from small_crystal import LOOP, OCCUPANCY
+from small_crystal import OCCUPANCY
 
 from densemble.evaluation import reference_states, start_ensemble
 from densemble.inputs import load
@@ -17,11 +17,14 @@ from densemble.modelling import final_model, write_model
 from densemble.pipeline import problem_of, run_xray
 from densemble.progress import Progress
 
+REGION = "A:176-191"
+"""All that has two states: what is outside of it is the truth."""
+
 
 @pytest.fixture(scope="module")
 def case(crystal):
     """Members as a sampler gives them: near the two states, and one near neither."""
-    settings = crystal.settings()
+    settings = crystal.settings(region=REGION)
     inputs = load(settings)
     problem = problem_of(settings, inputs)
     known = {
@@ -39,21 +42,19 @@ def case(crystal):
 
 def test_two_states_are_found_with_their_occupancies(case):
     (part,) = case[2].record.states.parts
-    assert part.region == LOOP or len(part.states) == 2
     assert [state.label for state in part.states] == ["A", "B"]
     found = {min(state.rmsd, key=state.rmsd.get): state for state in part.states}
     for name, occupancy in OCCUPANCY.items():
         assert found[name].occupancy == pytest.approx(occupancy, abs=0.06)
-        assert found[name].rmsd[name] < 0.25
+        assert found[name].rmsd[name] < 0.2
         assert found[name].interval.low <= found[name].occupancy <= found[name].interval.high
-    assert 2 not in found["B"].members  # members are counted from 1: the second is near B, the first near A
-    assert 1 in found["A"].members
-    assert {0, 2} & set(found["B"].members) or found["B"].members == [0]
+    assert found["A"].members == [1]  # members are counted from 1, the start is 0; the third is near neither
+    assert found["B"].members == [0, 2]
 
 
 def test_the_model_is_better_than_the_start_refined_alike(case):
     refinement = case[2].record.refinement
-    assert refinement.model.r_free[1] < refinement.start.r_free[1] - 0.02
+    assert refinement.model.r_free[1] < refinement.start.r_free[1] - 0.05
     assert refinement.start.r_free[1] < refinement.start.r_free[0]
     assert set(case[2].record.validation) == {"start", "model"}
 
@@ -72,18 +73,19 @@ def test_files_say_what_the_record_says(case, tmp_path):
         occupancies = {
             round(atom.occ, 2) for r in structure[0]["A"] for atom in r if atom.altloc == state.label
         }
-        assert occupancies == {pytest.approx(state.occupancy, abs=0.0051)}
-    assert len({a.altloc for r in structure[0]["A"] if r.seqid.num == 175 for a in r}) == 1
+        assert len(occupancies) == 1
+        assert occupancies.pop() == pytest.approx(state.occupancy, abs=0.0051)
+    assert len({a.altloc for r in structure[0]["A"] if r.seqid.num == 174 for a in r}) == 1
     parsed = MMCIFParser(QUIET=True).get_structure("x", str(tmp_path / "model.cif"))
     assert sum(a.is_disordered() > 0 for a in parsed.get_atoms()) > 20
     assert gemmi.read_structure(str(tmp_path / "model.pdb"))[0].count_atom_sites() == (
         structure[0].count_atom_sites()
     )
     assert "constrained_group" in (tmp_path / "phenix.eff").read_text()
-    rows = list(csv.DictReader((tmp_path / "residues.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "residues.csv").read_text().splitlines()))
     assert len(rows) == len(problem.stretches.free)
     better = np.array([float(r["model"]) - float(r["start"]) for r in rows])
-    assert (better > 0).mean() > 0.7
+    assert better.mean() > 0.01
 
 
 def test_a_run_writes_its_model_and_can_leave_it(crystal, tmp_path):

@@ -32,9 +32,7 @@ def overlaps(found):
     return [round(c.overlap, 6) for c in found.clashes]
 
 
-@pytest.mark.parametrize(
-    ("distance", "clashes"), [(2.9, [0.5]), (3.0, [0.4]), (3.001, []), (5.0, [])]
-)
+@pytest.mark.parametrize(("distance", "clashes"), [(2.9, [0.5]), (3.0, [0.4]), (3.001, []), (5.0, [])])
 def test_two_carbons_clash_from_an_overlap_of_0_4(distance, clashes):
     """Radii 1.70 Å."""
     found = contacts(ligand(1, 0.0), ligand(2, distance))
@@ -74,9 +72,7 @@ def test_waters_clash_with_others_but_not_with_each_other():
 def test_bonded_atoms_are_left_out_and_the_fifth_counts():
     """A chain of carbons bent into a ring: 1-4 never clash, 1-5 do."""
     angles = np.radians([0, 40, 80, 120, 160])
-    ring = [
-        atom(f"C{i + 1}", "LIG", 1, (2.2 * np.cos(a), 2.2 * np.sin(a), 0)) for i, a in enumerate(angles)
-    ]
+    ring = [atom(f"C{i + 1}", "LIG", 1, (2.2 * np.cos(a), 2.2 * np.sin(a), 0)) for i, a in enumerate(angles)]
     lengths = [np.linalg.norm(np.subtract(ring[i][3], ring[j][3])) for i, j in ((0, 1), (0, 3))]
     assert lengths[0] < 1.82  # bonded by distance
     assert lengths[1] > 1.82  # not bonded
@@ -109,16 +105,32 @@ def test_a_donor_and_an_acceptor_do_not_clash():
 
     def with_atom(element):
         found = contacts(*chain, atom(f"{element}9", "LIG", 50, spot, element=element, chain="B"))
-        return {
-            (found.names[c.first], found.names[c.second]) for c in found.clashes
-        } & {("H", f"{element}9"), (f"{element}9", "H")}
+        return {(found.names[c.first], found.names[c.second]) for c in found.clashes} & {
+            ("H", f"{element}9"),
+            (f"{element}9", "H"),
+        }
 
     assert with_atom("O") == set()
     assert with_atom("C") != set()
 
 
 def test_hydrogens_are_at_their_lengths_and_apart():
-    sequence = ["MET", "TRP", "PRO", "ILE", "HIS", "ARG", "GLY", "THR", "LEU", "ASP", "LYS", "TYR", "CYS", "GLN"]
+    sequence = [
+        "MET",
+        "TRP",
+        "PRO",
+        "ILE",
+        "HIS",
+        "ARG",
+        "GLY",
+        "THR",
+        "LEU",
+        "ASP",
+        "LYS",
+        "TYR",
+        "CYS",
+        "GLN",
+    ]
     model = Conformers.of(structure(*peptide(sequence)))
     placed = place_hydrogens(model, BondPaths.of(len(model), bonds(model, stereochemistry(model))))
     lengths = np.linalg.norm(placed.coords - model.coords[placed.parents], axis=1)
@@ -141,7 +153,9 @@ def test_hydrogens_are_at_their_lengths_and_apart():
     counts |= {"ASP": 4, "LYS": 13, "TYR": 9, "CYS": 5, "GLN": 8}  # both protons of histidine, to choose from
     owners = [model.residues[model.residue_index[p]].name for p in placed.parents]
     assert {name: owners.count(name) for name in counts} == counts
-    distances = np.linalg.norm(placed.coords[:, None] - placed.coords, axis=-1)[np.triu_indices(len(owners), 1)]
+    distances = np.linalg.norm(placed.coords[:, None] - placed.coords, axis=-1)[
+        np.triu_indices(len(owners), 1)
+    ]
     assert distances.min() > 1.3  # of one methylene: 1.58 Å; of an NH3+, 1.45 Å
 
 
