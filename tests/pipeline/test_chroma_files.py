@@ -24,6 +24,7 @@ from densemble.io.models import read_model
 from densemble.pipeline import run_xray
 from densemble.priors.chroma.networks import BACKBONE, DESIGN
 from densemble.priors.held import Held
+from densemble.progress import Progress
 from densemble.sidechains.build import SideChainBuilder
 from densemble.sidechains.chroma import ChromaPacker
 from densemble.sidechains.packing import SideChains
@@ -217,6 +218,21 @@ def test_side_chains_by_rotamers_need_no_design_network(settings, weights, tmp_p
     recipe = write_quick_recipe(tmp_path / "own.toml", sidechains={"packer": "rotamers", "temperature": 1.0})
     run_xray(replace(settings, recipe=str(recipe), weights_design=None), tmp_path / "out")
     assert (tmp_path / "out" / "ensemble.cif").is_file()
+
+
+def test_what_is_left_out_of_a_file_of_weights_is_said(settings, weights, tmp_path):
+    saved = torch.load(weights[BACKBONE], weights_only=True)
+    more = saved["model_state_dict"] | {"of_training": torch.zeros(1)}
+    torch.save(saved | {"model_state_dict": more}, tmp_path / "more.pt")
+    said = []
+
+    class Heard(Progress):
+        def message(self, text):
+            said.append(text)
+
+    changed = replace(settings, members=1, weights_backbone=tmp_path / "more.pt")
+    run_xray(changed, tmp_path / "out", progress=Heard())
+    assert any("more.pt: of_training left out" in text for text in said)
 
 
 def test_our_rounds_by_chroma(settings, tmp_path, monkeypatch):
