@@ -75,7 +75,7 @@ def two_states(settings: Settings, cycles: int, seeds: int) -> None:
             cycles=cycles,
         )
         spent = time.perf_counter() - begun
-        print(f"7RIN {REGION}, seed {seed}, {cycles} cycles of both in {spent:.0f} s")
+        print(f"7RIN {settings.region}, seed {seed}, {cycles} cycles of both in {spent:.0f} s")
         print(f"  {row_of('start, altloc B', problem, start, record.start)}")
         print(f"  {row_of('two states', problem, parts, record.model)}", flush=True)
 
@@ -100,11 +100,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with 4hg7.mtz and 4hg7_no_ligand.pdb")
+    parser.add_argument("--region", default=REGION, help="of 7RIN; all of it moves as one part")
     parser.add_argument("--cycles", type=int, default=CYCLES)
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    example_files = {"model": example("model.cif"), "data": example("data.mtz"), "region": REGION}
+    example_files = {"model": example("model.cif"), "data": example("data.mtz"), "region": args.region}
     two_states(Settings(**example_files, prior="gaussian"), args.cycles, args.seeds)
     if args.data is not None:
         files = {"model": args.data / "4hg7_no_ligand.pdb", "data": args.data / "4hg7.mtz"}
