@@ -272,8 +272,7 @@ def _judged(
 def _record(
     before: tuple[float, tuple[float, float] | None], after: tuple[float, tuple[float, float] | None]
 ) -> Refined:
-    refined = Refined(rscc=(before[0], after[0]))
+    rscc = (before[0], after[0])
     if before[1] is None or after[1] is None:
-        return refined
-    r_work, r_free = zip(before[1], after[1], strict=True)
-    return refined.model_copy(update={"r_work": r_work, "r_free": r_free})
+        return Refined(rscc=rscc)
+    return Refined(r_work=(before[1][0], after[1][0]), r_free=(before[1][1], after[1][1]), rscc=rscc)
