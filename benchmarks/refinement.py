@@ -3,8 +3,9 @@
 ``python benchmarks/refinement.py --data ../shared/data/xray``. For 7RIN, A:176-191, the two deposited states
 stand in for sampled ones: moved by 0.2 Å at random, occupancies 0.5 and 0.5, B factors of the start; and the
 start (altloc B) alone. The control is the start twice, ``APART`` from itself: what a second state that is not
-there gains by its parameters. For 4HG7, A:60-67, which has one state, the model as deposited without its ligand.
-Each is refined with the same number of cycles; R factors, RSCC, geometry, occupancies and times are stated.
+there gains by its parameters. For 4HG7, A:60-67, which has one state, the model as deposited without its
+ligand. All are refined with the same number of cycles; R factors, RSCC, geometry, occupancies and times are
+stated.
 """
 
 from __future__ import annotations
