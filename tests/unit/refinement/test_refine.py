@@ -48,14 +48,18 @@ def shaken(problem, truth, members):
 @pytest.fixture(scope="module")
 def refined(case):
     problem, reflections, truth = case
-    return compare(
+    told = []
+    found = compare(
         problem,
         shaken(problem, truth, [1]),
         shaken(problem, truth, [0, 1]),
         coordinate_error=ERROR,
         reflections=reflections,
         cycles=CYCLES,
+        on_cycle=told.append,
     )
+    assert told == list(range(1, 2 * CYCLES + 1))
+    return found
 
 
 def test_held_out_reflections_tell_two_states_from_one(refined):
