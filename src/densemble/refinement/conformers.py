@@ -81,9 +81,9 @@ class Sites:
 
     def together(self) -> Bool[np.ndarray, "m m"]:
         """Which sites are in one conformer."""
-        present = np.zeros((len(self.index), len(self.atom)), dtype=bool)
-        np.put_along_axis(present, self.index.numpy(), True, axis=1)
-        return np.asarray((present[:, :, None] & present[:, None]).any(axis=0))
+        present = np.zeros((len(self.index), len(self.atom)), dtype=np.float32)
+        np.put_along_axis(present, self.index.numpy(), 1.0, axis=1)
+        return np.asarray(present.T @ present > 0)
 
 
 def flat(values: Sequence[Tensor]) -> Tensor:
@@ -160,12 +160,15 @@ def _expanded(terms: Terms, place: Int[Tensor, "j x"]) -> Terms:
 
 
 def _contacts(contacts: Contacts, sites: Sites, place: Int[Tensor, "j x"]) -> Contacts:
-    """Excluded are pairs bonded within their conformer, and pairs of sites that are never together."""
+    """Excluded are pairs bonded within their conformer, and pairs of sites that are never together.
+
+    The latter are listed, so that memory is quadratic in the sites: for regions.
+    """
     width, count = len(contacts.kind), len(sites.atom)
     wide = count + width - contacts.count
     i, j = contacts.excluded // width, contacts.excluded % width
     bonded = (place[:, i] * wide + place[:, j]).reshape(-1)
-    apart = torch.as_tensor(np.argwhere(~sites.together()))
+    apart = torch.as_tensor(np.argwhere(np.triu(~sites.together())))
     return Contacts(
         count=count,
         kind=torch.cat([contacts.kind[sites.atom], contacts.kind[contacts.count :]]),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import gemmi
 import torch
@@ -69,6 +70,7 @@ def compare(
     coordinate_error: float,
     reflections: Reflections | None = None,
     cycles: int = CYCLES,
+    on_cycle: Callable[[int], None] | None = None,
 ) -> tuple[list[Ensemble], list[Ensemble], Refinement]:
     """The start and the model of states, refined alike, with their fit over the same voxels.
 
@@ -79,6 +81,7 @@ def compare(
         coordinate_error: Å.
         reflections: see ``refine``.
         cycles: of each.
+        on_cycle: told how many of both are done.
 
     Returns:
         The parts of both, refined, and the record.
@@ -93,11 +96,16 @@ def compare(
             reflections=reflections,
             cycles=cycles,
             voxels=voxels,
+            on_cycle=None if on_cycle is None else partial(_after, on_cycle, done),
         )
-        for each in (start, parts)
+        for each, done in ((start, 0), (parts, cycles))
     )
     record = Refinement(cycles=cycles, start=refined_start[1], model=refined_parts[1])
     return refined_start[0], refined_parts[0], record
+
+
+def _after(on_cycle: Callable[[int], None], before: int, done: int) -> None:
+    on_cycle(before + done)
 
 
 def refine(
@@ -109,6 +117,7 @@ def refine(
     cycles: int = CYCLES,
     evaluations: int = EVALUATIONS,
     voxels: Bool[Tensor, "nx ny nz"] | None = None,
+    on_cycle: Callable[[int], None] | None = None,
 ) -> tuple[list[Ensemble], Refined]:
     """Refine the states of a region.
 
@@ -122,6 +131,7 @@ def refine(
         cycles: how often the target is made anew.
         evaluations: of the objective in a cycle, at most (the line search under way is finished).
         voxels: of the target's grid, over which RSCC is stated; those within 2 Å of the parts if None.
+        on_cycle: told how many cycles are done.
 
     Returns:
         The refined parts, what they share apart, the most occupied state first; and the record.
@@ -145,9 +155,11 @@ def refine(
     restraints = site_restraints(problem.restraints(), sites)
     geometry, expected = GeometryObjective(restraints), BRestraints.of(restraints, sites)
     whole = None if reflections is None else _WholeModel(problem, parts, reflections)
-    for _ in range(cycles):
+    for done in range(cycles):
         target = _map_target(problem) if whole is None else whole.target(values, sites)
         values = _ascend(values, sites, target, geometry, expected, least=least, evaluations=evaluations)
+        if on_cycle is not None:
+            on_cycle(done + 1)
     refined = split_where_different(_parts_of(values, parts), coordinate_error)
     return refined, _record(before, _judged(problem, refined, reflections, voxels))
 
@@ -272,8 +284,7 @@ def _judged(
 def _record(
     before: tuple[float, tuple[float, float] | None], after: tuple[float, tuple[float, float] | None]
 ) -> Refined:
-    refined = Refined(rscc=(before[0], after[0]))
+    rscc = (before[0], after[0])
     if before[1] is None or after[1] is None:
-        return refined
-    r_work, r_free = zip(before[1], after[1], strict=True)
-    return refined.model_copy(update={"r_work": r_work, "r_free": r_free})
+        return Refined(rscc=rscc)
+    return Refined(r_work=(before[1][0], after[1][0]), r_free=(before[1][1], after[1][1]), rscc=rscc)

@@ -2,18 +2,21 @@
 
 from dataclasses import replace
 
+import gemmi
 import numpy as np
 import pytest
 import torch
 from small_crystal import OCCUPANCY, write_crystal
 
 from densemble.atoms import Ensemble
+from densemble.crystal.scaling import r_factors
 from densemble.evaluation import backbone_atoms
 from densemble.geometry.validation import validate
 from densemble.inputs import load
 from densemble.io.models import alternates
 from densemble.pipeline import problem_of
 from densemble.refinement.conformers import Sites, flat, site_restraints
+from densemble.refinement.programs import write_model
 from densemble.refinement.refine import compare, refine
 from densemble.refinement.split import sources
 
@@ -45,14 +48,18 @@ def shaken(problem, truth, members):
 @pytest.fixture(scope="module")
 def refined(case):
     problem, reflections, truth = case
-    return compare(
+    told = []
+    found = compare(
         problem,
         shaken(problem, truth, [1]),
         shaken(problem, truth, [0, 1]),
         coordinate_error=ERROR,
         reflections=reflections,
         cycles=CYCLES,
+        on_cycle=told.append,
     )
+    assert told == list(range(1, 2 * CYCLES + 1))
+    return found
 
 
 def test_held_out_reflections_tell_two_states_from_one(refined):
@@ -86,6 +93,18 @@ def test_occupancies_and_coordinates_come_near_the_truth(case, refined):
     off = (part.coords - truth[[1, 0]][:, own]).square().sum(-1)[:, main].mean(1).sqrt()
     assert off.max() < 0.16  # from 0.2 Å
     assert off.min() < 0.09
+
+
+def test_the_file_has_the_r_factors_that_are_stated(case, refined, tmp_path):
+    problem, reflections, _ = case
+    model, atoms = problem.stretches.model, problem.stretches.model_atoms
+    (cif, pdb, *others), _ = write_model(tmp_path, model, refined[1], atoms)
+    assert len(others) == 2
+    for path in (cif, pdb):
+        r = r_factors(gemmi.read_structure(str(path)), reflections)
+        assert (r.r_work, r.r_free) == pytest.approx(
+            (refined[2].model.r_work[1], refined[2].model.r_free[1]), abs=1e-4
+        )
 
 
 def test_geometry_is_good(case, refined):

@@ -241,6 +241,25 @@ def test_a_state_that_rounds_to_nothing_is_left_out(model):
     assert [part.weights.tolist() for part in parts] == [[1.0]]
 
 
+@pytest.mark.parametrize("size", [0.02, 0.06, 0.1, 0.5])
+def test_no_atom_is_lost_or_doubled(model, size, generator):
+    part = part_of(model, STRAND, {}, {})
+    noise = size * torch.randn(part.coords.shape, generator=generator, dtype=torch.float64)
+    part = Ensemble(part.topology, part.coords + noise, part.weights, part.b_iso)
+    parts = split_where_different([part], ERROR)
+    names = [
+        (p.topology.residues[r].id, n)
+        for p in parts
+        for r, n in zip(p.topology.residue_index, p.topology.names, strict=True)
+    ]
+    own = part.topology
+    assert sorted(names) == sorted(
+        (own.residues[r].id, n) for r, n in zip(own.residue_index, own.names, strict=True)
+    )
+    assert sum(len(p) == 1 for p in parts) <= 1
+    assert_valid(build_altlocs(model, parts, atoms_of(model, STRAND)))
+
+
 def test_splitting_again_changes_nothing(model):
     parts, _ = parts_of_three(model)
     once = split_where_different(parts, ERROR)
