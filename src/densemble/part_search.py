@@ -274,7 +274,7 @@ class PartSearch:
         return -self.counting.veto if worth else np.inf
 
     def parameters(self, model: PartModel) -> int:
-        """What a state adds: its torsion angles, less the six that close a stretch at both ends; its share."""
+        """What a state adds: torsion angles, less the six that close a stretch at both ends; its share."""
         names = [self.topology.residues[r].name for r in model.residues]
         return sum(len(chi_atoms(name)) for name in names) + max(2 * len(names) - _CLOSING, 0) + 1
 

@@ -14,6 +14,7 @@ from scipy.optimize import nnls
 EXHAUSTIVE = 3000
 """Sets of one size up to which all are tried: below a second."""
 _RIDGE = 1e-9  # of the mean diagonal, where two candidates are nearly the same
+_GAIN = 1e-9  # of the sum of squares: what an exchange must gain
 _SUM_TO_ONE = 1e4  # how much more a sum that is off costs than data
 
 
@@ -155,7 +156,7 @@ def _grown(
         kept = best.members
         exchanged = ((*kept[:i], m, *kept[i + 1 :]) for i in range(len(kept)) for m in everyone)
         other = _best_of(normal, exchanged, groups, least_weight)
-        if other is None or other.left >= best.left * (1 - 1e-9):
+        if other is None or other.left > best.left - _GAIN * normal.square:  # rounding gains nothing
             return best
         best = other
     return None
