@@ -52,7 +52,9 @@ def test_a_mirrored_residue_and_a_flat_centre_have_the_wrong_hand():
 def test_altlocs_are_measured_each_and_what_they_share_once():
     atoms = peptide(["ALA", "SER", "ALA"])
     shifted = [
-        atom(a[0], a[1], a[2], np.array(a[3]) + (0.02 if letter == "B" else 0.0), altloc=letter, occupancy=0.5)
+        atom(
+            a[0], a[1], a[2], np.array(a[3]) + (0.02 if letter == "B" else 0.0), altloc=letter, occupancy=0.5
+        )
         for a in atoms
         if a[0] in ("CB", "OG") and a[1] == "SER"
         for letter in "AB"
@@ -77,7 +79,13 @@ def test_disulfides_bring_their_bond_and_the_cystine_angle():
     axis = np.cross(away, [0.0, 0.0, 1.0])
     axis /= np.linalg.norm(axis)
     second = [
-        atom(a[0], "CYS", 1, middle + 2 * axis * (axis @ (np.array(a[3]) - middle)) - (np.array(a[3]) - middle), chain="B")
+        atom(
+            a[0],
+            "CYS",
+            1,
+            middle + 2 * axis * (axis @ (np.array(a[3]) - middle)) - (np.array(a[3]) - middle),
+            chain="B",
+        )
         for a in first
     ]
     model, found = measured([*first, *second])
@@ -89,7 +97,7 @@ def test_disulfides_bring_their_bond_and_the_cystine_angle():
 
 
 def test_published_deviations_of_1gbt():
-    """What the PDB's file of 1GBT lists beyond 6 s.d.: values, targets and s.d. of ``_pdbx_validate_rmsd_*``."""
+    """Targets of what the PDB's file of 1GBT lists beyond 6 s.d. (``_pdbx_validate_rmsd_bond``)."""
     listed = [
         ("GLU", ("CD", "OE1"), 1.252, 0.011),
         ("SER", ("CB", "OG"), 1.418, 0.013),
