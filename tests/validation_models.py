@@ -48,51 +48,31 @@ def _value(terms, *names):
 
 def peptide(sequence, *, phi=-60.0, psi=-45.0, omega=180.0, chi=None, first=1):
     """Atoms of a chain with ideal bonds and angles, all residues at the same phi and psi, chi by index."""
-    x = np.array([[1.46, 0.0, 0.0], [0.0, 0.0, 0.0], [-0.55, 1.42, 0.0]])  # N, CA, C
-    atoms = []
+    atoms, before, n, ca = [], None, np.array([1.46, 0.0, 0.0]), np.zeros(3)
     for i, name in enumerate(sequence):
-        own = {
-            "N": x[0],
-            "CA": x[1],
-            "C": placed(
-                *(np.eye(3)[0] * 9, x[0], x[1]) if i == 0 else (before["C"], x[0], x[1]),
-                targets.bond_length(name, "CA", "C"),
-                targets.bond_angle(name, "N", "CA", "C"),
-                0.0 if i == 0 else phi,
-            )
-            if i
-            else x[2],
-        }
-        last = i == len(sequence) - 1
-        own["O"] = placed(
-            own["N"], own["CA"], own["C"], 1.23, targets.bond_angle(name, "CA", "C", "O"), psi + 180
-        )
+        length, bend = targets.bond_length(name, "CA", "C"), targets.bond_angle(name, "N", "CA", "C")
+        turn, start = (0.0, np.array([2.0, 1.0, 0.0])) if before is None else (phi, before)
+        own = {"N": n, "CA": ca, "C": placed(start, n, ca, length, bend, turn)}
+        bend = targets.bond_angle(name, "CA", "C", "O")
+        own["O"] = placed(n, ca, own["C"], targets.bond_length(name, "C", "O"), bend, psi + 180)
         angles = (chi or {}).get(i, [180.0] * 4)
         for p in placements(name):
             a, b, c = (own[parent] for parent in p.parents)
             turn = np.degrees(p.offset) + (angles[p.chi - 1] if p.chi else 0.0)
             own[p.atom] = placed(a, b, c, p.length, np.degrees(p.angle), turn)
         atoms += [
-            atom(n, name, first + i, own[n], element="Se" if n == "SE" else n[0])
-            for n in ["N", "CA", "C", "O", *(n for n in own if n not in ("N", "CA", "C", "O"))]
+            atom(key, name, first + i, own[key], element="Se" if key == "SE" else key[0]) for key in own
         ]
-        if last:
-            break
-        after = sequence[i + 1]
-        bonds, angles_ = (
-            targets.peptide_bonds(name, after),
-            targets.peptide_angles(name, after, cis=abs(omega) < 90),
-        )
-        n = placed(
-            own["N"], own["CA"], own["C"], _value(bonds, "C", "+N"), _value(angles_, "CA", "C", "+N"), psi
-        )
-        ca = placed(
-            own["CA"],
-            own["C"],
-            n,
-            targets.bond_length(after, "N", "CA"),
-            _value(angles_, "C", "+N", "+CA"),
-            omega,
-        )
-        x, before = np.array([n, ca, ca]), own
+        if i + 1 < len(sequence):
+            n, ca, before = *_next(own, name, sequence[i + 1], psi, omega), own["C"]
     return atoms
+
+
+def _next(own, name, after, psi, omega):
+    """N and CA of the following residue."""
+    bonds = targets.peptide_bonds(name, after)
+    angles = targets.peptide_angles(name, after, cis=abs(omega) < 90)
+    length, bend = _value(bonds, "C", "+N"), _value(angles, "CA", "C", "+N")
+    n = placed(own["N"], own["CA"], own["C"], length, bend, psi)
+    length, bend = targets.bond_length(after, "N", "CA"), _value(angles, "C", "+N", "+CA")
+    return n, placed(own["CA"], own["C"], n, length, bend, omega)

@@ -57,7 +57,7 @@ class ValidatedModel(Record):
 
     schema_: Literal["densemble.validate/1"] = Field(default=SCHEMA, alias="schema")
     inputs: list[InputFile]
-    region: str | None
+    region: str | None = None
     model: ModelValidation
     data: DataFit | None = None
 
@@ -198,7 +198,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     return [f"  {a.ljust(first)}  {b.rjust(second)}  {c}" for a, b, c in rows]
 
 
-def _number(value: float | None, form: str) -> str:
+def _number(value: float | int | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 

@@ -5,9 +5,10 @@ D66, 12-21): two atoms clash if their van der Waals spheres overlap by 0.4 Å or
 bonds apart (four where one is a hydrogen), and they are no hydrogen bond's donor and acceptor. Atoms of
 different altlocs do not meet; atoms of occupancy 0.1 or less, and pairs of waters, do not count. The overlap
 must be open to the outside: of dots on the sphere of one atom (16 a square Å), one that no atom bonded to it
-covers must lie 0.4 Å or more inside the other atom, and inside no third atom more deeply. Copies by symmetry
-are not considered. What differs from Reduce and Probe: ``hydrogens``, ``orientations``, and
-``docs/validation.md``, which compares the figures.
+covers must lie 0.4 Å or more inside the other atom, and inside no third atom more deeply. No dot need lie on
+the line between the atoms, so what the dots see is up to 0.02 Å less than the overlap of the spheres; the
+published scores are of this kind. Copies by symmetry are not considered. What differs from Reduce and Probe:
+``hydrogens``, ``orientations``, and ``docs/validation.md``, which compares the figures.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ OVERLAP = 0.4
 LOW_OCCUPANCY = 0.1
 """Up to which an atom does not count."""
 _DENSITY = 16.0  # dots a square Å
-_ROUNDING = 1e-9  # Å: an overlap of 0.4 by construction counts
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _clashes(atoms: ContactAtoms, present: np.ndarray, water: np.ndarray) -> lis
     tree = cKDTree(atoms.coords)
     pairs = tree.query_pairs(2 * float(atoms.radii.max(initial=0.0)) - OVERLAP, output_type="ndarray")
     i, j = pairs[:, 0], pairs[:, 1]
-    keep = (atoms.overlap(i, j) >= OVERLAP - _ROUNDING) & present[i] & present[j] & ~(water[i] & water[j])
+    keep = (atoms.overlap(i, j) >= OVERLAP) & present[i] & present[j] & ~(water[i] & water[j])
     i, j = i[keep], j[keep]
     keep = atoms.touches(i, j) & ~atoms.hydrogen_bonds(i, j)
     i, j = i[keep], j[keep]
@@ -103,17 +103,14 @@ def _open_overlaps(
     compatible = np.isin(atoms.letters[near], (atoms.letters[source], "")) | (atoms.letters[source] == "")
     near = near[(near != source) & present[near] & compatible]
     bonded = atoms.bonded(np.full(len(near), source), near)
-    toward = atoms.coords[targets] - centre
-    toward /= np.linalg.norm(toward, axis=1, keepdims=True)
-    even = _sphere(round(4 * np.pi * radius**2 * _DENSITY))
-    dots = centre + radius * np.concatenate([toward, even])
+    dots = centre + radius * _sphere(round(4 * np.pi * radius**2 * _DENSITY))
     gaps = np.linalg.norm(dots[:, None] - atoms.coords[near], axis=-1) - atoms.radii[near]
     bare = ~(gaps[:, bonded] < 0).any(1)
     others, gaps = near[~bonded], gaps[bare][:, ~bonded]
     found: dict[int, float] = {}
     if gaps.size:
         for target, depth in zip(others[gaps.argmin(1)].tolist(), (-gaps.min(1)).tolist(), strict=True):
-            if depth >= OVERLAP - _ROUNDING and target in targets:
+            if depth >= OVERLAP and target in targets:
                 found[target] = max(depth, found.get(target, 0.0))
     return found
 

@@ -1,9 +1,10 @@
 """Turn the hydrogens that are free to turn to where they make hydrogen bonds and no clashes.
 
 As Reduce does (Word et al. 1999, J. Mol. Biol. 285, 1735-1747): the score of an orientation is 4 for a unit
-of hydrogen-bonded overlap and -10 for a unit of any other. A unit is here the square of the overlap in Å, to
-which the volume that two spheres share is proportional, instead of the volume of Reduce's dots. Groups are
-turned one after the other, twice, so that each sees the others as they were left.
+of hydrogen-bonded overlap and -10 for a unit of any other; what a hydrogen bond overlaps beyond 0.6 Å is of
+the other kind. A unit is here the square of the overlap in Å, to which the sum over the dots of a sphere is
+proportional, instead of Reduce's dots themselves. Groups are turned one after the other, twice, so that each
+sees the others as they were left.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class _Scene:
         distance = np.linalg.norm(places[..., None, :] - atoms.coords[others], axis=-1)
         overlap = np.maximum(atoms.radii[own] + atoms.radii[others] - distance, 0.0)
         bonded = atoms.donor[own] & atoms.acceptor[others]
-        inside = np.minimum(overlap, _DEEPEST) * bonded
-        return np.asarray((_BOND * inside**2 + _BUMP * (overlap - inside) ** 2).sum((-1, -2)))
+        bump = np.where(bonded, np.maximum(overlap - _DEEPEST, 0.0), overlap) ** 2
+        return np.asarray((_BOND * (overlap**2 - bump) + _BUMP * bump).sum((-1, -2)))
 
     def turn(self, group: Group) -> None:
         """Put the group where its score is best, the first of equals."""

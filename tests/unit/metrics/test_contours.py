@@ -96,7 +96,7 @@ def test_cis_proline_has_its_own_table():
 
 
 def test_the_deposited_7rin_as_cctbx_judges_it():
-    """cctbx 2025.11 ramalyze on the PDB's file, first conformers: 289 favoured, 6 allowed, ILE 261 an outlier."""
+    """By ramalyze of cctbx 2025.11, first conformers: 289 favoured, 6 allowed, ILE 261 an outlier."""
     model = Conformers.of(gemmi.read_structure(str(DEPOSITED)))
     first = {}
     for t in sorted(ramachandran(model), key=lambda t: model.letter(t.atoms)):

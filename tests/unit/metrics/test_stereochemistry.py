@@ -97,7 +97,7 @@ def test_disulfides_bring_their_bond_and_the_cystine_angle():
 
 
 def test_published_deviations_of_1gbt():
-    """What the PDB's file of 1GBT lists beyond 6 s.d.: values, targets and s.d. of ``_pdbx_validate_rmsd_*``."""
+    """Targets of what the PDB's file of 1GBT lists beyond 6 s.d. (``_pdbx_validate_rmsd_bond``)."""
     listed = [
         ("GLU", ("CD", "OE1"), 1.252, 0.011),
         ("SER", ("CB", "OG"), 1.418, 0.013),
