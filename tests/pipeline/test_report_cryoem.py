@@ -181,8 +181,8 @@ def test_scripts_show_the_best_alone(folder):
     chimerax, pymol, coot = ((folder / f"view{end}").read_text() for end in (".cxc", ".pml", "_coot.py"))
     assert "show #1.1 models" in chimerax
     assert "show #1.2 models" not in chimerax
-    assert "enable model_0001" in pymol
-    assert "disable model_0002" in pymol
+    assert "enable fit_0001" in pymol
+    assert "disable fit_0002" in pymol
     compile(coot, "view_coot.py", "exec")
     for text in (chimerax, pymol, coot):
         assert set(re.findall(r"[\w.]+\.(?:cif|ccp4)", text)) == {"models.cif", "start.cif", "map.ccp4"}
