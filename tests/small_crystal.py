@@ -15,6 +15,7 @@ import densemble
 from densemble.pipeline import Settings
 from densemble.progress import Progress
 from densemble.recipes import load_recipe
+from densemble.report.writing import OWN_REPORT_FILES
 
 EXAMPLE = Path(densemble.__file__).parent / "data" / "7rin"
 CELL = gemmi.UnitCell(34, 31, 36, 90, 104, 90)
@@ -216,8 +217,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
-    """What a run says but for the record of itself."""
-    return {name: data for name, data in contents(folder).items() if name != "result.json"}
+    """What a run says but for the record of itself and the report that is made of it."""
+    of_itself = {"result.json", *OWN_REPORT_FILES}
+    return {name: data for name, data in contents(folder).items() if name not in of_itself}
 
 
 class StoppedError(Exception):

@@ -14,10 +14,12 @@ from densemble.evaluation import (
     Voxels,
     backbone_atoms,
     distances,
+    ensemble_density,
     map_fit,
     map_fits,
     member_records,
     reference_states,
+    residue_rows,
     start_ensemble,
 )
 from densemble.grid import DensityMap, Grid
@@ -236,3 +238,31 @@ def test_states_that_share_no_atom_have_no_bimodality():
     to, score = distances(topology, a[None], {"A": first, "B": second})
     assert (to["A"][0], to["B"][0]) == (0, 0)
     assert score is None
+
+
+def test_residues_have_the_correlation_of_their_own_voxels(problem, states):
+    """What makes the target correlates fully; the start by numpy over the voxels near each residue."""
+    truth, start = both_states(problem, states), start_ensemble(problem)
+    made = shown(problem, truth)
+    densities = {
+        "start": ensemble_density(made.forward, start),
+        "ensemble": ensemble_density(made.forward, truth),
+    }
+    rows = residue_rows(made, densities, truth.coords)
+    topology, grid = problem.stretches.topology, made.target.grid
+    assert [row["residue"] for row in rows] == [str(r.id) for r in topology.residues]
+    assert [row["ensemble"] for row in rows] == pytest.approx([1.0] * len(rows))
+    points = grid.points().reshape(-1, 3)
+    for r, row in enumerate(rows):
+        near = truth.coords[:, topology.atoms_of([r])].reshape(-1, 3).double().numpy()
+        inside = np.linalg.norm(points[:, None] - near, axis=-1).min(axis=1) <= 2.0
+        pair = [x.double().numpy().reshape(-1)[inside] for x in (densities["start"], made.target.values)]
+        assert row["start"] == pytest.approx(np.corrcoef(*pair)[0, 1], abs=1e-6)
+    assert min(row["start"] for row in rows) < 0.9
+
+
+def test_a_residue_outside_the_map_has_no_figure(problem, states):
+    truth = both_states(problem, states)
+    away = truth.coords + 500.0
+    (row, *_) = residue_rows(problem, {"start": ensemble_density(problem.forward, truth)}, away)
+    assert np.isnan(row["start"])

@@ -17,7 +17,8 @@ def command_of(result: Result | StateResult) -> str:
 
     Files are named without their folders, as the record has them.
     """
-    settings, reference = dict(result.settings), _reference(result)
+    settings: dict[str, object] = dict(result.settings)
+    reference = _reference(result)
     if isinstance(result, StateResult):
         return _shell("cryoem", ["map"], settings, reference)
     guides = settings.pop("guides", ["ensemble"])

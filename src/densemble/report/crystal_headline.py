@@ -41,7 +41,7 @@ def headline(result: Result) -> Headline:
     if held is None:
         verdict = "No data were held out of the fit, so this run cannot say whether to believe it."
     elif not several:
-        verdict = "Nothing speaks for a second one."
+        verdict = "By the rule of this run no further state is needed."
     elif held.better:
         verdict = "The result agrees better than the start with data that the fit never saw."
     else:

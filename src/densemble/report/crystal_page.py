@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from densemble.io.model_results import FinalModel, Part, Refined, State, Validation
 from densemble.io.results import Member, Result
 from densemble.report import figures
@@ -138,7 +140,9 @@ def _refined(name: str, refined: Refined) -> tuple[str, ...]:
 def residues(run: RunFolder) -> Section:
     """Fit of each residue, as ``residues.csv`` has it."""
     labels = {"rscc": "RSCC", "q_score": "Q-score", **SUBJECTS}
-    columns = {n: v for n, v in run.residue_figures.items() if n in labels}
+    columns = {n: v for n, v in run.residue_figures.items() if n in labels and np.isfinite(v).any()}
+    if not columns:
+        return Section("residues", "Fit of each residue", text=("residues.csv has no figures.",))
     last = list(columns)[-1] if "rscc" not in columns else "rscc"
     worst = sorted((v, name) for name, v in zip(run.residues, columns[last], strict=True) if v == v)[:5]
     text = (

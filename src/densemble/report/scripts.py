@@ -99,27 +99,30 @@ def _chimerax_residues(state: Conformation) -> str:
 
 
 def pymol(scene: Scene, level: float | None) -> str:
-    """Every state is an object of its own, to be switched in the panel."""
-    lines = ["# PyMOL: pymol view.pml, in this folder", "bg_color white", f"load {scene.file}, model"]
+    """Every state is an object of its own, to be switched in the panel.
+
+    ``model`` is a word of PyMOL's selections, so that no object can have this name.
+    """
+    lines = ["# PyMOL: pymol view.pml, in this folder", "bg_color white", f"load {scene.file}, whole"]
     objects = []
     if scene.around is None:
-        lines += ["split_states model, prefix=model_", "delete model", "disable model_*"]
+        lines += ["split_states whole, prefix=fit_", "delete whole", "disable fit_*"]
         for state in scene.conformations:
-            name = f"model_{state.model:04d}" if state.model else "start"
+            name = f"fit_{state.model:04d}" if state.model else "start"
             objects.append(name)
             if not state.model:
                 lines.append(f"load {START_FILE}, start")
             lines += [f"as cartoon, {name}", f"color {_pymol_colour(state)}, {name}"]
             lines.append(f"{'enable' if state.shown else 'disable'} {name}")
     else:
-        lines += ["as cartoon, model", f"color {GREY.replace('#', '0x')}, model"]
+        lines += ["as cartoon, whole", f"color {GREY.replace('#', '0x')}, whole"]
         for i, state in enumerate(scene.conformations, start=1):
             name = f"state_{i}" + (f"_{state.altloc}" if state.altloc else "")
             objects.append(name)
             letter = f" and alt ''+{state.altloc}" if state.altloc else ""
-            lines.append(f"create {name}, model and ({_pymol_residues(state)}){letter}")
+            lines.append(f"create {name}, whole and ({_pymol_residues(state)}){letter}")
             lines += [f"as sticks, {name}", f"color {_pymol_colour(state)}, {name}"]
-        lines += [f"hide everything, model and ({where})" for where in _places(scene, _pymol_residues)]
+        lines += [f"hide everything, whole and ({where})" for where in _places(scene, _pymol_residues)]
     if scene.map_file is not None and level is not None:
         # levels are in the map's own unit, not in multiples of its deviation
         lines += ["set normalize_ccp4_maps, 0", f"load {scene.map_file}, density"]

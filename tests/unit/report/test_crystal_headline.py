@@ -1,0 +1,128 @@
+"""The first lines of a crystal's report: every kind of answer, in words and figures."""
+
+import pytest
+
+from densemble.io.model_results import (
+    Evidence,
+    FinalModel,
+    Interval,
+    Part,
+    Refined,
+    Refinement,
+    State,
+    States,
+)
+from densemble.io.results import Member, Metrics, Result, RFactor, RFactors
+from densemble.report.crystal_headline import headline, held_out, last_step
+
+FITS = {"start": 0.8, "ensemble": 0.9}
+
+
+def part(region: str, occupancies: list[float], evidence: list[Evidence] | None = None) -> Part:
+    several = len(occupancies) > 1
+    states = [
+        State(
+            label="ABC"[i] if several else "",
+            occupancy=o,
+            interval=Interval(low=max(o - 0.1 / (i + 1), 0), high=min(o + 0.1 / (i + 1), 1))
+            if several
+            else None,
+            members=[i],
+        )
+        for i, o in enumerate(occupancies)
+    ]
+    return Part(region=region, states=states, evidence=evidence or [])
+
+
+def result(
+    parts: list[Part] | None, *, free: tuple[float, float] | None = (0.2, 0.19), refined=None
+) -> Result:
+    states = States(rule="by the free reflections", coordinate_error=0.2, parts=parts)
+    model = FinalModel(states=states, refinement=refined)
+    factors = None
+    if free is not None:
+        start, ensemble = (RFactor(r_work=0.18, r_free=value) for value in free)
+        factors = RFactors(start=start, ensemble=ensemble)
+    return Result(
+        inputs=[],
+        settings={},
+        seed=0,
+        versions={},
+        device="cpu",
+        timings={},
+        region="A:1-20",
+        metrics=Metrics(
+            voxels="", rscc={"start": 0.8, "ensemble": 0.9}, cosine={"start": 0.8, "ensemble": 0.9}
+        ),
+        r_factors=factors,
+        members=[Member(id=1, selected=True, weight=1.0, rscc=0.8)],
+        model=model,
+    )
+
+
+def test_two_states_and_one():
+    found = headline(result([part("A:1-8", [0.6, 0.4]), part("A:12-20", [1.0])]))
+    assert found.answer[:2] == (
+        "The data support two states of A:1-8.",
+        "One state of A:12-20 is enough to explain the data.",
+    )
+    number, sure, _ = found.tiles
+    assert number.value == "2 + 1"
+    assert "A:1-8, A:12-20" in number.note
+    assert sure.value == "0.50–0.70", "of the widest interval"
+    assert "state A (0.60)" in sure.note
+
+
+def test_one_state_is_a_normal_answer():
+    steps = [Evidence(states=1, fit=0.8, held_out=0.8, chosen=True)]
+    steps.append(Evidence(states=2, fit=0.9, held_out=0.795, error=0.01))
+    found = headline(result([part("A:1-20", [1.0], steps)], free=(0.2, 0.201)))
+    assert found.answer == (
+        "One state of A:1-20 is enough to explain the data.",
+        "By the rule of this run no further state is needed.",
+    )
+    number, sure, _ = found.tiles
+    assert (number.value, number.note) == ("1", "chosen by data held out of the fit")
+    assert sure.value == "−0.005"
+    assert "state number 2" in sure.note
+    assert "0.01" in sure.note
+
+
+def test_number_chosen_on_fitted_data_is_not_called_held_out():
+    steps = [Evidence(states=1, fit=0.8), Evidence(states=2, fit=0.9, error=0.01, chosen=True)]
+    number, *_ = headline(result([part("A:1-20", [0.6, 0.4], steps)])).tiles
+    assert number.note == "chosen on the data that were fitted"
+
+
+def test_refined_alike_is_what_is_compared():
+    refined = Refinement(
+        cycles=5,
+        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
+        model=Refined(r_free=(0.19, 0.186), rscc=(0.9, 0.91)),
+    )
+    found = result([part("A:1-20", [0.6, 0.4])], refined=refined)
+    held = held_out(found)
+    assert (held.before, held.after, held.better) == (0.185, 0.186, False)
+    assert headline(found).tiles[2].value == "no"
+    assert "do not prefer it" in headline(found).answer[-1]
+
+
+def test_nothing_held_out_gives_no_verdict():
+    found = headline(result([part("A:1-20", [0.6, 0.4])], free=None))
+    assert found.tiles[2].value == "unknown"
+    assert not any("agrees" in sentence for sentence in found.answer)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "expected"),
+    [
+        ([(1, 0.5, None, None, True), (2, 0.6, None, 0.02, False)], (0.1, 0.02, 2)),
+        ([(1, 0.5, 0.4, None, False), (2, 0.6, 0.45, 0.02, True)], (0.05, 0.02, 2)),
+        ([(1, 0.5, 0.4, None, True)], None),
+        ([], None),
+    ],
+)
+def test_last_step_is_in_what_decides(evidence, expected):
+    steps = [Evidence(states=n, fit=f, held_out=h, error=e, chosen=c) for n, f, h, e, c in evidence]
+    found = last_step(part("A:1-20", [1.0], steps))
+    assert found == (None if expected is None else pytest.approx(expected))
