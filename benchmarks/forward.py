@@ -1,10 +1,10 @@
 """What density and its gradient cost, against the machine and against the usual ways: the forward model.
 
 The questions: how near to the machine's matrix product does the kernel run, and what does it save over (a)
-every atom at every voxel with autograd, as the reference implementations have it, (b) every atom at the voxels
-within its cutoff with autograd, scatter-added, as classical programs have it, (c) gemmi's density calculator?
-``python benchmarks/forward.py --case fab --json fab.json``. All ways run in turns in one process and the least
-time of each counts, so the ratios mean something on a busy machine while the times may not.
+every atom at every voxel with autograd, as the reference implementations have it, (b) every atom at the
+voxels within its cutoff with autograd, scatter-added, as classical programs have it, (c) gemmi's density
+calculator? ``python benchmarks/forward.py --case fab --json fab.json``. All ways run in turns in one process
+and the least time of each counts, so ratios mean something on a busy machine while the times may not.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from densemble.forward.kernel import count_operations, gaussian_density
 from densemble.forward.xray import XrayDensity
 from densemble.grid import Grid
 
-CUTOFF = 1e-5
+CUTOFF = 2e-6
 PAIRS = 6e6  # exponentials of one sample of all pairs, and of one chunk of the scatter-add
 ELEMENTS = ("C", "C", "N", "C", "O", "C", "C", "O", "C", "N")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A molecule in a cubic box: ``edge`` voxels of ``spacing`` Å; form factors as tabulated, five Gaussians."""
+    """A molecule in a cubic box, ``edge`` voxels of ``spacing`` Å; form factors of five Gaussians."""
 
     atoms: int
     members: int
@@ -146,7 +146,7 @@ class AllPairs:
         total = int(np.prod(problem.grid.shape))
         self.index = torch.arange(voxels) * (total // voxels) + total // (2 * voxels)
         self.fraction = voxels / total
-        nx, ny, nz = problem.grid.shape
+        _, ny, nz = problem.grid.shape
         place = torch.stack([self.index // (ny * nz), self.index // nz % ny, self.index % nz], 1).to(dtype)
         self.points = place * problem.case.spacing
         self.parts = tuple(v.to(dtype) for v in problem.gaussians())
