@@ -36,6 +36,7 @@ lint: env boltz
 	$(BIN)/mypy
 
 bench: env
+	for case in loop fab; do $(BIN)/python benchmarks/forward.py --case $$case --json forward-$$case.json || exit 1; done
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 chroma: $(CHROMA)/.ready
