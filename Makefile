@@ -37,6 +37,7 @@ lint: env boltz
 	$(BIN)/mypy
 
 bench: env
+	for case in loop fab; do $(BIN)/python benchmarks/forward.py --case $$case --json forward-$$case.json || exit 1; done
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 # The documentation site, in an environment of its own without torch: the API is read from the source.

@@ -43,7 +43,7 @@ class MolmapDensity:
         *,
         resolution: float,
         occupancy: Float[Tensor, " n"] | None = None,
-        cutoff: float = 1e-5,
+        cutoff: float = 2e-6,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:

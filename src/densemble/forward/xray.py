@@ -105,7 +105,7 @@ class XrayDensity:
         terms: int = 3,
         extra: FormFactors | None = None,
         images: SymmetryImages | None = None,
-        cutoff: float = 1e-5,
+        cutoff: float = 2e-6,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from densemble.forward.xray import XrayDensity
@@ -67,8 +68,15 @@ class BesideKnown:
 
     def _weighted(self, values: Float[Tensor, "k nx ny nz"]) -> Float[Tensor, "k v"]:
         """The voxels that count, times the square root of their weight."""
-        inside = self.mask > 0
-        return values[:, inside] * self.mask[inside].sqrt()
+        inside, root = self._inside
+        return values.flatten(1).index_select(1, inside) * root
+
+    @cached_property
+    def _inside(self) -> tuple[Int[Tensor, " v"], Float[Tensor, " v"]]:
+        """Where the mask counts in the map as one row, and the square root of its weight there."""
+        weights = self.mask.flatten()
+        inside = weights.nonzero()[:, 0]
+        return inside, weights[inside].sqrt()
 
     def _at(self, blur: float) -> tuple[Float[Tensor, " v"], Float[Tensor, "v 2"]]:
         """The target less its fit by the known conformation and a constant, and their orthonormal basis."""
