@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -164,3 +164,61 @@ def run(
     click.echo(summary(records, out))
     if any(record.state == "failed" for record in records.values()):
         raise click.exceptions.Exit(1)
+
+
+@click.group()
+def suite() -> None:
+    """Make suites of experiments for densemble run."""
+
+
+@suite.command("from-folder")
+@click.argument("folder", type=PATH)
+@click.option(
+    "--region", help="Of every crystal, for example A:176-191.  [default: what a scan of each finds]"
+)
+@click.option("--start-altloc", help="Conformation to start from, in models that have it.")
+@click.option(
+    "--prior", type=click.Choice(["embedded", "gaussian", "chroma"]), default="embedded", show_default=True
+)
+@click.option("--members", type=click.IntRange(min=1), default=16, show_default=True, help="Of each run.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each case.")
+@click.option("--out", type=PATH, required=True, help="Suite to write (.toml).")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@plain_errors
+def from_folder(
+    *,
+    folder: Path,
+    region: str | None,
+    start_altloc: str | None,
+    prior: Literal["embedded", "gaussian", "chroma"],
+    members: int,
+    seeds: int,
+    out: Path,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Write a suite of the crystals in FOLDER: every MTZ file with the model of the same name.
+
+    Without --region every crystal is scanned, and each stretch of strong windows becomes a case.
+    """
+    from densemble.experiments.folder import suite_of_folder, suite_text
+    from densemble.inputs import RECIPES
+    from densemble.io.output import check_output_file, write_text
+    from densemble.progress import Progress, TerminalProgress
+    from densemble.suites import Variant
+
+    check_output_file(out, force=force)
+    variant = Variant(
+        id=prior, prior=prior, recipe=RECIPES[prior], members=members, seeds=tuple(range(seeds))
+    )
+    progress = Progress() if quiet else TerminalProgress()
+    made, left_out = suite_of_folder(
+        folder, variants=[variant], region=region, start_altloc=start_altloc, progress=progress
+    )
+    write_text(out, suite_text(made))
+    for sentence in left_out:
+        click.echo(f"left out: {sentence}")
+    click.echo(
+        f"{len(made.crystals)} cases in {out}; next: densemble run {out} --data {folder} --out results"
+    )
