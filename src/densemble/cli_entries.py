@@ -9,6 +9,7 @@ import click
 
 from densemble.archives.layout import SERVERS
 from densemble.cli_options import PATH, column_options, plain_errors
+from densemble.errors import InputError
 
 
 @click.command()
@@ -115,6 +116,14 @@ def scan(*, model: Path, data: Path, json_file: Path | None, force: bool, **opti
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs at a time.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each job.")
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "dask"]),
+    default="local",
+    show_default=True,
+    help="Processes on this machine, or Dask's workers.",
+)
+@click.option("--scheduler", help="Address of a Dask scheduler.  [default: workers on this machine]")
+@click.option(
     "--offline",
     is_flag=True,
     help="Fetch nothing that is not in the cache; jobs that lack files are not run.",
@@ -131,6 +140,8 @@ def run(
     only: tuple[str, ...],
     workers: int,
     threads: int,
+    engine: str,
+    scheduler: str | None,
     offline: bool,
     cache: Path | None,
     resume: bool,
@@ -144,12 +155,15 @@ def run(
     """
     from densemble.archives.cache import Cache, default_folder
     from densemble.archives.transfer import Client
+    from densemble.experiments.dask_engine import DaskEngine
     from densemble.experiments.engine import LocalEngine
     from densemble.experiments.files import Files
     from densemble.experiments.running import run_suite, summary
     from densemble.progress import Progress, TerminalProgress
     from densemble.suites import load_suite
 
+    if scheduler is not None and engine != "dask":
+        raise InputError("--scheduler is Dask's; add --engine dask")
     progress = Progress() if quiet else TerminalProgress()
     kept = Cache(cache or default_folder(), Client(progress=progress, offline=offline))
     records = run_suite(
@@ -157,7 +171,11 @@ def run(
         out,
         Files(folder=out / "fetched", data=data, cache=kept),
         only=only,
-        engine=LocalEngine(workers=workers, threads=threads),
+        engine=(
+            DaskEngine(address=scheduler, workers=workers, threads=threads)
+            if engine == "dask"
+            else LocalEngine(workers=workers, threads=threads)
+        ),
         resume=resume,
         progress=progress,
     )
