@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from densemble import __version__
-from densemble.cli_entries import fetch, run, scan
+from densemble.cli_entries import fetch, run, scan, suite
 from densemble.cli_options import PATH as _PATH
 from densemble.cli_options import column_options as _column_options
 from densemble.cli_options import plain_errors as _plain_errors
@@ -459,3 +459,4 @@ def report(*, folder: Path, force: bool) -> None:
 main.add_command(fetch)
 main.add_command(scan)
 main.add_command(run)
+main.add_command(suite)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from densemble.archives.layout import SERVERS
 from densemble.cli_options import PATH, column_options, plain_errors
+from densemble.errors import InputError
 
 
 @click.command()
@@ -115,6 +116,14 @@ def scan(*, model: Path, data: Path, json_file: Path | None, force: bool, **opti
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs at a time.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each job.")
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "dask"]),
+    default="local",
+    show_default=True,
+    help="Processes on this machine, or Dask's workers.",
+)
+@click.option("--scheduler", help="Address of a Dask scheduler.  [default: workers on this machine]")
+@click.option(
     "--offline",
     is_flag=True,
     help="Fetch nothing that is not in the cache; jobs that lack files are not run.",
@@ -131,6 +140,8 @@ def run(
     only: tuple[str, ...],
     workers: int,
     threads: int,
+    engine: str,
+    scheduler: str | None,
     offline: bool,
     cache: Path | None,
     resume: bool,
@@ -144,12 +155,15 @@ def run(
     """
     from densemble.archives.cache import Cache, default_folder
     from densemble.archives.transfer import Client
+    from densemble.experiments.dask_engine import DaskEngine
     from densemble.experiments.engine import LocalEngine
     from densemble.experiments.files import Files
     from densemble.experiments.running import run_suite, summary
     from densemble.progress import Progress, TerminalProgress
     from densemble.suites import load_suite
 
+    if scheduler is not None and engine != "dask":
+        raise InputError("--scheduler is Dask's; add --engine dask")
     progress = Progress() if quiet else TerminalProgress()
     kept = Cache(cache or default_folder(), Client(progress=progress, offline=offline))
     records = run_suite(
@@ -157,10 +171,72 @@ def run(
         out,
         Files(folder=out / "fetched", data=data, cache=kept),
         only=only,
-        engine=LocalEngine(workers=workers, threads=threads),
+        engine=(
+            DaskEngine(address=scheduler, workers=workers, threads=threads)
+            if engine == "dask"
+            else LocalEngine(workers=workers, threads=threads)
+        ),
         resume=resume,
         progress=progress,
     )
     click.echo(summary(records, out))
     if any(record.state == "failed" for record in records.values()):
         raise click.exceptions.Exit(1)
+
+
+@click.group()
+def suite() -> None:
+    """Make suites of experiments for densemble run."""
+
+
+@suite.command("from-folder")
+@click.argument("folder", type=PATH)
+@click.option(
+    "--region", help="Of every crystal, for example A:176-191.  [default: what a scan of each finds]"
+)
+@click.option("--start-altloc", help="Conformation to start from, in models that have it.")
+@click.option(
+    "--prior", type=click.Choice(["embedded", "gaussian", "chroma"]), default="embedded", show_default=True
+)
+@click.option("--members", type=click.IntRange(min=1), default=16, show_default=True, help="Of each run.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each case.")
+@click.option("--out", type=PATH, required=True, help="Suite to write (.toml).")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@plain_errors
+def from_folder(
+    *,
+    folder: Path,
+    region: str | None,
+    start_altloc: str | None,
+    prior: Literal["embedded", "gaussian", "chroma"],
+    members: int,
+    seeds: int,
+    out: Path,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Write a suite of the crystals in FOLDER: every MTZ file with the model of the same name.
+
+    Without --region every crystal is scanned, and each stretch of strong windows becomes a case.
+    """
+    from densemble.experiments.folder import suite_of_folder, suite_text
+    from densemble.inputs import RECIPES
+    from densemble.io.output import check_output_file, write_text
+    from densemble.progress import Progress, TerminalProgress
+    from densemble.suites import Variant
+
+    check_output_file(out, force=force)
+    variant = Variant(
+        id=prior, prior=prior, recipe=RECIPES[prior], members=members, seeds=tuple(range(seeds))
+    )
+    progress = Progress() if quiet else TerminalProgress()
+    made, left_out = suite_of_folder(
+        folder, variants=[variant], region=region, start_altloc=start_altloc, progress=progress
+    )
+    write_text(out, suite_text(made))
+    for sentence in left_out:
+        click.echo(f"left out: {sentence}")
+    click.echo(
+        f"{len(made.crystals)} cases in {out}; next: densemble run {out} --data {folder} --out results"
+    )

@@ -70,9 +70,9 @@ class Cache:
             with FileLock(place.parent / "partial" / f"{place.name}.lock"):
                 held = self._held(source)
                 return held if held is not None and not refresh else self._fetch(source, held)
-        except PermissionError as error:
+        except OSError as error:
             raise InputError(
-                f"cache {self.folder}: cannot be written; choose another with --cache"
+                f"cache {self.folder}: cannot be used ({error.strerror}); choose another with --cache"
             ) from error
 
     def _held(self, source: Source) -> Held | None:
@@ -85,7 +85,7 @@ class Cache:
         except ValidationError:
             return None
         except FileNotFoundError:
-            check(place, source.kind)
+            _check_by_hand(place, source)
             return _write(place, _describe(place, url=None, version=Version()))
         unchanged = held.size == place.stat().st_size and held.sha256 == InputFile.of(place).sha256
         return held if unchanged else None
@@ -119,6 +119,13 @@ def _describe(file: Path, *, url: str | None, version: Version) -> Held:
 def _write(place: Path, held: Held) -> Held:
     write_record(_record_file(place), held)
     return held
+
+
+def _check_by_hand(place: Path, source: Source) -> None:
+    try:
+        check(place, source.kind)
+    except InputError as error:
+        raise InputError(f"{error}; replace it by {source.url}, or remove it") from error
 
 
 def _record_file(place: Path) -> Path:

@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from densemble.errors import InputError
 from densemble.experiments.execution import begin_worker, execute, not_run
@@ -18,6 +19,15 @@ from densemble.io.output import write_record
 
 ATTEMPTS = 3
 """A job whose worker died so often has failed."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What runs jobs."""
+
+    def run(self, jobs: list[Job], prepare: Callable[[Job], Task], out: Path) -> Iterator[JobRecord]:
+        """The records of all jobs, as they come; every one is also written."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class LocalEngine:
                 else:
                     why = f"its worker died {ATTEMPTS} times, perhaps for want of memory"
                     failed = JobRecord(id=job.id, key=job.key, state="failed", why=why)
-                    yield _record(failed, job, out)
+                    yield record_without_run(failed, job, out)
 
     def _fill(
         self,
@@ -74,7 +84,7 @@ class LocalEngine:
             try:
                 running[pool.submit(execute, prepare(job), job.record_file(out))] = job
             except InputError as error:
-                yield _record(not_run(job, str(error)), job, out)
+                yield record_without_run(not_run(job, str(error)), job, out)
             waiting.popleft()
 
     def _pool(self) -> ProcessPoolExecutor:
@@ -86,7 +96,7 @@ class LocalEngine:
         )
 
 
-def _record(record: JobRecord, job: Job, out: Path) -> JobRecord:
+def record_without_run(record: JobRecord, job: Job, out: Path) -> JobRecord:
     """Write the record of a job that no worker has."""
     path = job.record_file(out)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,12 @@ def begin_worker(threads: int) -> None:
         threading.Thread(target=follow, daemon=True).start()
 
 
+def execute_with(threads: int, task: Task, record_file: Path) -> JobRecord:
+    """``execute`` in a worker that was not begun by us, with so many threads."""
+    torch.set_num_threads(threads)
+    return execute(task, record_file)
+
+
 def execute(task: Task, record_file: Path) -> JobRecord:
     """Run a task to its end, going on from what an attempt that was stopped has left, and record it.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import gemmi
 import numpy as np
@@ -23,6 +21,7 @@ from densemble.io.models import Model, read_model
 from densemble.io.output import write_text
 from densemble.priors.fold import FoldSettings
 from densemble.recipes.state import load_state_recipe
+from densemble.recipes.writing import toml_text
 from densemble.suites import Crystal, Drawn, Map, Variant
 from densemble.suites.sites import find_site
 
@@ -198,19 +197,4 @@ def recipe_with(name: str, stages: Sequence[str] | None, folder: Path) -> str:
     values = load_state_recipe(name).model_dump(mode="json", exclude_none=True)
     values["stages"] = [stage for stage in values["stages"] if stage["term"] in stages]
     path = folder / f"{name}-{'-'.join(stages) or 'unguided'}.toml"
-    return str(write_text(path, _toml(values)))
-
-
-def _toml(values: dict[str, Any]) -> str:
-    """A table of plain values, tables and lists of tables; plain values are written as in JSON."""
-
-    def tables(value: object) -> bool:
-        return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
-
-    lines = [f"{k} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, dict) and not tables(v)]
-    for name, part in values.items():
-        if isinstance(part, dict):
-            lines += [f"[{name}]", _toml(part)]
-        elif tables(part):
-            lines += [line for item in part for line in (f"[[{name}]]", _toml(item))]
-    return "\n".join(lines) + "\n"
+    return str(write_text(path, toml_text(values)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from densemble.errors import InputError
-from densemble.experiments.engine import LocalEngine
+from densemble.experiments.engine import Engine, LocalEngine
 from densemble.experiments.files import Files
 from densemble.experiments.jobs import Job, JobRecord, jobs_of, read_record
 from densemble.experiments.preparation import prepare
@@ -26,7 +26,7 @@ def run_suite(
     files: Files,
     *,
     only: Sequence[str] = (),
-    engine: LocalEngine = ONE_WORKER,
+    engine: Engine = ONE_WORKER,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, JobRecord]:
@@ -63,7 +63,7 @@ def run_suite(
 
 
 def _run(
-    suite: Suite, jobs: list[Job], out: Path, files: Files, engine: LocalEngine, tell: Progress
+    suite: Suite, jobs: list[Job], out: Path, files: Files, engine: Engine, tell: Progress
 ) -> dict[str, JobRecord]:
     found = {job.id: read_record(job, out) for job in jobs}
     records = {

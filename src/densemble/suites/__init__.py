@@ -104,7 +104,7 @@ class Crystal(Case):
     """A region of a crystal.
 
     Attributes:
-        entry: in the PDB.
+        entry: in the PDB; None of data of one's own.
         model: refined model.
         data: amplitudes with a free set, and map coefficients where ``map`` is ``as-phased``.
         reference: model with the states, for evaluation only.
@@ -114,7 +114,7 @@ class Crystal(Case):
         resolution: Å, as printed.
     """
 
-    entry: Entry
+    entry: Entry | None = None
     model: FileName
     data: FileName
     reference: FileName | None = None

@@ -303,8 +303,16 @@ def test_a_file_put_there_by_hand_is_looked_at(cache, out):
     place = cache.place(crystal_files("7EC8", nowhere)[0])
     place.parent.mkdir(parents=True)
     place.write_text("no model")
-    with pytest.raises(InputError, match="is not a model in mmCIF"):
+    with pytest.raises(
+        InputError, match=r"is not a model in mmCIF.*; replace it by .*/7ec8\.cif\.gz, or remove"
+    ):
         fetch("7EC8", out, cache, servers=nowhere)
+
+
+def test_a_cache_that_cannot_be_used(archive, cache, out):
+    cache.folder.write_text("a file in the way")
+    with pytest.raises(InputError, match=r"cannot be used .*--cache"):
+        fetch("7EC8", out, cache, servers=servers(archive))
 
 
 def test_other_files_of_the_folder_are_not_replaced(archive, cache, out):

@@ -1,0 +1,101 @@
+"""Jobs on a Dask cluster: of this machine, or wherever its scheduler is."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densemble.errors import InputError
+from densemble.experiments.engine import record_without_run
+from densemble.experiments.execution import execute_with, not_run
+from densemble.experiments.jobs import Job, JobRecord
+from densemble.experiments.preparation import Task
+
+
+@dataclass(frozen=True)
+class DaskEngine:
+    """Dask workers; Dask gives a job whose worker dies to another, three times (its ``allowed-failures``).
+
+    Each worker should run one job at a time (``nthreads=1``), and see the output folder under the same path.
+
+    Attributes:
+        address: of a scheduler, for example ``tcp://host:8786``; None for workers on this machine.
+        workers: on this machine; of a scheduler elsewhere, jobs at a time that are asked for at least.
+        threads: of each job.
+    """
+
+    address: str | None = None
+    workers: int = 1
+    threads: int = 1
+
+    def run(self, jobs: list[Job], prepare: Callable[[Job], Task], out: Path) -> Iterator[JobRecord]:
+        """The records of all jobs, as they come; prepared here, one at a time, as workers become free.
+
+        Raises:
+            InputError: Dask is not installed, or there is no scheduler at the address.
+        """
+        distributed = _distributed()
+        waiting, running = deque(jobs), dict[str, Job]()
+        with self._client(distributed) as client:
+            completed = distributed.as_completed(raise_errors=False)
+
+            def fill() -> Iterator[JobRecord]:
+                places = max(self.workers, len(client.scheduler_info()["workers"]))
+                while waiting and len(running) < places:
+                    job = waiting.popleft()
+                    try:
+                        task = prepare(job)
+                    except InputError as error:
+                        yield record_without_run(not_run(job, str(error)), job, out)
+                        continue
+                    future = client.submit(
+                        execute_with, self.threads, task, job.record_file(out), key=job.id, pure=False
+                    )
+                    running[future.key] = job
+                    completed.add(future)
+
+            yield from fill()
+            for future in completed:
+                job = running.pop(future.key)
+                if future.status == "finished":
+                    yield future.result()
+                else:
+                    why = f"{type(future.exception()).__name__}: {future.exception()}"
+                    failed = JobRecord(id=job.id, key=job.key, state="failed", why=why)
+                    yield record_without_run(failed, job, out)
+                yield from fill()
+
+    @contextmanager
+    def _client(self, distributed: Any) -> Iterator[Any]:  # noqa: ANN401
+        """A client of the scheduler, or of one that is begun here with its workers."""
+        with ExitStack() as stack:
+            address: Any = self.address
+            if address is None:
+                address = stack.enter_context(
+                    distributed.LocalCluster(
+                        n_workers=self.workers,
+                        threads_per_worker=1,
+                        processes=True,
+                        memory_limit=None,
+                        dashboard_address=None,
+                    )
+                )
+            try:
+                client = stack.enter_context(distributed.Client(address, timeout="10s"))
+            except (OSError, ValueError) as error:
+                raise InputError(f"--scheduler {self.address}: no Dask scheduler there ({error})") from error
+            yield client
+
+
+def _distributed() -> Any:  # noqa: ANN401
+    try:
+        import distributed
+    except ImportError as error:
+        raise InputError(
+            "--engine dask needs dask.distributed: pip install 'densemble[dask]' (BSD-3-Clause)"
+        ) from error
+    return distributed

@@ -1,0 +1,93 @@
+"""Suites on Dask: the figures of a local run, and a worker that is killed in the middle of a job."""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from small_crystal import SmallCrystal
+from test_suite_runs import SUITE, figures, until
+
+from densemble.archives.cache import Cache
+from densemble.archives.transfer import Client
+from densemble.errors import InputError
+from densemble.experiments import dask_engine
+from densemble.experiments.dask_engine import DaskEngine
+from densemble.experiments.files import Files
+from densemble.experiments.running import run_suite
+from densemble.suites import load_suite
+
+distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's own, on closing
+
+
+@pytest.fixture
+def files(crystal: SmallCrystal, tmp_path: Path) -> Files:
+    return Files(tmp_path / "fetched", crystal.model.parent, Cache(tmp_path / "cache", Client(offline=True)))
+
+
+def suite_of(crystal: SmallCrystal, tmp_path: Path, steps: int):
+    (tmp_path / "small.toml").write_text(SUITE.format(recipe=crystal.recipe, steps=steps), encoding="utf-8")
+    return load_suite(str(tmp_path / "small.toml"))
+
+
+def test_a_killed_worker_and_the_figures_of_a_local_run(crystal, files, tmp_path):
+    suite, out = suite_of(crystal, tmp_path, 60), tmp_path / "dask"
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, memory_limit=None, dashboard_address=None
+    ) as cluster:
+        killed = []
+
+        def kill(job):
+            """Told of every job when it is prepared: kills the worker when the first has a checkpoint."""
+
+            def when_begun():
+                until((job.folder(out) / "checkpoint.pt").is_file)
+                killed.extend(worker.process.pid for worker in cluster.workers.values())
+                os.kill(killed[0], signal.SIGKILL)
+
+            if not killed:
+                threading.Thread(target=when_begun, daemon=True).start()
+
+        engine = _Telling(DaskEngine(address=cluster.scheduler_address), kill)
+        records = run_suite(suite, out, files, only=["loop/guided", "absent"], engine=engine)
+    assert killed
+    assert {name: record.state for name, record in records.items()} == {
+        "loop/guided/seed-1": "done",
+        "loop/guided/seed-2": "done",
+        "absent/unguided/seed-0": "not run",
+    }
+    run_suite(suite, tmp_path / "local", files, only=["loop/guided"])
+    local = figures(tmp_path / "local", suite)
+    assert {name: found for name, found in figures(out, suite).items() if name in local} == local
+
+
+class _Telling:
+    """An engine that tells of every job that is prepared."""
+
+    def __init__(self, engine, tell) -> None:
+        self.engine, self.tell = engine, tell
+
+    def run(self, jobs, prepare, out):
+        def told(job):
+            task = prepare(job)
+            self.tell(job)
+            return task
+
+        return self.engine.run(jobs, told, out)
+
+
+def test_no_scheduler(crystal, files, tmp_path):
+    engine = DaskEngine(address="tcp://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"--scheduler tcp://127\.0\.0\.1:9: no Dask scheduler"):
+        run_suite(
+            suite_of(crystal, tmp_path, 4), tmp_path / "out", files, only=["loop/unguided"], engine=engine
+        )
+
+
+def test_dask_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(InputError, match=r"pip install 'densemble\[dask\]' \(BSD-3-Clause\)"):
+        dask_engine._distributed()
