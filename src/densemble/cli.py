@@ -90,7 +90,7 @@ def _run_options(priors: list[str]) -> Callable[[Callable[..., None]], Callable[
         click.option(
             "--cycles",
             type=click.IntRange(min=0),
-            default=6,
+            default=4,
             show_default=True,
             help="Of its refinement.",
         ),

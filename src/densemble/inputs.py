@@ -53,7 +53,7 @@ class Settings:
     members: int = 16
     keep: int = 5
     states: bool = True
-    cycles: int = 6
+    cycles: int = 4
     guides: tuple[Guide, ...] = ("ensemble",)
     map: MapKind = "omit"
     seed: int = 0

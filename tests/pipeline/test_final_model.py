@@ -60,7 +60,7 @@ def test_the_model_is_better_than_the_start_refined_alike(case):
 
 
 def test_files_say_what_the_record_says(case, tmp_path):
-    inputs, problem, modelled = case
+    _, problem, modelled = case
     write_model(tmp_path, problem, start_ensemble(problem), modelled)
     structure = gemmi.read_structure(str(tmp_path / "model.cif"))
     (part,) = modelled.record.states.parts
