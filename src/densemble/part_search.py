@@ -111,19 +111,16 @@ class PartSearch:
         """Parts with their chosen states, and what is left over last."""
         residues = find_parts(self.topology, self.pool.double().numpy(), same=self.same)
         parts = [self.held(part) for part in residues]
-        rest = [
-            r for r in range(len(self.topology.residues)) if r not in {r for part in residues for r in part}
-        ]
+        rest = set(range(len(self.topology.residues))) - {r for part in residues for r in part}
         if rest:
-            parts.append(self.held(rest))
+            parts.append(self.held(sorted(rest)))
         for i in range(len(residues)):
             others = parts[:i] + parts[i + 1 :]
             parts[i] = self.decided(residues[i], others, self.pool, range(len(self.pool)))
             self.around[parts[i].atoms] = parts[i].coords[0]
-        for i in range(len(residues)):
-            parts = self.split(parts, parts[i])
-        parts = self.merged(parts)
-        return self.weighed(parts)
+        for part in parts[: len(residues)]:
+            parts = self.split(parts, part)
+        return self.weighed(self.merged(parts))
 
     def atoms_of(self, residues: Sequence[int]) -> Int[np.ndarray, " n"]:
         """Atoms of some residues of the region."""
@@ -140,7 +137,7 @@ class PartSearch:
     ) -> PartModel:
         """States of some residues, the heaviest first."""
         atoms = self.atoms_of(residues)
-        b = np.broadcast_to(b_iso.double().numpy(), (len(coords), len(b_iso)))
+        b = np.tile(b_iso.double().numpy(), (len(coords), 1))
         signals = self.judge.signals(atoms, coords.double().numpy(), b)
         return PartModel(residues, atoms, coords, weights, b_iso, sources, signals, evidence).sorted()
 
@@ -241,7 +238,7 @@ class PartSearch:
         signals = np.concatenate([model.signals, held[None]])
         groups = np.append(np.zeros(len(model), dtype=np.int64), 1)
         weights = fit_shares(self.judge, signals, np.append(model.weights, 1.0), groups)[:-1]
-        return replace(model, weights=weights)
+        return replace(model, weights=weights).sorted()
 
     def total(self, parts: Sequence[PartModel]) -> tuple[np.ndarray, np.ndarray]:
         """Signals and weights of all states of all parts."""

@@ -44,14 +44,14 @@ class Place:
         problem: the density of the region.
         geometry: log probability of all atoms of the region, shape=(k, N, 3).
         atoms: of the part, shape=(n,).
-        around: Å, all atoms of the region; those of the part are not looked at, shape=(N, 3).
+        around: Å, all atoms of the region; those of the part are not looked at, shape=(a, 3).
         others: density of what else is in the region.
     """
 
     problem: RegionProblem
     geometry: Callable[[Tensor], Tensor]
     atoms: Int[np.ndarray, " n"]
-    around: Float[Tensor, "m 3"]
+    around: Float[Tensor, "a 3"]
     others: Float[Tensor, "nx ny nz"]
 
     @property

@@ -1,5 +1,7 @@
 """From members to states: on a small crystal whose two states and occupancies are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import small_crystal
@@ -7,10 +9,13 @@ import torch
 
 from densemble.geometry.objective import GeometryObjective
 from densemble.geometry.regularise import regularise
+from densemble.grid import DensityMap
 from densemble.inputs import load
 from densemble.io.models import alternates
 from densemble.pipeline import problem_of
 from densemble.selection.amplitudes import AmplitudeJudge
+from densemble.selection.parts import spans_of
+from densemble.selection.voxels import MapJudge
 from densemble.settle import Settling
 from densemble.states import Counting, find_states, same_within
 
@@ -80,6 +85,53 @@ def test_a_state_that_is_not_there_is_not_believed(case):
     members = torch.stack([problem.stretches.start, known["A"], bent])
     states, _ = find_states(problem, members, judge, same=same_within(2.0), counting=QUICK)
     assert all(2 not in s.members for part in states.parts for s in part.states)
+
+
+@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("bridged", [True, False])
+def test_two_ends_that_combine_freely_are_two_parts(case, halves, bridged):
+    """Each has its own occupancies, also where no member shows the one without the other.
+
+    With a member that is elsewhere throughout, all is one part at first: of two states, then of two pieces.
+    """
+    problem, ends, members, target, other = free_ends(case[0])
+    inside = problem.mask > 0.5
+    judge = MapJudge(problem.forward, target, other if halves else None, inside, sigma=0.1, edge=2.0)
+    as_sampled = Counting(settling=Settling(rounds=0))
+    problem = replace(problem, target=target, sigma=0.1)
+    states, parts = find_states(
+        problem, members if bridged else members[:2], judge, same=0.5, counting=as_sampled
+    )
+    ids = [[problem.stretches.topology.residues[r].id for r in end] for end in ends]
+    assert [p.region for p in states.parts] == [spans_of(names) for names in ids]
+    assert [[s.occupancy for s in p.states] for p in states.parts] == [
+        pytest.approx([0.6, 0.4], abs=0.02),
+        pytest.approx([0.7, 0.3], abs=0.02),
+    ]
+    assert [[s.members for s in p.states] for p in states.parts] == [[[0], [1]], [[0], [1]]]
+    assert [len(p) for p in parts] == [2, 2, 1]
+    assert ("half map" in states.rule) == halves
+
+
+def free_ends(problem):
+    """Of eight residues the second and third, and the sixth and seventh, in two states each."""
+    topology, x = problem.stretches.topology, problem.stretches.start
+    ends = [[1, 2], [5, 6]]
+    shared = topology.atoms_of([0, 3, 4, 7])
+    density = problem.forward.of_atoms(shared)(x[shared][None], torch.ones(1), problem.b_start[shared])
+    both = x.clone()
+    for end, weights, by in zip(ends, ([0.6, 0.4], [0.7, 0.3]), ([0, 0, 1.5], [1.2, 1.2, 0]), strict=True):
+        own = topology.atoms_of(end)
+        both[own] += torch.tensor(by)
+        states, b_iso = torch.stack([x[own], both[own]]), problem.b_start[own]
+        density = density + problem.forward.of_atoms(own)(states, torch.tensor(weights), b_iso)
+    elsewhere = x + torch.tensor([0.0, -3.0, 0.0])
+    generator = torch.Generator().manual_seed(0)
+    noisy = [
+        DensityMap(problem.target.grid, density + 0.1 * torch.randn(density.shape, generator=generator))
+        for _ in range(2)
+    ]
+    return problem, ends, torch.stack([x, both, elsewhere]), *noisy
 
 
 def atoms(topology):
