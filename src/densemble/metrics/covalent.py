@@ -30,7 +30,9 @@ def bonds(model: Conformers, stereo: Stereochemistry) -> Int[np.ndarray, "b 2"]:
 
 def _by_distance(model: Conformers) -> list[tuple[int, int]]:
     residues = model.residues
-    standard = np.array([r.name in targets.known_residues() for r in residues])[model.residue_index]
+    # an amino acid of which CA is missing is no part of the protein for ``links``
+    known = [r.name in targets.known_residues() and r.kind == "protein" for r in residues]
+    standard = np.array(known)[model.residue_index]
     loose = np.array([r.kind in _LOOSE for r in residues])[model.residue_index]
     elements = [gemmi.Element(e) for e in model.elements]
     metal = np.array([e.is_metal for e in elements])

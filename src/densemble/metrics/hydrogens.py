@@ -74,9 +74,23 @@ class Group:
         """Degrees over which the group may be turned; 0 if it is not."""
         return _FREE.get(self.kind, 0.0)
 
-    def places(self, coords: Float[np.ndarray, "n 3"], turn: float = 0.0) -> Float[np.ndarray, "k 3"]:
-        """Å, where the hydrogens are, the group turned by so many degrees."""
-        return _places(self.kind, coords[list(self.frame)], self.length, turn)
+    def places(self, coords: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "k 3"]:
+        """Å, where the hydrogens are; of a group that may be turned, to begin with."""
+        points = coords[list(self.frame)]
+        if self.kind in _TURNS:
+            return self.turned(coords, np.zeros(1))[0]
+        return _beside_bonds(self.kind, points, self.length)
+
+    def turned(
+        self, coords: Float[np.ndarray, "n 3"], turns: Float[np.ndarray, " t"]
+    ) -> Float[np.ndarray, "t k 3"]:
+        """Å, where the hydrogens of a group on one bond are after turns by so many degrees."""
+        c, b, a = coords[list(self.frame)]
+        first, step, count, angle = _TURNS[self.kind]
+        if self.kind == "turn" and self.length == _LENGTHS["SH"]:
+            angle = _THIOL
+        torsions = first + turns[:, None] + step * np.arange(count)
+        return _about_bond(a, b, c, self.length, angle, torsions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,16 +213,9 @@ def _length(kind: str, element: str) -> float:
     return _LENGTHS["aromatic" if kind == "ring" else "CH"]
 
 
-def _places(
-    kind: str, points: Float[np.ndarray, "f 3"], length: float, turn: float
-) -> Float[np.ndarray, "k 3"]:
+def _beside_bonds(kind: str, points: Float[np.ndarray, "f 3"], length: float) -> Float[np.ndarray, "k 3"]:
+    """Opposite the bonds of the first point with the others, or a pair astride."""
     centre = points[0]
-    if kind in ("methyl", "ammonium", "amide", "turn"):
-        first, step, count, angle = _TURNS[kind]
-        if kind == "turn" and length == _LENGTHS["SH"]:
-            angle = _THIOL
-        torsions = first + turn + step * np.arange(count)
-        return _about_bond(points[2], points[1], centre, length, angle, torsions)
     unit = (points[1:] - centre) / np.linalg.norm(points[1:] - centre, axis=1, keepdims=True)
     away = -unit.sum(0)
     away /= np.linalg.norm(away)
@@ -231,12 +238,12 @@ _TURNS = {
 
 def _about_bond(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, length: float, angle: float, torsions: np.ndarray
-) -> Float[np.ndarray, "k 3"]:
+) -> Float[np.ndarray, "*batch 3"]:
     """Points bonded to c at an angle with b and dihedral angles about b-c from a, all in degrees."""
     axis = (c - b) / np.linalg.norm(c - b)
     normal = np.cross(b - a, axis)
     normal /= np.linalg.norm(normal)
     side = np.cross(normal, axis)
-    bend, torsion = np.radians(angle), np.radians(torsions)[:, None]
+    bend, torsion = np.radians(angle), np.radians(torsions)[..., None]
     around = np.cos(torsion) * side + np.sin(torsion) * normal
     return c + length * (-np.cos(bend) * axis + np.sin(bend) * around)

@@ -78,7 +78,7 @@ class _Scene:
         """Put the group where its score is best, the first of equals."""
         atoms = self.atoms
         turns = np.arange(0.0, group.period, STEP)
-        places = np.stack([group.places(atoms.coords[: atoms.heavy], turn) for turn in turns])
+        places = group.turned(atoms.coords[: atoms.heavy], turns)
         best = int(np.argmax(np.round(self.score(group, places), 6)))
         atoms.coords[group.hydrogens + atoms.heavy] = places[best]
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from scipy.spatial import cKDTree
 
 from densemble.geometry import targets
@@ -56,13 +57,16 @@ def stereochemistry(model: Conformers) -> Stereochemistry:
         terms[kind].setdefault(atoms, (residue, target))
     measured = {}
     for kind, found in terms.items():
-        rows = []
-        for atoms, (residue, target) in found.items():
-            value = _MEASURES[kind](model.coords[list(atoms)])
-            z = (value - target.mean) / target.sd
-            rows.append(Deviation(residue, atoms, value / target.mean if kind == "chirals" else value, z))
-        measured[kind] = rows
+        values = _MEASURES[kind](model.coords[np.array(list(found))]).tolist() if found else []
+        measured[kind] = [
+            Deviation(residue, atoms, value / _unit(kind, target), (value - target.mean) / target.sd)
+            for (atoms, (residue, target)), value in zip(found.items(), values, strict=True)
+        ]
     return Stereochemistry(**measured)
+
+
+def _unit(kind: str, target: Target) -> float:
+    return target.mean if kind == "chirals" else 1.0
 
 
 def rmsz(terms: Iterable[Deviation]) -> float | None:
@@ -134,18 +138,19 @@ def disulfides(model: Conformers) -> list[tuple[int, int, str]]:
     return sorted(found)
 
 
-def _length(points: np.ndarray) -> float:
-    return float(np.linalg.norm(points[0] - points[1]))
+def _lengths(points: Float[np.ndarray, "t 2 3"]) -> Float[np.ndarray, " t"]:
+    return np.asarray(np.linalg.norm(points[:, 0] - points[:, 1], axis=-1))
 
 
-def _angle(points: np.ndarray) -> float:
-    u, v = points[0] - points[1], points[2] - points[1]
-    return float(np.degrees(np.arctan2(np.linalg.norm(np.cross(u, v)), u @ v)))
+def _angles(points: Float[np.ndarray, "t 3 3"]) -> Float[np.ndarray, " t"]:
+    u, v = points[:, 0] - points[:, 1], points[:, 2] - points[:, 1]
+    return np.asarray(np.degrees(np.arctan2(np.linalg.norm(np.cross(u, v), axis=-1), (u * v).sum(-1))))
 
 
-def _volume(points: np.ndarray) -> float:
-    u, v, w = (step / np.linalg.norm(step) for step in points[1:] - points[0])
-    return float(u @ np.cross(v, w))
+def _volumes(points: Float[np.ndarray, "t 4 3"]) -> Float[np.ndarray, " t"]:
+    steps = points[:, 1:] - points[:, :1]
+    u, v, w = np.moveaxis(steps / np.linalg.norm(steps, axis=-1, keepdims=True), 1, 0)
+    return np.asarray((u * np.cross(v, w)).sum(-1))
 
 
-_MEASURES = {"bonds": _length, "angles": _angle, "chirals": _volume}
+_MEASURES = {"bonds": _lengths, "angles": _angles, "chirals": _volumes}

@@ -97,6 +97,12 @@ def test_an_overlap_behind_a_bonded_atom_is_not_seen():
     assert ("C1", "C1") not in pairs
 
 
+def test_a_residue_of_which_only_n_is_left_is_bonded():
+    whole = peptide(["ALA", "ALA", "ALA", "ALA"])
+    rest = [a for a in whole if a[2] < 4 or a[0] == "N"]
+    assert contacts(*rest).clashes == []
+
+
 def test_a_donor_and_an_acceptor_do_not_clash():
     """The amide hydrogen of a peptide, pressed against an oxygen and against a carbon."""
     chain = peptide(["ALA", "ALA"])
