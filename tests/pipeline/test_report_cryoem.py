@@ -220,6 +220,7 @@ def test_a_region_s_conformations_are_shown_in_what_is_held(tmp_path):
     scene = json.loads(found.scripts["scene"])
     assert [s["name"] for s in scene["states"]] == ["A", "B"]
     assert "data-around" in found.ids()
-    assert f"Two conformations of {LOOP} explain the map there." in found.text
+    assert f"Two conformations of {LOOP} together explain the map there." in found.text
     assert "0.600 to 0.850, one state and ensemble" in found.text
+    assert "0.900 correlation with the map that was fitted, over the region; one state 0.700" in found.text
     assert "member 3" not in found.text

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -328,5 +329,20 @@ def test_what_is_wrong_with_a_folder_is_said_and_nothing_is_written(full, tmp_pa
         (folder / name).write_text(content)
     before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
     with pytest.raises(InputError, match=words):
+        write_report(folder, force=True)
+    assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before
+
+
+def test_packages_that_are_missing_are_named(full, tmp_path, monkeypatch):
+    """The run stands without its report; what was there before stays."""
+    folder = tmp_path / "lacking"
+    shutil.copytree(full, folder)
+    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    with monkeypatch.context() as absent:
+        absent.setattr("densemble.report.viewer.find_spec", lambda name: None)
+        with pytest.raises(InputError, match=r"MIT licence.*pip install 'molstar-cli"):
+            write_report(folder, force=True)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"matplotlib.*pip install 'densemble\[report\]'"):
         write_report(folder, force=True)
     assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before

@@ -33,7 +33,7 @@ def sections(run: RunFolder, scene: Scene | None) -> list[Section]:
         found.append(residues(run))
     found.append(_members(result.members))
     if any(m.bimodality is not None for m in result.members):
-        found.append(_bimodality(result.members))
+        found.append(bimodality(result.members))
     if result.model is not None and result.model.validation:
         found.append(_validation(result.model.validation))
     if run.trace:
@@ -175,7 +175,8 @@ def _members(members: list[Member]) -> Section:
     return Section("members", "Sampled conformations", tables=(table,))
 
 
-def _bimodality(members: list[Member]) -> Section:
+def bimodality(members: list[Member]) -> Section:
+    """Where members are between the first two known states."""
     names = list(next(m.rmsd for m in members if m.rmsd))[:2]
     figure = Figure(
         "bimodality",

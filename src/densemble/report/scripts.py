@@ -6,18 +6,21 @@ Each is to be run in the folder of the result.
 from __future__ import annotations
 
 import colorsys
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from densemble.atoms import ResidueId
 from densemble.io.state_results import START_FILE
-from densemble.report.scene import GREY, MAP_COLOUR, Conformation, Scene
+from densemble.report.scene import GREY, MAP_COLOUR, Camera, Conformation, Scene
 from densemble.report.volume import CARVED
 
 _PLAIN = re.compile(r"[A-Za-z0-9_]+\Z")
 MAP_ID, START_ID = 100, 50
 """Numbers of models in ChimeraX, above those that states get."""
+PYMOL_FIELD = 20.0
+"""Degrees, PyMOL's own field of view."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,17 @@ def pymol(scene: Scene, level: float | None) -> str:
         lines += ["set normalize_ccp4_maps, 0", f"load {scene.map_file}, density"]
         near = f", ({' or '.join(objects)}), carve={CARVED:g}" if scene.around is not None else ""
         lines += [f"isomesh mesh, density, {level:.6g}{near}", f"color {MAP_COLOUR.replace('#', '0x')}, mesh"]
-    return "\n".join([*lines, f"orient {objects[0]}", f"zoom {objects[0]}, 3"]) + "\n"
+    return "\n".join([*lines, _pymol_view(Camera.of(scene))]) + "\n"
+
+
+def _pymol_view(camera: Camera) -> str:
+    """The place that the page looks from: rotation by columns, distance, origin, clipping, field of view."""
+    rotation = [axis[i] for i in range(3) for axis in (camera.right, camera.up, camera.towards)]
+    half = max(camera.reach[1], 0.75 * camera.reach[0]) + 2.0
+    distance = half / math.tan(math.radians(PYMOL_FIELD / 2)) + camera.reach[2]
+    near, far = distance - camera.reach[2] - 4.0, distance + camera.reach[2] + 30.0
+    numbers = [*rotation, 0.0, 0.0, -distance, *camera.target, near, far, -PYMOL_FIELD]
+    return f"set_view ({', '.join(f'{x:.5f}' for x in numbers)})"
 
 
 def _pymol_residues(state: Conformation) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from densemble.io.state_results import Distance, Fit, Geometry, RegionRecord, StateResult
-from densemble.report.crystal_page import EVALUATION, residues, traces
+from densemble.report.crystal_page import EVALUATION, bimodality, residues, traces
 from densemble.report.folder import RunFolder
 from densemble.report.sections import (
     Headline,
@@ -11,7 +11,6 @@ from densemble.report.sections import (
     Table,
     Tile,
     counted,
-    in_words,
     optional,
     plain,
     signed,
@@ -19,39 +18,56 @@ from densemble.report.sections import (
 
 
 def headline(result: StateResult) -> Headline:
-    """How many states, how sure, and whether agreement with the half map held out improved."""
-    region, best, start = result.region, result.best, result.start
-    gain = best.fit.correlation - start.correlation
-    if region is not None:
-        kept = sum(m.selected for m in region.members)
-        answer = [f"{counted(kept, 'conformation').capitalize()} of {region.region} explain the map there."]
-        number = Tile("How many states?", str(kept), f"kept of {len(region.members)}; number not tested")
-    else:
-        does = "fits the map better" if gain > 0 else "fits the map no better"
-        answer = [
-            f"The best of {counted(len(result.members), 'sample')} {does} than the start as it was docked."
-        ]
-        number = Tile("How many states?", "1", "one model is fitted to one map")
-    together = result.ensemble
-    if together is not None:
-        answer.append(
-            f"{in_words(len(together.members)).capitalize()} of them together were weighed as well."
-        )
-    sure = Tile(
-        "How well does it fit?",
-        f"{best.fit.correlation:.3f}",
-        f"correlation with the map that was fitted, start {start.correlation:.3f}; "
-        f"Q-score {best.fit.q_score:.2f}",
-    )
+    """How many states, how well they fit, and whether agreement with the half map held out improved."""
     held = _held_out(result)
-    answer.append(
-        "No half map was held out, so there is no independent check of it in this run."
-        if held.tone == "plain"
-        else f"It agrees {'better' if held.tone == 'good' else 'no better'} than the start with the half map "
-        "that the fit never saw."
+    verdict = "No half map was held out, so there is no independent check of it in this run."
+    if held.tone != "plain":
+        does = "better" if held.tone == "good" else "no better"
+        verdict = f"The result agrees {does} than the start with the half map that the fit never saw."
+    region = result.region
+    if region is None:
+        title, answer, tiles = f"The state in {_map_name(result)}", _of_state(result), _state_tiles(result)
+    else:
+        title, answer, tiles = f"Conformations of {region.region}", _of_region(region), _region_tiles(region)
+    return Headline(title, "cryo-EM map", (*answer, verdict), (*tiles, held))
+
+
+def _of_state(result: StateResult) -> list[str]:
+    """What was found of the whole model, in a sentence or two."""
+    gain = result.best.fit.correlation - result.start.correlation
+    does = "fits the map better" if gain > 0 else "fits the map no better"
+    answer = [f"The best of {counted(len(result.members), 'sample')} {does} than the start as it was docked."]
+    if result.ensemble is not None:
+        number = counted(len(result.ensemble.members), "sample").capitalize()
+        answer.append(f"{number} together, with weights, were compared with the map as well.")
+    return answer
+
+
+def _state_tiles(result: StateResult) -> tuple[Tile, Tile]:
+    best = result.best.fit
+    note = f"correlation with the map that was fitted, start {plain(result.start.correlation, 3)}; "
+    return (
+        Tile("How many states?", "1", "one model is fitted to one map"),
+        Tile("How well does it fit?", plain(best.correlation, 3), f"{note}Q-score {plain(best.q_score)}"),
     )
-    title = f"Conformations of {region.region}" if region is not None else f"The state in {_map_name(result)}"
-    return Headline(title, "cryo-EM map", tuple(answer), (number, sure, held))
+
+
+def _of_region(region: RegionRecord) -> list[str]:
+    kept = sum(m.selected for m in region.members)
+    verb = "explains" if kept == 1 else "together explain"
+    return [
+        f"{counted(kept, 'conformation').capitalize()} of {region.region} {verb} the map there.",
+        "How many states the data support was not tested in this run.",
+    ]
+
+
+def _region_tiles(region: RegionRecord) -> tuple[Tile, Tile]:
+    kept, rscc = sum(m.selected for m in region.members), region.metrics.rscc
+    note = f"correlation with the map that was fitted, over the region; one state {plain(rscc['start'], 3)}"
+    return (
+        Tile("How many states?", str(kept), f"kept of {len(region.members)} sampled; number not tested"),
+        Tile("How well does it fit?", plain(rscc["ensemble"], 3), note),
+    )
 
 
 def _map_name(result: StateResult) -> str:
@@ -81,6 +97,8 @@ def sections(run: RunFolder) -> list[Section]:
     found = []
     if result.region is not None:
         found.append(_region(result.region))
+        if any(m.bimodality is not None for m in result.region.members):
+            found.append(bimodality(result.region.members))
     found.append(_fits(result))
     if run.residues and run.residue_figures:
         found.append(residues(run))
