@@ -142,15 +142,17 @@ class Ours:
 
 
 class AllPairs:
-    """Every atom at every voxel of an even sample of the voxels, by autograd."""
+    """Every atom at every voxel of a sample of the voxels, those around the atoms only, by autograd."""
 
     def __init__(self, problem: Problem, dtype: torch.dtype, voxels: int) -> None:
-        total = int(np.prod(problem.grid.shape))
-        self.index = torch.arange(voxels) * (total // voxels) + total // (2 * voxels)
-        self.fraction = voxels / total
-        _, ny, nz = problem.grid.shape
-        place = torch.stack([self.index // (ny * nz), self.index // nz % ny, self.index % nz], 1).to(dtype)
-        self.points = place * problem.case.spacing
+        edge, flat = problem.grid.shape[0], problem.coords.flatten(0, 1) / problem.case.spacing
+        low, high = flat.amin(0).floor().clamp(min=0), flat.amax(0).ceil().clamp(max=edge - 1)
+        among = torch.rand(voxels, 3, generator=torch.Generator().manual_seed(1))
+        place = (low + among * (high - low)).round().long()
+        self.index = ((place[:, 0] * edge + place[:, 1]) * edge + place[:, 2]).unique()
+        self.fraction = len(self.index) / edge**3
+        place = torch.stack([self.index // edge**2, self.index // edge % edge, self.index % edge], 1)
+        self.points = place.to(dtype) * problem.case.spacing
         self.parts = tuple(v.to(dtype) for v in problem.gaussians())
         self.gradient = problem.gradient.flatten()[self.index].to(dtype)
 
@@ -242,7 +244,7 @@ def peak_bytes() -> int:
 
 
 def errors(problem: Problem, ours: Ours, voxels: int) -> dict[str, float]:
-    """Against all pairs in double precision, at an even sample of the voxels."""
+    """Against all pairs in double precision, at a sample of the voxels."""
     exact = AllPairs(problem, torch.float64, voxels)
     density, slope = exact(chunk=max(int(PAIRS / ours.height.numel()), 1))
     only = torch.zeros(problem.grid.shape).flatten()

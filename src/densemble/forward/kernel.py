@@ -195,6 +195,17 @@ def _faces(y: Tensor, z: Tensor, space: _Workspace) -> Float[Tensor, "b f n"]:
     return torch.mul(y[:, :, None], z[:, None], out=yz).flatten(1, 2)
 
 
+def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros of a type and device; on a CPU, memory that is not written to is never touched.
+
+    A molecule fills a small part of a large box, and to fill the rest with zeros can cost more than the
+    molecule. numpy asks the system for pages that are zero, torch writes them.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(shape, dtype=like.detach()[:0].numpy().dtype))
+
+
 class _GaussianSum(torch.autograd.Function):
     """Density of K members, (K, M, 3) -> (K, nx, ny, nz), and its gradients."""
 
@@ -211,7 +222,7 @@ class _GaussianSum(torch.autograd.Function):
         ctx.save_for_backward(coords, amplitude, alpha)
         ctx.grid, ctx.plan = grid, plan
         gaussians = _Gaussians.of(grid, plan, coords, amplitude, alpha)
-        density = coords.new_zeros((len(coords), *grid.shape))
+        density = _zeros(coords, (len(coords), *grid.shape))
         space = _Workspace(density)
         for batch in plan.batches:
             x, y, z = gaussians.factors(batch, space)[1].split(batch.shape, 1)
@@ -299,7 +310,7 @@ def gaussian_density(
         The density, shape=([k,] nx, ny, nz), in the unit of ``amplitude``.
     """
     if coords.dim() == 2:
-        return gaussian_density(grid, coords[None], amplitude[None], alpha[None], cutoff=cutoff)[0]
+        return gaussian_density(grid, coords[None], amplitude[None], alpha[None], cutoff=cutoff).squeeze(0)
     return _GaussianSum.apply(coords.contiguous(), amplitude.contiguous(), alpha.contiguous(), grid, cutoff)
 
 
