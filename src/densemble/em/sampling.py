@@ -76,6 +76,7 @@ class Guided:
         together: residues times members that are sampled in one batch. Part of a run's identity, since the
             random numbers of a batch belong to it as a whole.
         rate: the network's confidence in samples just drawn, if it has an opinion.
+        messages: what the user should know.
     """
 
     prior: Prior
@@ -85,6 +86,7 @@ class Guided:
     steps: int
     together: int = TOGETHER
     rate: Callable[[Tensor], dict[str, Tensor]] | None = None
+    messages: tuple[str, ...] = ()
 
 
 def guided(
@@ -130,15 +132,24 @@ def _guided_fold(
     shaped = next((i for i, level in enumerate(levels) if level <= PLACED_AT), len(levels) - 1)
     placed = max(shaped, guided_at[0]) if guided_at else shaped
     fold.place(prior, problem.model, level=prior.process.times(steps)[placed])
-    stages = [s for s in (stage.below(levels[placed]) for stage in stages) if s is not None]
+    begun = [s for s in (stage.below(levels[placed]) for stage in stages) if s is not None]
     return Guided(
         prior=prior,
         completion=AllAtom(prior.tokens),
         atoms=np.arange(len(prior.topology)),
-        stages=stages,
+        stages=begun,
         steps=steps,
         together=FOLDED_TOGETHER,
         rate=partial(fold.rated, prior),
+        messages=tuple(_idle(stage, steps) for stage in stages if not any(map(stage.active, levels))),
+    )
+
+
+def _idle(stage: Stage, steps: int) -> str:
+    """What to know of a stage in which no step lies."""
+    return (
+        f"the {stage.name} does not guide: its stage is from {stage.high:.3g} to {stage.low:.3g} Å of noise, "
+        f"and none of the {steps} steps begins there"
     )
 
 
