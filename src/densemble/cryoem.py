@@ -276,7 +276,7 @@ def run_cryoem(
         settings=described,
         seed=settings.seed,
         versions=versions(),
-        device=device(),
+        device=device(None if boltz is None else boltz.device),
         timings=clock.seconds,
         messages=[*messages, *afterwards],
         map=map_record(inputs, problem, found.seen[0].form),

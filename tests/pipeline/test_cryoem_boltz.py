@@ -3,6 +3,9 @@
 import csv
 import json
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import pytest
 
 pytest.importorskip("boltz", reason="needs boltz 2.2.1: pip install 'densemble[boltz]'")
 
+import boltz.model.modules.diffusion as boltz1_diffusion
+import boltz.model.modules.diffusionv2 as boltz2_diffusion
 import gemmi
 import torch
 from boltz_networks import example_input, reduced_model, save_checkpoint
@@ -134,6 +139,10 @@ def command(*arguments):
     return done.exit_code, done.output
 
 
+MODIFIED = """version: 1
+sequences:
+  - protein: {id: A, sequence: MKTAYIA, msa: empty, modifications: [{position: 3, ccd: QQQ}]}
+"""
 DIVERGES = ["--prior", "boltz2", "--sequence", "SEQUENCE", "--steps", "8", "--step-scale", "20"]
 
 
@@ -191,6 +200,96 @@ def test_stopped_and_resumed_it_ends_the_same(folding, whole, tmp_path, monkeypa
     assert contents(whole[0])["models.cif"] == contents(out)["models.cif"]
     assert contents(whole[0])["start.cif"] == contents(out)["start.cif"]
     assert result.model_dump(exclude={"timings"}) == whole[1].model_dump(exclude={"timings"})
+
+
+KILLED = """
+import os, signal
+from densemble.cli import main
+from densemble.run import Checkpoints
+save, count = Checkpoints.save, 0
+def save_and_die(self):
+    global count
+    save(self)
+    count += 1
+    if count == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoints.save = save_and_die
+main()
+"""
+"""The command, killed when it has written its checkpoint of step 20."""
+
+
+def test_killed_and_resumed_on_the_command_line_it_ends_the_same(folding, tmp_path):
+    """Two chains, a ligand and an ion; the process is gone from one moment to the next."""
+    options = [
+        folding.map, "--sequence", folding.sequence, "--prior", folding.kind, "--resolution", 5,
+        "--members", 2, "--steps", STEPS, "--recycling", 1, "--recipe", folding.recipe,
+    ]  # fmt: skip
+    code, said = command(*options, "--out", tmp_path / "whole")
+    assert code == 0, said
+    out = tmp_path / "out"
+    arguments = ["cryoem", *options, "--out", out]
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert not (out / "result.json").exists()
+    code, said = command(*options, "--out", out)
+    assert code == 2
+    assert "--resume" in said
+    code, said = command(*options, "--resume", "--out", out)
+    assert code == 0, said
+    assert contents(out).keys() == contents(tmp_path / "whole").keys()
+    for name in ("best.cif", "models.cif", "start.cif", "residues.csv", "trace.csv", "map.ccp4"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_out_of_memory_it_goes_on_with_fewer_at_a_time(folding, tmp_path, monkeypatch, caplog):
+    module = boltz2_diffusion if folding.kind == "boltz2" else boltz1_diffusion
+    real = module.AtomDiffusion.preconditioned_network_forward
+
+    def small(self, x, *arguments, **named):
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(self, x, *arguments, **named)
+
+    monkeypatch.setattr(module.AtomDiffusion, "preconditioned_network_forward", small)
+    code, said = command(
+        folding.map, "--sequence", folding.sequence, "--prior", folding.kind, "--resolution", 5,
+        "--members", 2, "--steps", 12, "--recycling", 0, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, said
+    assert caplog.text.count("out of memory: going on with 1 members at a time") == 1
+    assert len(json.loads((tmp_path / "out" / "result.json").read_text())["members"]) == 2
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_weights_that_are_not_there_and_cannot_be_fetched(folding, tmp_path, monkeypatch, given):
+    """The dictionary alone is in the cache, or not even that."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    name = "mols" if folding.kind == "boltz2" else "ccd.pkl"
+    if not given:
+        (cache / name).symlink_to(folding.cache / name)
+    monkeypatch.setenv("BOLTZ_CACHE", str(cache))
+
+    def fails(*_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(f"boltz.main.download_{folding.kind}", fails)
+    weights = ["--weights", folding.cache / f"{folding.kind}_conf.ckpt"] if given else []
+    code, said = command(
+        folding.map, "--sequence", folding.sequence, "--prior", folding.kind, "--resolution", 5,
+        "--out", tmp_path / "out", *weights,
+    )  # fmt: skip
+    assert code == 2
+    assert "no route to host" in said
+    assert "MIT licence" in said
+    assert "GB" in said
+    missing = "mols.tar" if given and folding.kind == "boltz2" else name if given else "_conf.ckpt"
+    assert missing in said
+    assert ("--weights FILE" in said) == (not given)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("other", ["weights", "alignment"])
@@ -306,12 +405,18 @@ def test_the_map_guides_also_from_little_noise(folding, tmp_path):
         ([*DIVERGES, "--step-scale", "1e30"], ["the fold", "diverged at step", "--step-scale"]),
         (["--prior", "boltz2", "--sequence", "ODD"], ["odd.fasta", "residue 3", "'?'"]),
         (["--prior", "boltz2", "--sequence", "OTHER", "--model", "TRUTH"], ["identical", "truth.cif"]),
+        (["--prior", "boltz1", "--sequence", "MODIFIED"], ["modified.yaml", "chain A", "component QQQ"]),
+        (["--prior", "boltz2", "--sequence", "MODIFIED"], ["modified.yaml", "chain A", "component QQQ"]),
+        (["--prior", "boltz2", "--sequence", "SEQUENCE", "--weights", "ODD"], ["odd.fasta", "checkpoint"]),
+        (["--prior", "boltz2", "--model", "TRUTH"], ["truth.cif", "component LIG1", "--sequence", "smiles"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_said_and_nothing_is_written(folding, tmp_path, options, words):
     (tmp_path / "odd.fasta").write_text(">A|protein|empty\nMK?TAYIA\n")
     (tmp_path / "other.fasta").write_text(">A|protein|empty\nWWPWWGWWPWWDWW\n")
+    (tmp_path / "modified.yaml").write_text(MODIFIED)
     files = {
+        "MODIFIED": tmp_path / "modified.yaml",
         "SEQUENCE": folding.sequence, "BOLTZ1": folding.cache / "boltz1_conf.ckpt", "TRUTH": folding.truth,
         "ODD": tmp_path / "odd.fasta", "OTHER": tmp_path / "other.fasta",
     }  # fmt: skip

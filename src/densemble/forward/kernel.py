@@ -23,7 +23,8 @@ from torch import Tensor
 
 from densemble.grid import Grid
 
-CELL = 8.0  # Å; edge of the cells into which atoms are sorted. Measured: flat between 5 and 10.
+CELL = 8.0  # Å; edge of the cells into which atoms are sorted. Measured on a CPU: flat between 5 and 10.
+WIDE_CELL = 64.0  # Å; the same elsewhere, where a few large products are cheaper than many small ones
 MAX_TERMS = 4096  # Gaussians in one product; bounds its memory to MAX_TERMS x (a window's y-z face)
 
 
@@ -53,7 +54,7 @@ def _reach(amplitude: np.ndarray, alpha: np.ndarray, cutoff: float) -> np.ndarra
     return np.asarray(np.sqrt(np.log(np.maximum(size / (cutoff * largest), 1.0)) / alpha).max(axis=1))
 
 
-def _plan(grid: Grid, coords: Tensor, amplitude: Tensor, alpha: Tensor, cutoff: float) -> _Plan:
+def _plan(grid: Grid, coords: Tensor, amplitude: Tensor, alpha: Tensor, cutoff: float, cell: float) -> _Plan:
     """Sort the atoms of K members (K, M, ...) into bins of one member and one cell of space each."""
     atoms, terms = amplitude.shape[1:]
     x, size, rate = (v.detach().flatten(0, 1).double().cpu().numpy() for v in (coords, amplitude, alpha))
@@ -66,7 +67,7 @@ def _plan(grid: Grid, coords: Tensor, amplitude: Tensor, alpha: Tensor, cutoff: 
     low = np.maximum(np.ceil(voxel - extent), 0)
     high = np.minimum(np.floor(voxel + extent) + 1, grid.shape)
     inside = np.flatnonzero((low < high).all(axis=1) & (reach > 0))
-    key = np.column_stack([inside // atoms, np.floor(voxel[inside] * spacing / CELL).astype(np.int64)])
+    key = np.column_stack([inside // atoms, np.floor(voxel[inside] * spacing / cell).astype(np.int64)])
     sort = np.lexsort(key.T[::-1])
     key, order = key[sort], inside[sort]
     ends = np.r_[np.flatnonzero((key[1:] != key[:-1]).any(axis=1)) + 1, len(order)]
@@ -115,7 +116,8 @@ class _GaussianSum(torch.autograd.Function):
         grid: Grid,
         cutoff: float,
     ) -> Tensor:
-        plan = _plan(grid, coords, amplitude, alpha, cutoff)
+        cell = CELL if coords.device.type == "cpu" else WIDE_CELL
+        plan = _plan(grid, coords, amplitude, alpha, cutoff, cell)
         ctx.save_for_backward(coords, amplitude, alpha)
         ctx.grid, ctx.plan = grid, plan
         x, a, w = (v.flatten(0, 1)[plan.order] for v in (coords, amplitude, alpha))

@@ -65,9 +65,12 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("densemble", "torch", "gemmi", "numpy", "scipy")}
 
 
-def device() -> str:
-    """What a run was done on."""
-    return f"cpu, {torch.get_num_threads()} threads"
+def device(network: torch.device | None = None) -> str:
+    """What a run was done on: the CPU, and the device of a network that was not there."""
+    cpu = f"cpu, {torch.get_num_threads()} threads"
+    if network is None or network.type == "cpu":
+        return cpu
+    return f"{torch.cuda.get_device_name(network) if network.type == 'cuda' else network}; {cpu}"
 
 
 def write_record(path: str | Path, record: Record) -> Path:

@@ -14,12 +14,11 @@ import boltz.model.modules.diffusion as boltz1_diffusion
 import boltz.model.modules.diffusionv2 as boltz2_diffusion
 from boltz.model.loss.diffusionv2 import weighted_rigid_align
 from boltz.model.modules.utils import quaternion_to_matrix
-from boltz_case import PARTS, BoltzCase
+from boltz_case import BoltzCase
 
 from densemble.atoms import Residue, ResidueId, Topology
 from densemble.errors import InputError
-from densemble.guidance.guided import AllAtom, GuidedPrior
-from densemble.guidance.stage import Stage
+from densemble.guidance.guided import AllAtom
 from densemble.priors.boltz import memory
 from densemble.priors.boltz.memory import bytes_kept, members_that_fit
 from densemble.priors.boltz.process import Anchor, Pose
@@ -399,96 +398,3 @@ def test_partial_noise_begins_at_the_given_model(case, generator):
     x = prior.process.initial(200, generator)
     assert (x - start).std() == pytest.approx(2.0, rel=0.02)
     assert (x - start).mean().abs() < 0.02
-
-
-def test_guided_sampling_follows_paper_2(case, generator):
-    """A transcription of the update: unguided, placed, guided twice over with a ratio, then unguided.
-
-    In Boltz's own frame and loop, with plain autograd, no code of ours but the two objectives.
-    """
-    n = case.atoms
-    cloud = 12 * torch.randn(n, 3, generator=generator) + 25
-    docked = 12 * torch.randn(n, 3, generator=generator) + 25
-
-    def global_term(x, sigma):
-        return -((x.mean(1) - cloud.mean(0)) ** 2).sum() - 1e-3 * ((x - cloud) ** 2).sum()
-
-    def local_term(x, sigma):
-        return -torch.log1p((x - cloud) ** 2).sum()
-
-    warm, first_end, second_end, total = 25, 30, 35, 40  # a fifth of the recipe's
-    lambdas = {}
-    for i in range(warm, second_end):
-        lambdas[i] = (global_term, 0.25) if i < first_end else (local_term, 0.5)
-    theirs = transcribed(case, lambdas, docked, steps=total, at=warm)
-
-    prior = case.prior()
-    times, levels = prior.process.times(total), prior.process.levels(total)
-    above = [level * (1 + 1e-6) for level in levels]
-    stages = [
-        Stage("global", global_term, high=above[warm], low=above[first_end], weight=0.25, mode="ratio"),
-        Stage("local", local_term, high=above[first_end], low=above[second_end], weight=0.5, mode="ratio"),
-    ]
-    anchored = case.prior(anchor=Anchor(times[warm], prior.topology, docked, torch.arange(n)))
-    guided = GuidedPrior(anchored, stages)
-    ours = []
-    sample(guided, steps=total, members=MEMBERS, generator=torch.Generator().manual_seed(17),
-           on_step=lambda state: ours.append(state.x.clone()))  # fmt: skip
-    assert [row.keys() - {"sigma"} for row in guided.trace] == [{"global"}] * 5 + [{"local"}] * 5
-    for i in range(warm, second_end):
-        torch.testing.assert_close(ours[i], theirs[i], atol=1e-3, rtol=0)
-    assert (theirs[-1] - transcribed(case, {}, docked, steps=total, at=warm)[-1]).abs().max() > 1
-
-
-def transcribed(case, lambdas, docked, *, steps, at):
-    """Positions in the map after every step (before ``at``: in a frame of no meaning)."""
-    d = case.diffusion
-    torch.manual_seed(17)
-    schedule = d.sample_schedule(steps)
-    gammas = torch.where(schedule > d.gamma_min, d.gamma_0, 0.0)
-    x = schedule[0] * torch.randn(MEMBERS, case.atoms, 3)
-    cache, found = {}, []
-    condition = {k: case.given[k] for k in PARTS if k in case.given} | {"multiplicity": MEMBERS}
-    if case.kind == "boltz1":
-        condition["model_cache"] = cache
-
-    def network(seen, t):
-        out = d.preconditioned_network_forward(seen, t, network_condition_kwargs=condition)
-        return out[0] if isinstance(out, tuple) else out
-
-    for i in range(steps):
-        now, after, gamma = schedule[i].item(), schedule[i + 1].item(), gammas[i + 1].item()
-        turn = quaternion_to_matrix(torch.randn(MEMBERS, 4))
-        move = torch.randn(MEMBERS, 1, 3)
-        t = now * (1 + gamma)
-        noise = d.noise_scale * (t**2 - now**2) ** 0.5 * torch.randn(MEMBERS, case.atoms, 3)
-        middle = x.mean(1, keepdim=True)
-        seen = (x - middle) @ turn + move + noise  # as the network sees it
-        with torch.no_grad():
-            network(seen, t)  # fills Boltz-1's cache outside of autograd
-        if i == at:
-            with torch.no_grad():
-                estimate = (network(seen, t) - move) @ turn.mT + middle
-            placed = best_superposition(estimate, docked)
-            # the rotation and shift that did it, undone from the augmentation henceforth
-            a = estimate - estimate.mean(1, keepdim=True)
-            q = torch.linalg.lstsq(
-                a.double(), (placed - placed.mean(1, keepdim=True)).double()
-            ).solution.float()
-            middle = (middle - estimate.mean(1, keepdim=True)) @ q + placed.mean(1, keepdim=True)
-            turn = q.mT @ turn
-        noisy = ((seen - move) @ turn.mT + middle).detach().requires_grad_()
-        estimate = (network((noisy - middle) @ turn + move, t) - move) @ turn.mT + middle
-        update = torch.zeros_like(estimate)
-        if i in lambdas:
-            term, strength = lambdas[i]
-            (g,) = torch.autograd.grad(term(estimate, t), noisy)
-            free = (estimate.detach() - noisy.detach()).flatten(1).norm(dim=1)
-            update = strength * g * (free / g.flatten(1).norm(dim=1))[:, None, None]
-        with torch.no_grad():
-            goal = estimate + update
-            ones = torch.ones(MEMBERS, case.atoms)
-            aligned = weighted_rigid_align(noisy.detach(), goal, ones, ones)
-            x = aligned + d.step_scale * (after - t) * (aligned - goal) / t
-        found.append(x.clone())
-    return found

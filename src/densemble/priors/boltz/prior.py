@@ -215,7 +215,7 @@ class TokenMemory:
     def advance(self, t: float) -> None:
         """Take in the estimate at level ``t``."""
         assert self.latest is not None
-        so_far = torch.zeros_like(self.latest) if self.so_far is None else self.so_far
+        so_far = torch.zeros_like(self.latest) if self.so_far is None else self.so_far.to(self.latest)
         times = self._diffusion.c_noise(torch.full((len(so_far),), t).to(so_far))
         self.so_far = self._diffusion.out_token_feat_update(times=times, acc_a=so_far, next_a=self.latest)
 
@@ -224,5 +224,5 @@ class TokenMemory:
         return {} if self.so_far is None else {"tokens": self.so_far}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state, read to wherever."""
         self.so_far = state.get("tokens")
