@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.errors import InputError
+from densemble.guidance.guided import AllAtom
 from densemble.priors.chroma.prior import ChromaPrior
 from densemble.priors.edm import EDM
 from densemble.priors.embedded import EmbeddedPrior
@@ -18,6 +20,13 @@ from densemble.priors.held import Substructure
 from densemble.problem import Stretches
 from densemble.recipes import ChainNoise, Noise, Recipe
 from densemble.sidechains.chroma import ChromaPacker
+
+if TYPE_CHECKING:
+    from densemble.priors.boltz.model import BoltzModel
+    from densemble.priors.boltz.substructure import BoltzSubstructure
+
+ENOUGH_HELD = 100
+"""Atoms in known places that a network must at least be shown beside a region: a dozen residues."""
 
 
 def gaussian_prior(stretches: Stretches, recipe: Recipe) -> GaussianPrior:
@@ -91,6 +100,86 @@ def chroma_prior(stretches: Stretches, recipe: Recipe, network: Any) -> Substruc
         )
     known = torch.as_tensor(coords[prior.atoms], dtype=torch.float32)
     return Substructure(prior, known, torch.as_tensor(free))
+
+
+def boltz_prior(
+    stretches: Stretches, recipe: Recipe, boltz: BoltzModel, *, seed: int
+) -> tuple[BoltzSubstructure, AllAtom]:
+    """A Boltz network on all atoms of the region, everything else that it models held; and what picks those.
+
+    What the sequences have and the model lacks is sampled along, and compared with nothing.
+
+    Args:
+        stretches: the free part of the model, without windows: the network has side chains of its own.
+        recipe: with the noise, about the start.
+        boltz: the network, its input matched with the model.
+        seed: of the noise of what is held.
+
+    Raises:
+        InputError: the recipe cannot be used with it; the network does not model an atom of the region, or
+            too little of what it models has a place.
+    """
+    from densemble.priors.boltz.substructure import BoltzSubstructure
+
+    if stretches.window or recipe.rounds is not None:
+        raise InputError(
+            f"recipe {recipe.name}: a prior of all atoms has side chains of its own and no rounds; take "
+            "--recipe boltz, or set window = 0 under [sidechains] and leave [rounds] out"
+        )
+    region = torch.as_tensor(_of_input(stretches, boltz))
+    assert boltz.match is not None
+    places = torch.full((len(boltz.topology), 3), float("nan"))
+    places[boltz.match.atoms] = torch.as_tensor(
+        stretches.model.coords[boltz.match.model_atoms], dtype=torch.float32
+    )
+    free = places.isnan().any(dim=1)
+    free[region] = True
+    held = int((~free).sum())
+    if held < ENOUGH_HELD:
+        raise InputError(
+            f"region {stretches.region}: only {held} other atoms of the model are of the sequences that are "
+            "folded, too few to hold the rest by; leave out some of the chain, or see --sequence"
+        )
+    places[region] = stretches.start
+    start = _filled(places)[free]
+    process = noise_about(start, recipe)
+    if boltz.settings.from_noise is not None:
+        process = replace(process, sigma_max=boltz.settings.from_noise)
+    prior = BoltzSubstructure(boltz.prior(), places, free, process, seed=seed)
+    rank = torch.cumsum(free.long(), 0) - 1
+    return prior, AllAtom(atoms=rank[region])
+
+
+def _of_input(stretches: Stretches, boltz: BoltzModel) -> list[int]:
+    """The free atoms of the stretches among those of the network's input.
+
+    Raises:
+        InputError: one is not among them.
+    """
+    topology = boltz.topology
+    known = {
+        (topology.residues[r].id, name): i
+        for i, (r, name) in enumerate(zip(topology.residue_index, topology.names, strict=True))
+    }
+    found = []
+    for r, name in zip(stretches.topology.residue_index, stretches.topology.names, strict=True):
+        residue = stretches.topology.residues[r]
+        if (residue.id, name) not in known:
+            raise InputError(
+                f"region {stretches.region}: the network has no atom {name} of {residue.id} "
+                f"({residue.name}); leave the residue out, or see whether --sequence is that of the model"
+            )
+        found.append(known[residue.id, name])
+    return found
+
+
+def _filled(places: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """Atoms without a place between those before and after them."""
+    values = places.numpy()
+    known = np.isfinite(values).all(axis=1)
+    index = np.arange(len(values))
+    columns = [np.interp(index, index[known], column[known]) for column in values.T]
+    return torch.as_tensor(np.stack(columns, axis=1), dtype=torch.float32)
 
 
 def chroma_packer(stretches: Stretches, recipe: Recipe, network: Any) -> ChromaPacker:  # noqa: ANN401

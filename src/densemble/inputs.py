@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 from pydantic import JsonValue
 
-from densemble.assembly import chroma_packer, chroma_prior, embedded_prior, gaussian_prior
+from densemble.assembly import boltz_prior, chroma_packer, chroma_prior, embedded_prior, gaussian_prior
 from densemble.atoms import Region
 from densemble.errors import InputError
+from densemble.guidance.guided import Completion
 from densemble.io.models import Model, read_model, require_cell
 from densemble.io.output import InputFile
 from densemble.io.reflections import Reflections, check_same_crystal, read_reflections
+from densemble.priors.boltz.package import require_boltz
 from densemble.priors.chroma.networks import load_backbone, load_design, package_version
+from densemble.priors.fold import FoldSettings
 from densemble.priors.protocol import Prior
 from densemble.problem import Guide, Stretches
+from densemble.progress import Progress
 from densemble.recipes import Recipe, load_recipe
 from densemble.sidechains.completion import Packer
 
 RECIPES = {"embedded": "embedded", "gaussian": "densemble", "chroma": "chroma-2024"}
 """The recipe made for each prior."""
+FOLD_RECIPE = "boltz"
+"""That for networks that fold."""
 MapKind = Literal["omit", "2fofc", "as-phased"]
 
 
@@ -46,6 +53,8 @@ class Settings:
         free_label: column of the free flags, where the data have several that differ.
         weights_backbone: of Chroma's backbone network; fetched by Chroma with the user's key if None.
         weights_design: of Chroma's design network, likewise.
+        fold: of a network that folds, and is the prior in place of ``prior``: all of the model that it knows
+            is held, but the region.
     """
 
     model: Path
@@ -64,11 +73,12 @@ class Settings:
     free_label: str | None = None
     weights_backbone: Path | None = None
     weights_design: Path | None = None
+    fold: FoldSettings | None = None
 
     @property
     def recipe_name(self) -> str:
         """The recipe asked for, or the one made for the prior."""
-        return self.recipe or RECIPES[self.prior]
+        return self.recipe or (RECIPES[self.prior] if self.fold is None else FOLD_RECIPE)
 
     def record(self) -> dict[str, JsonValue]:
         """Plain values, files by name, for ``result.json``."""
@@ -78,15 +88,18 @@ class Settings:
             if name in ("model", "data", "weights_backbone", "weights_design")
         }
         names |= {"guides": list(self.guides), "recipe": self.recipe_name}
-        return asdict(self) | names | {"labels": None if self.labels is None else list(self.labels)}
+        names |= {"labels": None if self.labels is None else list(self.labels)}
+        if self.fold is not None:
+            names |= {"prior": self.fold.prior, "fold": self.fold.record()}
+        return asdict(self) | names
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """The files as read and found consistent, and the prior made of them.
 
-    ``packer`` draws the side chains, None: rotamers; ``versions`` are of packages that only some runs depend
-    on.
+    ``packer`` draws the side chains, None: rotamers; ``completion`` is of a prior of all atoms; ``versions``
+    are of packages that only some runs depend on, ``key`` is of what a network was given.
     """
 
     model: Model
@@ -97,10 +110,17 @@ class Inputs:
     packer: Packer | None
     files: list[InputFile]
     versions: dict[str, str]
+    completion: Completion | None = None
+    key: str | None = None
+    messages: tuple[str, ...] = ()
 
 
-def load(settings: Settings) -> Inputs:
+def load(settings: Settings, *, progress: Progress | None = None) -> Inputs:
     """Read and check all input; nothing is written.
+
+    Args:
+        settings: of the run.
+        progress: told of downloads and of what takes long.
 
     Raises:
         InputError: says which file or option is wrong and what to do.
@@ -114,6 +134,8 @@ def load(settings: Settings) -> Inputs:
     stretches = Stretches.of(model, region, window=recipe.sidechains.window)
     packs = recipe.sidechains.packer == "chroma"
     _check_weights(settings, packs=packs)
+    if settings.fold is not None:
+        return _with_fold(settings, settings.fold, model, reflections, stretches, recipe, progress)
     weights = [path for path in (settings.weights_backbone, settings.weights_design) if path is not None]
     return Inputs(
         model=model,
@@ -124,6 +146,43 @@ def load(settings: Settings) -> Inputs:
         packer=chroma_packer(stretches, recipe, load_design(settings.weights_design)) if packs else None,
         files=[InputFile.of(path) for path in (settings.model, settings.data, *weights)],
         versions=package_version() if packs or settings.prior == "chroma" else {},
+    )
+
+
+def _with_fold(
+    settings: Settings,
+    fold: FoldSettings,
+    model: Model,
+    reflections: Reflections,
+    stretches: Stretches,
+    recipe: Recipe,
+    progress: Progress | None,
+) -> Inputs:
+    """Inputs of a run whose prior is a network that folds.
+
+    Raises:
+        InputError: the network's input or weights are missing or wrong, or do not go with the model.
+    """
+    require_boltz()
+    from densemble.priors.boltz.model import open_boltz
+
+    if fold.sequence is not None and not fold.sequence.is_file():
+        raise InputError(f"sequence file {fold.sequence} does not exist; give FASTA or a Boltz YAML")
+    boltz = open_boltz(fold, model, progress=progress or Progress())
+    prior, completion = boltz_prior(stretches, recipe, boltz, seed=settings.seed)
+    named = [path for path in (settings.model, settings.data, fold.sequence) if path is not None]
+    return Inputs(
+        model=model,
+        reflections=reflections,
+        stretches=stretches,
+        recipe=recipe,
+        prior=prior,
+        packer=None,
+        files=[*(InputFile.of(path) for path in named), boltz.weights],
+        versions={"boltz": version("boltz")},
+        completion=completion,
+        key=boltz.given.key,
+        messages=boltz.messages,
     )
 
 
