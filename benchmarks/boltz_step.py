@@ -5,7 +5,8 @@
 The diffusion module has the released models' sizes, the trunk's place is taken by random numbers. Four
 estimates from the same coordinates: without autograd, with autograd alone (the gradient of a linear function
 of the estimate), guided through the network by a simulated map, and by a cloud of as many points as paper 2
-takes. Ratios are of one run, side by side. Needs boltz; runs on the GPU if there is one, density and cloud too.
+takes. Ratios are of one run, side by side. Needs boltz; runs on the GPU if there is one, density and cloud
+too.
 ``--small`` takes the tests' reduced network, to see that the script works.
 """
 

@@ -20,7 +20,7 @@ from densemble.atoms import Residue, ResidueId, Topology
 from densemble.errors import InputError
 from densemble.guidance.guided import AllAtom
 from densemble.priors.boltz import memory
-from densemble.priors.boltz.memory import bytes_kept, members_that_fit
+from densemble.priors.boltz.memory import bytes_kept, members_that_fit, recompute_layers
 from densemble.priors.boltz.process import Anchor, Pose
 from densemble.priors.boltz.steering import Steering
 from densemble.priors.held import Held, Substructure
@@ -281,16 +281,47 @@ def test_running_out_of_memory_on_the_way_back_halves_the_chunk(case, generator,
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_where_not_even_one_member_fits_it_says_so(case):
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_not_even_one_member_fits_it_says_so(kind, tmp_path):
     def nothing(x, sigma, **given):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
+    case = BoltzCase(kind, tmp_path)
     case.diffusion.preconditioned_network_forward = nothing
-    try:
-        with pytest.raises(InputError, match="192 atoms do not fit into the memory"), torch.no_grad():
-            case.prior().denoise(torch.zeros(2, case.atoms, 3), 5.0)
-    finally:
-        del case.diffusion.preconditioned_network_forward
+    with pytest.raises(InputError, match="192 atoms do not fit into the memory"), torch.no_grad():
+        case.prior().denoise(torch.zeros(2, case.atoms, 3), 5.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_computed_twice_keep_less_and_give_the_same(kind, tmp_path, generator, caplog):
+    """The last resort where one member alone does not fit: then the gradient does."""
+    case = BoltzCase(kind, tmp_path)
+    x = 10 * torch.randn(1, case.atoms, 3, generator=generator)
+    prior = case.prior(together=1)
+
+    def gradient():
+        leaf = x.clone().requires_grad_()
+        value = prior.denoise(leaf, 5.0)
+        return value.detach(), torch.autograd.grad(value.square().sum(), leaf)[0]
+
+    expected = gradient()
+    before = bytes_kept(lambda y: prior.in_chunks(y, 5.0), x)
+    real, failed = case.diffusion.preconditioned_network_forward, []
+
+    def once(x, sigma, **given):
+        if torch.is_grad_enabled() and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(x, sigma, **given)
+
+    case.diffusion.preconditioned_network_forward = once
+    with caplog.at_level(logging.WARNING):
+        found = gradient()
+    assert "computed twice" in caplog.text
+    assert bytes_kept(lambda y: prior.in_chunks(y, 5.0), x) < 0.6 * before
+    for y, z in zip(found, expected, strict=True):
+        torch.testing.assert_close(y, z, atol=1e-4, rtol=1e-4)
+    assert not recompute_layers(case.diffusion)
 
 
 def test_equal_chains_take_the_nearest_arrangement(generator):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from densemble.atoms import Topology
 from densemble.errors import InputError
+from densemble.priors.boltz.memory import recompute_layers
 from densemble.priors.boltz.process import Anchor, BoltzNoise, BoltzProcess, Pose
 from densemble.priors.boltz.steering import Steering
 
@@ -94,7 +95,7 @@ class BoltzPrior:
         return self.fitting(lambda: self.in_chunks(seen, t), len(seen))
 
     def fitting(self, call: Callable[[], Result], members: int) -> Result:
-        """The result of ``call``, with ever smaller chunks where memory runs out.
+        """The result of ``call``, with ever smaller chunks where memory runs out, then keeping less.
 
         Raises:
             InputError: not even one member fits.
@@ -105,6 +106,9 @@ class BoltzPrior:
             except RuntimeError as error:
                 if "out of memory" not in str(error):
                     raise
+                if min(self.together, members) == 1 and recompute_layers(self._diffusion):
+                    _log.warning("out of memory: going on with layers that are computed twice for gradients")
+                    continue
                 if min(self.together, members) == 1:
                     raise InputError(
                         f"{len(self.topology)} atoms do not fit into the memory of {self.device}, not even "
