@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import JsonValue
 from torch import Tensor
 
 from densemble.errors import InputError
+from densemble.guidance.guided import AllAtom
+from densemble.io.models import Model
 from densemble.io.output import InputFile
+from densemble.priors.boltz.package import require_boltz
 from densemble.priors.chroma.networks import Loaded, load_backbone, load_design, package_version
 from densemble.priors.chroma.prior import ChromaPrior
 from densemble.priors.edm import EDM
 from densemble.priors.embedded import EmbeddedPrior
+from densemble.priors.fold import FoldSettings
 from densemble.priors.gaussian import GaussianPrior, anchored_chain
 from densemble.priors.held import Substructure
 from densemble.priors.protocol import Prior
 from densemble.problem import Stretches
+from densemble.progress import Progress
 from densemble.recipes import ChainNoise, Noise, Recipe
 from densemble.sidechains.chroma import ChromaPacker
 from densemble.sidechains.completion import Packer
+
+if TYPE_CHECKING:
+    from densemble.priors.boltz.model import BoltzModel
+    from densemble.priors.boltz.substructure import BoltzSubstructure
 
 RegionPrior = Literal["embedded", "gaussian", "chroma"]
 """Priors of a region's backbone: the packaged network, smooth deformations in closed form, Chroma."""
 RECIPES: dict[RegionPrior, str] = {"embedded": "embedded", "gaussian": "densemble", "chroma": "chroma-2024"}
 """The recipe made for each."""
+FOLD_RECIPE = "boltz"
+"""That for networks that fold."""
 TAKE_CHROMA = "take the prior chroma (--prior; of a region in a cryo-EM map --region-prior)"
+ENOUGH_HELD = 100
+"""Atoms in known places that a network must at least be shown beside a region: a dozen residues."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,19 +87,12 @@ class Method:
                 ``densemble.priors.chroma.networks.load_network``.
         """
         (chain_noise if prior == "chroma" else edm_noise)(recipe)
-        packs = recipe.sidechains.packer == "chroma"
-        if weights_backbone is not None and prior != "chroma":
-            raise InputError(f"--weights-backbone: of no use to the prior {prior}; {TAKE_CHROMA}")
-        if weights_design is not None and not packs:
-            raise InputError(
-                f"--weights-design: of no use to the recipe {recipe.name}, which packs side chains by "
-                'rotamers; take the recipe chroma-2024, or set packer = "chroma" under [sidechains]'
-            )
+        check_weights(prior, recipe, weights_backbone, weights_design)
         return cls(
             prior=prior,
             recipe=recipe,
             backbone=load_backbone(weights_backbone) if prior == "chroma" else None,
-            design=load_design(weights_design) if packs else None,
+            design=load_design(weights_design) if recipe.sidechains.packer == "chroma" else None,
         )
 
     def prior_of(self, stretches: Stretches) -> Prior:
@@ -125,6 +133,91 @@ class Method:
     def device(self) -> torch.device | None:
         """Where these networks are."""
         return self.networks[0].device if self.networks else None
+
+    @property
+    def described(self) -> dict[str, JsonValue]:
+        """Nothing: the settings say all of it."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class FoldMethod:
+    """What the members of a region of a crystal are drawn by where a network that folds has all its atoms.
+
+    Says the same of itself as ``Method``.
+
+    Attributes:
+        recipe: the numbers.
+        boltz: the network, its trunk run on the sequences.
+    """
+
+    recipe: Recipe
+    boltz: BoltzModel
+
+    @classmethod
+    def of(cls, fold: FoldSettings, recipe: Recipe, model: Model, *, progress: Progress) -> FoldMethod:
+        """Load the network and run its trunk.
+
+        Args:
+            fold: which network, and its input.
+            recipe: the numbers.
+            model: the start.
+            progress: told of downloads and of the trunk.
+
+        Raises:
+            InputError: the network's input or weights are missing or wrong, or do not go with the model.
+        """
+        require_boltz()
+        from densemble.priors.boltz.model import open_boltz
+
+        if fold.sequence is not None and not fold.sequence.is_file():
+            raise InputError(f"sequence file {fold.sequence} does not exist; give FASTA or a Boltz YAML")
+        return cls(recipe, open_boltz(fold, model, progress=progress))
+
+    def drawn(self, stretches: Stretches, *, seed: int) -> tuple[BoltzSubstructure, AllAtom]:
+        """See ``boltz_prior``."""
+        return boltz_prior(stretches, self.recipe, self.boltz, seed=seed)
+
+    @property
+    def files(self) -> list[InputFile]:
+        """The sequences, where the model does not give them, and the weights."""
+        sequence = self.boltz.settings.sequence
+        return [*([] if sequence is None else [InputFile.of(sequence)]), self.boltz.weights]
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return self.boltz.messages
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the network's package."""
+        return {"boltz": version("boltz")}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.boltz.device
+
+    @property
+    def described(self) -> dict[str, JsonValue]:
+        """What the settings do not say of its input."""
+        return {"fold_input": self.boltz.given.key}
+
+
+def check_weights(prior: str, recipe: Recipe, backbone: Path | None, design: Path | None) -> None:
+    """See that Chroma's weights are given only where they are used.
+
+    Raises:
+        InputError: something else is used.
+    """
+    if backbone is not None and prior != "chroma":
+        raise InputError(f"--weights-backbone: of no use to the prior {prior}; {TAKE_CHROMA}")
+    if design is not None and recipe.sidechains.packer != "chroma":
+        raise InputError(
+            f"--weights-design: of no use to the recipe {recipe.name}, which packs side chains by "
+            'rotamers; take the recipe chroma-2024, or set packer = "chroma" under [sidechains]'
+        )
 
 
 def gaussian_prior(stretches: Stretches, recipe: Recipe) -> GaussianPrior:
@@ -223,6 +316,86 @@ def chroma_prior(stretches: Stretches, recipe: Recipe, network: Any) -> Substruc
         except ValueError as error:
             raise InputError(f"recipe {recipe.name}: rounds.sigma: {error}") from error
     return region
+
+
+def boltz_prior(
+    stretches: Stretches, recipe: Recipe, boltz: BoltzModel, *, seed: int
+) -> tuple[BoltzSubstructure, AllAtom]:
+    """A Boltz network on all atoms of the region, everything else that it models held; and what picks those.
+
+    What the sequences have and the model lacks is sampled along, and compared with nothing.
+
+    Args:
+        stretches: the free part of the model, without windows: the network has side chains of its own.
+        recipe: with the noise, about the start.
+        boltz: the network, its input matched with the model.
+        seed: of the noise of what is held.
+
+    Raises:
+        InputError: the recipe cannot be used with it; the network does not model an atom of the region, or
+            too little of what it models has a place.
+    """
+    from densemble.priors.boltz.substructure import BoltzSubstructure
+
+    if stretches.window or recipe.rounds is not None:
+        raise InputError(
+            f"recipe {recipe.name}: a prior of all atoms has side chains of its own and no rounds; take "
+            "--recipe boltz, or set window = 0 under [sidechains] and leave [rounds] out"
+        )
+    region = torch.as_tensor(_of_input(stretches, boltz))
+    assert boltz.match is not None
+    places = torch.full((len(boltz.topology), 3), float("nan"))
+    places[boltz.match.atoms] = torch.as_tensor(
+        stretches.model.coords[boltz.match.model_atoms], dtype=torch.float32
+    )
+    free = places.isnan().any(dim=1)
+    free[region] = True
+    held = int((~free).sum())
+    if held < ENOUGH_HELD:
+        raise InputError(
+            f"region {stretches.region}: only {held} other atoms of the model are of the sequences that are "
+            "folded, too few to hold the rest by; leave out some of the chain, or see --sequence"
+        )
+    places[region] = stretches.start
+    start = _filled(places)[free]
+    process = noise_about(start, recipe)
+    if boltz.settings.from_noise is not None:
+        process = replace(process, sigma_max=boltz.settings.from_noise)
+    prior = BoltzSubstructure(boltz.prior(), places, free, process, seed=seed)
+    rank = torch.cumsum(free.long(), 0) - 1
+    return prior, AllAtom(atoms=rank[region])
+
+
+def _of_input(stretches: Stretches, boltz: BoltzModel) -> list[int]:
+    """The free atoms of the stretches among those of the network's input.
+
+    Raises:
+        InputError: one is not among them.
+    """
+    topology = boltz.topology
+    known = {
+        (topology.residues[r].id, name): i
+        for i, (r, name) in enumerate(zip(topology.residue_index, topology.names, strict=True))
+    }
+    found = []
+    for r, name in zip(stretches.topology.residue_index, stretches.topology.names, strict=True):
+        residue = stretches.topology.residues[r]
+        if (residue.id, name) not in known:
+            raise InputError(
+                f"region {stretches.region}: the network has no atom {name} of {residue.id} "
+                f"({residue.name}); leave the residue out, or see whether --sequence is that of the model"
+            )
+        found.append(known[residue.id, name])
+    return found
+
+
+def _filled(places: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """Atoms without a place between those before and after them."""
+    values = places.numpy()
+    known = np.isfinite(values).all(axis=1)
+    index = np.arange(len(values))
+    columns = [np.interp(index, index[known], column[known]) for column in values.T]
+    return torch.as_tensor(np.stack(columns, axis=1), dtype=torch.float32)
 
 
 def chroma_packer(stretches: Stretches, recipe: Recipe, network: Any) -> ChromaPacker:  # noqa: ANN401

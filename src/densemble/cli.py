@@ -99,7 +99,7 @@ def _run_options(priors: list[str]) -> Callable[[Callable[..., None]], Callable[
             type=click.Choice(priors),
             default="embedded",
             show_default=True,
-            help="The diffusion model of the backbone.",
+            help="The diffusion model.",
         ),
         click.option(
             "--recipe", help="Method: a name, or a .toml file.  [default: the one made for the prior]"
@@ -110,52 +110,55 @@ def _run_options(priors: list[str]) -> Callable[[Callable[..., None]], Callable[
 
 _FOLD = ("sequence", "weights", "use_msa_server", "step_scale", "potentials", "recycling", "from_noise")
 
-_fold_options = _with(
+_network_options = _with(
     [
         click.option("--weights", type=_PATH, help="Boltz checkpoint, in place of the one it downloads."),
         click.option(
             "--use-msa-server", is_flag=True, help="Send sequences to api.colabfold.com for alignments."
         ),
         click.option(
-            "--step-scale",
-            type=click.FloatRange(min=0, min_open=True),
-            help="Of Boltz's sampler; larger steps vary less.",
-        ),
-        click.option("--potentials", is_flag=True, help="Apply Boltz's potentials for stereochemistry."),
-        click.option(
             "--recycling", type=click.IntRange(min=0), default=3, show_default=True, help="Of Boltz's trunk."
         ),
         click.option(
             "--from-noise",
             type=click.FloatRange(min=0, min_open=True),
-            help="Start from --model with so much noise in Å, not from pure noise.",
+            help="Start from the model with so much noise in Å; otherwise from as much as there is.",
         ),
     ]
 )
-"""Options of priors that fold."""
+"""Options of networks that fold."""
+
+_sampler_options = _with(
+    [
+        click.option(
+            "--step-scale",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Of Boltz's sampler; larger steps vary less.",
+        ),
+        click.option("--potentials", is_flag=True, help="Apply Boltz's potentials for stereochemistry."),
+    ]
+)
+"""Options of their own samplers."""
 
 
 def _with_fold(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with those of a fold put together; the recipe is the one made for the prior, if none is named.
+    """Settings with those of a fold put together.
 
     Raises:
         InputError: something is asked of a fold, and the prior does not fold.
     """
     from densemble.priors.fold import FoldSettings
 
-    fold = {name: settings.pop(name) for name in _FOLD}
+    fold = {name: settings.pop(name) for name in _FOLD if name in settings}
     prior = settings["prior"]
     if prior not in ("boltz1", "boltz2"):
         asked = next((n for n, v in fold.items() if v not in (None, False) and n != "recycling"), None)
         if asked is not None:
             option = "--" + asked.replace("_", "-")
             raise InputError(f"{option} needs a prior that folds: --prior boltz1 or boltz2")
-        return settings | {"recipe": settings["recipe"] or "densemble"}
+        return settings
     del settings["prior"]
-    return settings | {
-        "recipe": settings["recipe"] or "cryoboltz-2025",
-        "fold": FoldSettings(prior=prior, **fold),
-    }
+    return settings | {"fold": FoldSettings(prior=prior, **fold)}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -191,7 +194,9 @@ def main() -> None:
 @_column_options
 @click.option("--reference", type=_PATH, help="Model to compare the result with; evaluation only.")
 @click.option("--out", type=_PATH, required=True, help="Output folder.")
-@_run_options(_REGION_PRIORS)
+@_run_options([*_REGION_PRIORS, "boltz1", "boltz2"])
+@click.option("--sequence", type=_PATH, help="FASTA or Boltz YAML of what MODEL shows, for Boltz.")
+@_network_options
 @_chroma_options
 @_plain_errors
 def xray(
@@ -214,7 +219,7 @@ def xray(
     from densemble.progress import Progress, TerminalProgress
     from densemble.report import summary
 
-    chosen = Settings(guides=(guide,), map=map_kind, **settings)  # type: ignore[arg-type]
+    chosen = Settings(guides=(guide,), map=map_kind, **_with_fold(settings))  # type: ignore[arg-type]
     progress = Progress() if quiet else TerminalProgress()
     result = run_xray(chosen, out, reference=reference, force=force, resume=resume, progress=progress)
     click.echo(summary(result, out))
@@ -240,7 +245,8 @@ def xray(
     show_default=True,
     help="How the model may move: the packaged network, an elastic network, or Boltz, which folds.",
 )
-@_fold_options
+@_network_options
+@_sampler_options
 @click.option("--recipe", help="Method: a name, or a .toml file.  [default: the one made for the prior]")
 @click.option(
     "--forward",
@@ -301,10 +307,11 @@ def cryoem(
     the map are then sought, the rest of the best being held, and written as altlocs with occupancies.
     """
     from densemble.cryoem import run_cryoem
-    from densemble.em.inputs import StateSettings
+    from densemble.em.inputs import STATE_RECIPES, StateSettings
     from densemble.progress import Progress, TerminalProgress
     from densemble.report import state_summary
 
+    settings["recipe"] = settings["recipe"] or STATE_RECIPES.get(settings["prior"], "densemble")
     chosen = StateSettings(**_with_fold(settings))
     progress = Progress() if quiet else TerminalProgress()
     result = run_cryoem(

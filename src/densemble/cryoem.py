@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from densemble.atoms import Region
 from densemble.em.evaluation import Judge, Seen, check_reference
-from densemble.em.flexible import Flexible, RegionPlan, flexible
-from densemble.em.folding import check_steps, fold_steps, folded
+from densemble.em.flexible import Flexible, RegionPlan, flexible, region_method
+from densemble.em.folding import Fold, check_steps, fold_of, fold_steps, opened, record_of, unguided
 from densemble.em.inputs import StateInputs, StateSettings, load
-from densemble.em.problem import StateProblem, problem_of
+from densemble.em.problem import Standing, StateProblem, beyond, problem_of
 from densemble.em.sampling import Samples, guided, sampled
 from densemble.forward.cryoem import AtomForm
 from densemble.io.maps import write_map
@@ -47,6 +48,12 @@ from densemble.io.state_results import (
 from densemble.progress import Clock, Progress
 from densemble.run import Checkpoints, run_key
 
+if TYPE_CHECKING:
+    from densemble.priors.boltz.model import BoltzModel
+
+CHECKPOINT_FILE = "checkpoint.pt"
+FOLD, STANDING = "fold", "standing"
+"""Under these names a checkpoint keeps what was folded without the map, and where the start stands."""
 WORSE = 0.01
 """By how much the correlation of the best sample may be below the start's before that is said."""
 
@@ -117,6 +124,23 @@ def map_record(inputs: StateInputs, problem: StateProblem, form: AtomForm) -> Ma
     )
 
 
+def begun(
+    settings: StateSettings, inputs: StateInputs, boltz: BoltzModel, checkpoints: Checkpoints, tell: Progress
+) -> Fold:
+    """The fold without the map, as it was when an interrupted run began, or anew.
+
+    Raises:
+        InputError: sampling diverged.
+    """
+    assert settings.fold is not None
+    if FOLD not in checkpoints.finished:
+        whole = fold_steps(inputs.recipe)
+        # Steps from little noise are not those of a fold, which only gives what the model lacks.
+        steps = whole if settings.fold.from_noise is not None else settings.steps or whole
+        checkpoints.finished[FOLD] = unguided(boltz, steps=steps, seed=settings.seed, tell=tell)
+    return fold_of(settings, boltz, checkpoints.finished[FOLD])
+
+
 def write_results(
     folder: Path,
     settings: StateSettings,
@@ -181,43 +205,49 @@ def run_cryoem(
     with clock("read"):
         inputs = load(settings)
         known = None if reference is None else read_model(reference)
-    fold = None
+        drawn_by = region_method(settings)
+    boltz = None
     if settings.fold is not None:
-        with clock("fold"):
-            whole = fold_steps(inputs.recipe)
-            check_steps(inputs.recipe, settings.steps or whole)
-            # Steps from little noise are not those of a fold, which only gives what the model lacks.
-            steps = whole if settings.fold.from_noise is not None else settings.steps or whole
-            fold = folded(settings, inputs.model, steps=steps, tell=tell)
-    begun = inputs.model if fold is None else fold.model
-    assert begun is not None  # load has seen to it
-    plan = RegionPlan.of(settings, begun, reference)
-    with clock("map and docking"):
-        problem = problem_of(settings, inputs, tell, fold=fold)
-        if known is not None:
-            check_reference(problem.model, known)
-        chosen = [] if selection is None else Region.parse(selection).resolve(problem.model.topology)
-    messages = [*inputs.messages, *(fold.messages if fold is not None else ()), *problem.messages]
-    files, drawn_by = inputs.files, None if plan is None else plan.method
-    if drawn_by is not None:
-        messages += drawn_by.messages
-        files = files + drawn_by.files
-    for message in messages:
-        tell.message(message)
-    # What cannot be done is said before anything is written.
-    sampling = guided(settings, inputs, problem, fold=fold)
-    folder = prepare_output(out, force=force, resume=resume, own=OWN_STATE_FILES)
+        check_steps(settings.steps or fold_steps(inputs.recipe))
+        with clock("trunk"):
+            boltz = opened(settings, inputs.model, tell=tell)
     described = settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")}
-    if plan is not None:
-        described["region_recipe_values"] = plan.recipe.model_dump(mode="json")
+    files = inputs.files
+    if drawn_by is not None:
+        described["region_recipe_values"] = drawn_by.recipe.model_dump(mode="json")
+        files = files + drawn_by.files
+    folded = None if boltz is None else record_of(boltz)
     key = run_key(
-        described if fold is None else described | {"fold_record": fold.record.model_dump()},
+        described if folded is None else described | {"fold_record": folded.model_dump()},
         files,
         inputs.recipe,
     )
-    checkpoints = Checkpoints(folder / "checkpoint.pt", key)
+    checkpoints = Checkpoints(out / CHECKPOINT_FILE, key)
     if resume:
         checkpoints.load()
+    fold = None
+    if boltz is not None:
+        with clock("fold"):
+            fold = begun(settings, inputs, boltz, checkpoints, tell)
+    start = inputs.model if fold is None else fold.model
+    assert start is not None  # load has seen to it
+    plan = None if drawn_by is None else RegionPlan.of(settings, drawn_by, start, reference)
+    with clock("map and docking"):
+        kept = checkpoints.finished.get(STANDING)
+        standing = None if kept is None else Standing.kept(kept)
+        problem = problem_of(settings, inputs, tell, fold=fold, standing=standing)
+        if known is not None:
+            check_reference(problem.model, known)
+        chosen = [] if selection is None else Region.parse(selection).resolve(problem.model.topology)
+    # What cannot be done is said before anything is written.
+    sampling = guided(settings, inputs, problem, fold=fold)
+    messages = [*inputs.messages, *(fold.messages if fold is not None else ())]
+    messages += [*problem.messages, *sampling.messages, *(drawn_by.messages if drawn_by is not None else ())]
+    for message in messages:
+        tell.message(message)
+    folder = prepare_output(out, force=force, resume=resume, own=OWN_STATE_FILES)
+    if STANDING not in checkpoints.finished:
+        checkpoints.finish(STANDING, problem.standing.state_dict())
     write_map(folder / MAP_FILE, problem.prepared.density)
     with clock("samples"):
         samples = sampled(settings, inputs, problem, sampling, checkpoints=checkpoints, tell=tell)
@@ -232,7 +262,8 @@ def run_cryoem(
             selection=[residue for stretch in chosen for residue in stretch],
         )
         found = judged(judge, samples)
-    for message in found.messages:
+    afterwards = [*found.messages, *beyond(problem, found.members[0].double().numpy())]
+    for message in afterwards:
         tell.message(message)
     region = None
     if plan is not None:
@@ -247,12 +278,12 @@ def run_cryoem(
         settings=described,
         seed=settings.seed,
         versions=versions() | ({} if drawn_by is None else drawn_by.versions),
-        device=device(None if drawn_by is None else drawn_by.device),
+        device=device(boltz.device if boltz is not None else None if drawn_by is None else drawn_by.device),
         timings=clock.seconds,
-        messages=[*messages, *found.messages],
+        messages=[*messages, *afterwards],
         map=map_record(inputs, problem, found.seen[0].form),
-        placement=problem.placement,
-        fold=None if fold is None else fold.record,
+        placement=problem.standing.placement,
+        fold=folded,
         start=found.start,
         start_reference=judge.distance(problem.model.coords),
         reference_fit=judge.reference_fit(),

@@ -8,13 +8,16 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from densemble.assembly import RECIPES, Method, RegionPrior
+from densemble.assembly import FOLD_RECIPE, RECIPES, FoldMethod, Method, RegionPrior, check_weights
 from densemble.atoms import Region
+from densemble.guidance.guided import Completion
 from densemble.io.models import Model, read_model, require_cell
 from densemble.io.output import InputFile
 from densemble.io.reflections import Reflections, check_same_crystal, read_reflections
+from densemble.priors.fold import FoldSettings
 from densemble.priors.protocol import Prior
 from densemble.problem import Guide, Stretches
+from densemble.progress import Progress
 from densemble.recipes import Recipe, load_recipe
 from densemble.sidechains.completion import Packer
 
@@ -44,6 +47,8 @@ class Settings:
         free_label: column of the free flags, where the data have several that differ.
         weights_backbone: of Chroma's backbone network; fetched by Chroma with the user's key if None.
         weights_design: of Chroma's design network, likewise.
+        fold: of a network that folds, and is the prior in place of ``prior``: all of the model that it knows
+            is held, but the region.
     """
 
     model: Path
@@ -64,11 +69,12 @@ class Settings:
     free_label: str | None = None
     weights_backbone: Path | None = None
     weights_design: Path | None = None
+    fold: FoldSettings | None = None
 
     @property
     def recipe_name(self) -> str:
         """The recipe asked for, or the one made for the prior."""
-        return self.recipe or RECIPES[self.prior]
+        return self.recipe or (RECIPES[self.prior] if self.fold is None else FOLD_RECIPE)
 
     def record(self) -> dict[str, JsonValue]:
         """Plain values, files by name, for ``result.json``."""
@@ -78,25 +84,29 @@ class Settings:
             if name in ("model", "data", "weights_backbone", "weights_design")
         }
         names |= {"guides": list(self.guides), "recipe": self.recipe_name}
-        return asdict(self) | names | {"labels": None if self.labels is None else list(self.labels)}
+        names |= {"labels": None if self.labels is None else list(self.labels)}
+        if self.fold is not None:
+            names |= {"prior": self.fold.prior, "fold": self.fold.record()}
+        return asdict(self) | names
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """The files as read and found consistent, and the prior made of them.
 
-    ``packer`` draws the side chains, None: rotamers; ``method`` is what both were made by, and ``files`` has
-    the weights of its networks too.
+    ``packer`` draws the side chains, None: rotamers; ``completion`` is of a prior of all atoms; ``method`` is
+    what all of them were made by, and ``files`` has the weights of its networks too.
     """
 
     model: Model
     reflections: Reflections
     stretches: Stretches
     recipe: Recipe
-    method: Method
+    method: Method | FoldMethod
     prior: Prior
     packer: Packer | None
     files: list[InputFile]
+    completion: Completion | None = None
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -104,8 +114,12 @@ class Inputs:
         return (*self.model.messages, *self.method.messages)
 
 
-def load(settings: Settings) -> Inputs:
+def load(settings: Settings, *, progress: Progress | None = None) -> Inputs:
     """Read and check all input; nothing is written.
+
+    Args:
+        settings: of the run.
+        progress: told of downloads and of what takes long.
 
     Raises:
         InputError: says which file or option is wrong and what to do.
@@ -117,19 +131,28 @@ def load(settings: Settings) -> Inputs:
     reflections = read_reflections(settings.data, labels=settings.labels, free_label=settings.free_label)
     check_same_crystal(model.structure, reflections, name=str(settings.model))
     stretches = Stretches.of(model, region, window=recipe.sidechains.window)
-    method = Method.of(
-        settings.prior,
-        recipe,
-        weights_backbone=settings.weights_backbone,
-        weights_design=settings.weights_design,
-    )
+    method: Method | FoldMethod
+    packer, completion = None, None
+    if settings.fold is None:
+        method = Method.of(
+            settings.prior,
+            recipe,
+            weights_backbone=settings.weights_backbone,
+            weights_design=settings.weights_design,
+        )
+        prior, packer = method.prior_of(stretches), method.packer_of(stretches)
+    else:
+        check_weights(settings.fold.prior, recipe, settings.weights_backbone, settings.weights_design)
+        method = FoldMethod.of(settings.fold, recipe, model, progress=progress or Progress())
+        prior, completion = method.drawn(stretches, seed=settings.seed)
     return Inputs(
         model=model,
         reflections=reflections,
         stretches=stretches,
         recipe=recipe,
         method=method,
-        prior=method.prior_of(stretches),
-        packer=method.packer_of(stretches),
+        prior=prior,
+        packer=packer,
+        completion=completion,
         files=[InputFile.of(settings.model), InputFile.of(settings.data), *method.files],
     )

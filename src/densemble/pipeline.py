@@ -153,7 +153,7 @@ def run_xray(
     clock, tell = Clock(), progress or Progress()
     check_output(out, force=force, resume=resume)
     with clock("read"):
-        inputs = load(settings)
+        inputs = load(settings, progress=tell)
         states = reference_states(reference, inputs.stretches)
     for message in inputs.messages:
         tell.message(message)
@@ -161,15 +161,15 @@ def run_xray(
         tell.message(f"calculating the {settings.map} map of {settings.region}")
         problem = problem_of(settings, inputs)
     folder = prepare_output(out, force=force, resume=resume, own=(*OWN_FILES, *OWN_MODEL_FILES))
-    checkpoints = Checkpoints(
-        folder / "checkpoint.pt", run_key(settings.record(), inputs.files, inputs.recipe)
-    )
+    described = settings.record() | inputs.method.described
+    checkpoints = Checkpoints(folder / "checkpoint.pt", run_key(described, inputs.files, inputs.recipe))
     if resume:
         checkpoints.load()
     write_map(folder / MAP_FILE, problem.target)
     draw = Draw(
         prior=inputs.prior,
         packer=inputs.packer,
+        completion=inputs.completion,
         recipe=inputs.recipe,
         members=settings.members,
         keep=settings.keep,
@@ -197,7 +197,7 @@ def run_xray(
             )
     result = Result(
         inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
-        settings=settings.record() | {"recipe_values": inputs.recipe.model_dump(mode="json")},
+        settings=described | {"recipe_values": inputs.recipe.model_dump(mode="json")},
         seed=settings.seed,
         versions=versions() | inputs.method.versions,
         device=device(inputs.method.device),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from densemble.atoms import Ensemble
 from densemble.geometry.objective import GeometryObjective
+from densemble.guidance.guided import Completion
 from densemble.guidance.stage import Term
 from densemble.priors.protocol import Prior
 from densemble.problem import Guide, RegionProblem
@@ -48,6 +49,7 @@ class Draw:
         steps: of the reverse diffusion; the recipe's if None.
         seed: of all randomness.
         packer: draws side chains; None: from the rotamer library and the density.
+        completion: of a prior of all atoms, which needs no side chains; None where it is of the backbone.
     """
 
     prior: Prior
@@ -57,6 +59,7 @@ class Draw:
     steps: int | None
     seed: int
     packer: Packer | None = None
+    completion: Completion | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,22 @@ class GuideRun:
         return self.members.index_copy(0, torch.tensor(self.selected), self.ensemble.coords)
 
 
+def side_chains(
+    problem: RegionProblem, draw: Draw, density: Term | None, members: int
+) -> SideChainCompletion:
+    """What completes the atoms of a backbone prior."""
+    steps = draw.recipe.sidechains
+    density_at = None if density is None else problem.density_at(steps.density_gain)
+    return SideChainCompletion(
+        problem.side_chains(members),
+        draw.prior.topology,
+        **steps.model_dump(include=CHI_STEPS),
+        seed=draw.seed,
+        packer=draw.packer or RotamerPacker(density_at, steps.temperature),
+        log_likelihood=density,
+    )
+
+
 def sampled(
     problem: RegionProblem,
     draw: Draw,
@@ -95,16 +114,7 @@ def sampled(
     with_start = holds_start(guide, recipe) and draw.members > 1
     members = draw.members - 1 if with_start else draw.members
     soft, geometry = GeometryObjective(restraints, cap=recipe.geometry_cap), GeometryObjective(restraints)
-    steps = recipe.sidechains
-    density_at = None if density is None else problem.density_at(steps.density_gain)
-    completion = SideChainCompletion(
-        problem.side_chains(members),
-        draw.prior.topology,
-        **steps.model_dump(include=CHI_STEPS),
-        seed=draw.seed,
-        packer=draw.packer or RotamerPacker(density_at, steps.temperature),
-        log_likelihood=density,
-    )
+    completion = draw.completion or side_chains(problem, draw, density, members)
     atoms, trace = sample_members(
         draw.prior,
         stages_of(recipe, guidance_terms(restraints, density, recipe)),

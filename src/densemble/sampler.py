@@ -79,5 +79,5 @@ def save_checkpoint(path: Path, payload: dict[str, object]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, object]:
-    """Read what ``save_checkpoint`` wrote; no code in the file is run."""
-    return torch.load(path, weights_only=True)
+    """Read what ``save_checkpoint`` wrote, to the CPU wherever it was; no code in the file is run."""
+    return torch.load(path, weights_only=True, map_location="cpu")

@@ -3,6 +3,9 @@
 import csv
 import json
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,17 +14,21 @@ import pytest
 
 pytest.importorskip("boltz", reason="needs boltz 2.2.1: pip install 'densemble[boltz]'")
 
+import boltz.model.modules.diffusion as boltz1_diffusion
+import boltz.model.modules.diffusionv2 as boltz2_diffusion
 import gemmi
 import torch
 from boltz_networks import example_input, reduced_model, save_checkpoint
 from click.testing import CliRunner
 from small_crystal import StopAt, StoppedError, contents
 
+import densemble.cryoem as cryoem
+import densemble.em.problem as problem
 import densemble.priors.boltz.package as package
 import densemble.priors.boltz.trunk as trunk
 from densemble.cli import main
 from densemble.cryoem import run_cryoem
-from densemble.em.folding import folded
+from densemble.em.folding import fold_of, opened, unguided
 from densemble.em.inputs import StateSettings
 from densemble.errors import InputError
 from densemble.forward.molmap import MolmapDensity
@@ -96,7 +103,9 @@ def folding(request, cache, tmp_path_factory):
         sequence = example_input(folder)
         fold = FoldSettings(prior=request.param, sequence=sequence, recycling=1)
         settings = StateSettings(map=folder / "x", fold=fold, seed=5)
-        model = folded(settings, None, steps=STEPS, tell=Progress()).model
+        network = opened(settings, None, tell=Progress())
+        sample = unguided(network, steps=STEPS, seed=5, tell=Progress())
+        model = fold_of(settings, network, sample).model
     coords = model.coords - model.coords.mean(0) + [25.0, 28.0, 22.0]
     low, high = coords.min(0) - 12, coords.max(0) + 12
     shape = tuple(int(n) for n in np.ceil((high - low) / 1.25))
@@ -130,7 +139,10 @@ def command(*arguments):
     return done.exit_code, done.output
 
 
-DENSEMBLE = ["--recipe", "densemble"]
+MODIFIED = """version: 1
+sequences:
+  - protein: {id: A, sequence: MKTAYIA, msa: empty, modifications: [{position: 3, ccd: QQQ}]}
+"""
 DIVERGES = ["--prior", "boltz2", "--sequence", "SEQUENCE", "--steps", "8", "--step-scale", "20"]
 
 
@@ -172,19 +184,112 @@ def test_the_map_pulls_the_sample(folding, whole, tmp_path):
     assert found[1] > found[0] + 0.05
 
 
-def test_killed_and_resumed_it_ends_the_same(folding, whole, tmp_path, monkeypatch):
-    """The trunk is not run again: it is on disk."""
-    monkeypatch.setattr(trunk, "run_trunk", lambda *_, **__: pytest.fail("the trunk was run again"))
+def test_stopped_and_resumed_it_ends_the_same(folding, whole, tmp_path, monkeypatch):
+    """The trunk is on disk, the fold and its place in the map are in the checkpoint: none is made again."""
     settings, out = folding.settings(), tmp_path / "out"
     with pytest.raises(StoppedError):
         run_cryoem(settings, out, progress=StopAt("samples", 21))
     assert (out / "checkpoint.pt").is_file()
+    monkeypatch.setattr(trunk, "run_trunk", lambda *_, **__: pytest.fail("the trunk was run again"))
+    monkeypatch.setattr(cryoem, "unguided", lambda *_, **__: pytest.fail("it was folded again"))
+    monkeypatch.setattr(problem, "dock_model", lambda *_, **__: pytest.fail("it was docked again"))
     last = StopAt()
     result = run_cryoem(settings, out, resume=True, progress=last)
     assert ("samples", 21) in last.seen
     assert ("samples", 19) not in last.seen  # it went on from step 20
     assert contents(whole[0])["models.cif"] == contents(out)["models.cif"]
+    assert contents(whole[0])["start.cif"] == contents(out)["start.cif"]
     assert result.model_dump(exclude={"timings"}) == whole[1].model_dump(exclude={"timings"})
+
+
+KILLED = """
+import os, signal
+from densemble.cli import main
+from densemble.run import Checkpoints
+save, count = Checkpoints.save, 0
+def save_and_die(self):
+    global count
+    save(self)
+    count += 1
+    if count == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoints.save = save_and_die
+main()
+"""
+"""The command, killed when it has written its checkpoint of step 20."""
+
+
+def test_killed_and_resumed_on_the_command_line_it_ends_the_same(folding, tmp_path):
+    """Two chains, a ligand and an ion; the process is gone from one moment to the next."""
+    options = [
+        folding.map, "--sequence", folding.sequence, "--prior", folding.kind, "--resolution", 5,
+        "--members", 2, "--steps", STEPS, "--recycling", 1, "--recipe", folding.recipe,
+    ]  # fmt: skip
+    code, said = command(*options, "--out", tmp_path / "whole")
+    assert code == 0, said
+    out = tmp_path / "out"
+    arguments = ["cryoem", *options, "--out", out]
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert not (out / "result.json").exists()
+    code, said = command(*options, "--out", out)
+    assert code == 2
+    assert "--resume" in said
+    code, said = command(*options, "--resume", "--out", out)
+    assert code == 0, said
+    assert contents(out).keys() == contents(tmp_path / "whole").keys()
+    for name in ("best.cif", "models.cif", "start.cif", "residues.csv", "trace.csv", "map.ccp4"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_out_of_memory_it_goes_on_with_fewer_at_a_time(folding, tmp_path, monkeypatch, caplog):
+    module = boltz2_diffusion if folding.kind == "boltz2" else boltz1_diffusion
+    real = module.AtomDiffusion.preconditioned_network_forward
+
+    def small(self, x, *arguments, **named):
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(self, x, *arguments, **named)
+
+    monkeypatch.setattr(module.AtomDiffusion, "preconditioned_network_forward", small)
+    code, said = command(
+        folding.map, "--sequence", folding.sequence, "--prior", folding.kind, "--resolution", 5,
+        "--members", 2, "--steps", 12, "--recycling", 0, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, said
+    assert caplog.text.count("out of memory: going on with 1 members at a time") == 1
+    assert len(json.loads((tmp_path / "out" / "result.json").read_text())["members"]) == 2
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_weights_that_are_not_there_and_cannot_be_fetched(folding, tmp_path, monkeypatch, given):
+    """The dictionary alone is in the cache, or not even that."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    name = "mols" if folding.kind == "boltz2" else "ccd.pkl"
+    if not given:
+        (cache / name).symlink_to(folding.cache / name)
+    monkeypatch.setenv("BOLTZ_CACHE", str(cache))
+
+    def fails(*_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(f"boltz.main.download_{folding.kind}", fails)
+    weights = ["--weights", folding.cache / f"{folding.kind}_conf.ckpt"] if given else []
+    code, said = command(
+        folding.map, "--sequence", folding.sequence, "--prior", folding.kind, "--resolution", 5,
+        "--out", tmp_path / "out", *weights,
+    )  # fmt: skip
+    assert code == 2
+    assert "no route to host" in said
+    assert "MIT licence" in said
+    assert "GB" in said
+    missing = "mols.tar" if given and folding.kind == "boltz2" else name if given else "_conf.ckpt"
+    assert missing in said
+    assert ("--weights FILE" in said) == (not given)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("other", ["weights", "alignment"])
@@ -290,9 +395,7 @@ def test_the_map_guides_also_from_little_noise(folding, tmp_path):
         (["--prior", "boltz2", "--sequence", "SEQUENCE", "--from-noise", "2"], ["--from-noise", "--model"]),
         (["--prior", "boltz2", "--sequence", "SEQUENCE", "--weights", "no.ckpt"], ["no.ckpt", "no such"]),
         (["--prior", "boltz2", "--sequence", "SEQUENCE", "--weights", "BOLTZ1"], ["Boltz-1", "boltz1"]),
-        (["--prior", "boltz2", "--sequence", "SEQUENCE", "--steps", "1"], ["--steps 1", "at least 7"]),
-        (["--prior", "boltz1", "--sequence", "SEQUENCE", "--steps", "5"], ["--steps 5", "at least 7"]),
-        (["--prior", "boltz1", "--sequence", "SEQUENCE", *DENSEMBLE, "--steps", "1"], ["at least 2"]),
+        (["--prior", "boltz2", "--sequence", "SEQUENCE", "--steps", "1"], ["--steps 1", "at least 2"]),
         (["--prior", "boltz2", "--model", "TRUTH", "--from-noise", "-5"], ["--from-noise", "-5", "x>0"]),
         (["--prior", "boltz2", "--model", "TRUTH", "--from-noise", "0"], ["--from-noise", "x>0"]),
         (["--prior", "boltz2", "--model", "TRUTH", "--from-noise", "0.001"], ["-noise 0.001 Å", "0.01"]),
@@ -302,12 +405,18 @@ def test_the_map_guides_also_from_little_noise(folding, tmp_path):
         ([*DIVERGES, "--step-scale", "1e30"], ["the fold", "diverged at step", "--step-scale"]),
         (["--prior", "boltz2", "--sequence", "ODD"], ["odd.fasta", "residue 3", "'?'"]),
         (["--prior", "boltz2", "--sequence", "OTHER", "--model", "TRUTH"], ["identical", "truth.cif"]),
+        (["--prior", "boltz1", "--sequence", "MODIFIED"], ["modified.yaml", "chain A", "component QQQ"]),
+        (["--prior", "boltz2", "--sequence", "MODIFIED"], ["modified.yaml", "chain A", "component QQQ"]),
+        (["--prior", "boltz2", "--sequence", "SEQUENCE", "--weights", "ODD"], ["odd.fasta", "checkpoint"]),
+        (["--prior", "boltz2", "--model", "TRUTH"], ["truth.cif", "component LIG1", "--sequence", "smiles"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_said_and_nothing_is_written(folding, tmp_path, options, words):
     (tmp_path / "odd.fasta").write_text(">A|protein|empty\nMK?TAYIA\n")
     (tmp_path / "other.fasta").write_text(">A|protein|empty\nWWPWWGWWPWWDWW\n")
+    (tmp_path / "modified.yaml").write_text(MODIFIED)
     files = {
+        "MODIFIED": tmp_path / "modified.yaml",
         "SEQUENCE": folding.sequence, "BOLTZ1": folding.cache / "boltz1_conf.ckpt", "TRUTH": folding.truth,
         "ODD": tmp_path / "odd.fasta", "OTHER": tmp_path / "other.fasta",
     }  # fmt: skip

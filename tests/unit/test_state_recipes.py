@@ -1,5 +1,6 @@
 """Recipes for cryo-EM: those shipped are sound, and the paper's numbers mean its noise levels."""
 
+import math
 from importlib import resources
 
 import pytest
@@ -56,34 +57,33 @@ def test_intervals_scale_with_the_resolution():
     assert recipe.interval(stage, 4.0) == pytest.approx((2 * high, 2 * low))
 
 
-def possible(recipe, steps):
-    """Whether there are stages of guidance for a prior with so many levels of its own."""
+def test_the_weight_of_the_cloud_falls_with_the_steps_as_in_the_paper():
+    """lambda(t) = 0.05 + (0.25 - 0.05) (1 + cos(pi t / 25)) / 2 at the t-th of 25 steps (appendix A.5)."""
+    recipe = load_state_recipe("cryoboltz-2025")
     terms = {stage.term: lambda x, sigma: x.sum() for stage in recipe.stages}
-    try:
-        stages_of(recipe, terms, 3.0, [float(steps - i) for i in range(steps)])
-    except ValueError:
-        return False
-    return True
+    own = [recipe.schedule.level(step) for step in range(200)]
+    others = [1000.0 * 0.9**step for step in range(200)]  # a prior with levels of its own
+    for levels, seen in ((None, own), (others, others)):
+        cloud, density = stages_of(recipe, terms, 3.0, levels)
+        for step in range(200):
+            assert cloud.active(seen[step]) == (125 <= step < 150)
+            assert density.active(seen[step]) == (150 <= step < 175)
+        for t in range(25):
+            expected = 0.05 + 0.2 * (1 + math.cos(math.pi * t / 25)) / 2
+            assert cloud.weight_at(seen[125 + t]) == pytest.approx(expected, rel=1e-5)
+            assert density.weight_at(seen[150 + t]) == 0.5
+    with pytest.raises(ValueError, match="200 steps, and 20 levels"):
+        stages_of(recipe, terms, 3.0, others[:20])
 
 
-@pytest.mark.parametrize(
-    ("changes", "least"),
-    [
-        ({}, 7),  # of 5 and 6 steps one stage has none, of 4 both happen to have one
-        ({"steps = [150, 175]": "steps = [198, 200]"}, 51),  # 0.99 of 50 is rounded to 50
-        ({"steps = [125, 150]": "steps = [125, 199]"}, 101),  # a changing weight cannot go down to no noise
-    ],
-)
-def test_least_steps_are_from_where_on_every_stage_has_one(tmp_path, changes, least):
-    text = resources.files("densemble.recipes.state").joinpath("cryoboltz-2025.toml").read_text()
-    for old, new in changes.items():
-        assert old in text
-        text = text.replace(old, new)
-    (tmp_path / "recipe.toml").write_text(text)
-    recipe = load_state_recipe(str(tmp_path / "recipe.toml"))
-    assert recipe.least_steps() == least
-    assert not possible(recipe, least - 1)
-    assert all(possible(recipe, steps) for steps in range(least, 420))
+def test_a_changing_weight_may_go_on_to_the_last_step():
+    values = load_state_recipe("cryoboltz-2025").model_dump(exclude_none=True)
+    first = values["stages"][0] | {"steps": [190, 200]}
+    recipe = StateRecipe.model_validate(values | {"stages": [first]})
+    (stage,) = stages_of(recipe, {"cloud": lambda x, sigma: x.sum()}, 3.0)
+    last = recipe.schedule.level(199)
+    assert stage.active(last)
+    assert stage.weight_at(last) == pytest.approx(0.05 + 0.1 * (1 + math.cos(math.pi * 0.9)))
 
 
 @pytest.mark.parametrize(

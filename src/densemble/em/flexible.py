@@ -54,33 +54,23 @@ class RegionPlan:
     source: str
 
     @classmethod
-    def of(cls, settings: StateSettings, start: Model, reference: Path | None) -> RegionPlan | None:
-        """See what is asked for and that it can be done; None where no region is asked for.
+    def of(cls, settings: StateSettings, method: Method, start: Model, reference: Path | None) -> RegionPlan:
+        """See that what is asked for can be done.
 
         Args:
-            settings: of the run.
+            settings: of the run, with a region.
+            method: what its members are drawn by.
             start: the model, in any pose.
             reference: a model whose altlocs the result is compared with.
 
         Raises:
-            InputError: a region without an ensemble, or what is said of one without a region; it is not one
-                of the model's, or not one that the prior can move; the recipe is not made for the prior; the
+            InputError: the region is not one of the model's, or not one that the prior can move; the
                 reference has nothing of it.
         """
-        if settings.region is None:
-            _check_unused(settings)
-            return None
-        if not settings.ensemble:
-            raise InputError(f"--region {settings.region} says what --ensemble samples; give both")
-        region, recipe = Region.parse(settings.region), load_recipe(settings.region_recipe_name)
+        assert settings.region is not None
+        region = Region.parse(settings.region)
         placed = standing(start, start.coords, ANY_B)
-        stretches = Stretches.of(placed, region, window=recipe.sidechains.window)
-        method = Method.of(
-            settings.region_prior,
-            recipe,
-            weights_backbone=settings.weights_backbone,
-            weights_design=settings.weights_design,
-        )
+        stretches = Stretches.of(placed, region, window=method.recipe.sidechains.window)
         method.prior_of(stretches)
         states = reference_states(reference, stretches)
         return cls(region, method, states, "" if reference is None else reference.name)
@@ -94,6 +84,27 @@ class RegionPlan:
     def steps(self) -> int:
         """Of the reverse diffusion, in all passes."""
         return sum(this.steps for this in passes_of("ensemble", None, self.recipe))
+
+
+def region_method(settings: StateSettings) -> Method | None:
+    """What the members of a region are drawn by; None where no region is asked for.
+
+    Raises:
+        InputError: a region without an ensemble, or what is said of one without a region; it has no meaning;
+            the recipe is not made for the prior; see also ``Method.of``.
+    """
+    if settings.region is None:
+        _check_unused(settings)
+        return None
+    if not settings.ensemble:
+        raise InputError(f"--region {settings.region} says what --ensemble samples; give both")
+    Region.parse(settings.region)
+    return Method.of(
+        settings.region_prior,
+        load_recipe(settings.region_recipe_name),
+        weights_backbone=settings.weights_backbone,
+        weights_design=settings.weights_design,
+    )
 
 
 def _check_unused(settings: StateSettings) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,19 +51,6 @@ class Fold:
     def messages(self) -> tuple[str, ...]:
         """What the user should know."""
         return self.boltz.messages
-
-    @property
-    def record(self) -> FoldRecord:
-        """The network and its input, for ``result.json``."""
-        boltz = self.boltz
-        return FoldRecord(
-            prior=boltz.settings.prior,
-            weights=boltz.weights,
-            input=boltz.given.key,
-            recycling=boltz.settings.recycling,
-            step_scale=float(boltz.network.structure_module.step_scale),
-            potentials=boltz.settings.potentials,
-        )
 
     def standing(self, docked: Model) -> Model:
         """All atoms of the input in the map.
@@ -119,17 +105,14 @@ def fold_steps(recipe: StateRecipe) -> int:
     return STEPS if recipe.schedule is None else recipe.schedule.steps
 
 
-def check_steps(recipe: StateRecipe, steps: int) -> None:
-    """See that the steps are enough for the networks' noise and for every stage of the recipe.
+def check_steps(steps: int) -> None:
+    """See that the steps are enough for the networks' noise.
 
     Raises:
         InputError: says how many it takes.
     """
-    least = max(FEWEST, recipe.least_steps())
-    if steps < least:
-        raise InputError(
-            f"--steps {steps}: a fold with recipe {recipe.name} takes at least {least}, or leave --steps out"
-        )
+    if steps < FEWEST:
+        raise InputError(f"--steps {steps}: a fold takes at least {FEWEST}, or leave --steps out")
 
 
 def check_fold(x: Float[Tensor, "n 3"]) -> None:
@@ -143,24 +126,52 @@ def check_fold(x: Float[Tensor, "n 3"]) -> None:
         raise InputError(f"the fold diverged: atoms that should be bonded are {apart:.3g} Å apart; {REMEDY}")
 
 
-def folded(settings: StateSettings, given: Model | None, *, steps: int, tell: Progress) -> Fold:
-    """Run the trunk and draw one sample without a map.
+def opened(settings: StateSettings, given: Model | None, *, tell: Progress) -> BoltzModel:
+    """The network, with its trunk run on the input.
 
     Args:
         settings: with what to fold.
         given: the starting model, if there is one.
-        steps: of the reverse diffusion.
-        tell: told of downloads, the trunk and steps.
+        tell: told of downloads and of the trunk.
 
     Raises:
-        InputError: the input, the weights or the package is missing or wrong; or sampling diverged.
+        InputError: the input, the weights or the package is missing or wrong.
     """
     from densemble.priors.boltz.model import open_boltz
 
     assert settings.fold is not None
-    boltz = open_boltz(settings.fold, given, progress=tell)
+    return open_boltz(settings.fold, given, progress=tell)
+
+
+def record_of(boltz: BoltzModel) -> FoldRecord:
+    """The network and its input, for ``result.json``."""
+    return FoldRecord(
+        prior=boltz.settings.prior,
+        weights=boltz.weights,
+        input=boltz.given.key,
+        recycling=boltz.settings.recycling,
+        step_scale=float(boltz.network.structure_module.step_scale),
+        potentials=boltz.settings.potentials,
+    )
+
+
+def unguided(boltz: BoltzModel, *, steps: int, seed: int, tell: Progress) -> dict[str, Tensor]:
+    """One sample without a map, as a checkpoint keeps it.
+
+    Args:
+        boltz: the network.
+        steps: of the reverse diffusion.
+        seed: of the random numbers.
+        tell: told of every step.
+
+    Returns:
+        ``coords``, Å, shape=(N, 3); and ``b``, 100 times the pLDDT of each atom's residue, shape=(N,).
+
+    Raises:
+        InputError: sampling diverged.
+    """
     prior = boltz.prior(together=1)
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(seed)
     try:
         with tell.steps("fold", steps) as on_step, torch.no_grad():
             x = sample(
@@ -169,10 +180,22 @@ def folded(settings: StateSettings, given: Model | None, *, steps: int, tell: Pr
     except FloatingPointError as error:
         raise InputError(f"the fold: {error}; {REMEDY}") from error
     check_fold(x[0])
-    topology, opinion = boltz.topology, boltz.confidence(prior, x)
-    column = np.zeros(len(topology))
-    if opinion is not None:
-        column = 100 * opinion.plddt[0].double().numpy()[topology.residue_index]
+    opinion = boltz.confidence(prior, x)
+    residue = torch.from_numpy(boltz.topology.residue_index)
+    b = torch.zeros(len(residue)) if opinion is None else 100 * opinion.plddt[0].cpu()[residue]
+    return {"coords": x[0].double().cpu(), "b": b.double()}
+
+
+def fold_of(settings: StateSettings, boltz: BoltzModel, kept: dict[str, Tensor]) -> Fold:
+    """The network with what it made of its input.
+
+    Args:
+        settings: with what was folded.
+        boltz: the network.
+        kept: see ``unguided``.
+    """
+    assert settings.fold is not None
     source = settings.fold.sequence or settings.model
     assert source is not None
-    return Fold(boltz, built_model(topology, x[0].double().numpy(), column, source=source))
+    coords, b = kept["coords"].numpy(), kept["b"].numpy()
+    return Fold(boltz, built_model(boltz.topology, coords, b, source=source))

@@ -21,6 +21,8 @@ from densemble.io.output import InputFile
 from densemble.priors.fold import FoldSettings
 from densemble.recipes.state import StateRecipe, load_state_recipe
 
+STATE_RECIPES = {"boltz1": "cryoboltz-2025", "boltz2": "cryoboltz-2025"}
+"""The recipe made for a prior, where it is not ``densemble``."""
 LEAST_NOISE = 0.01
 """Å, of a fold that starts from a model: above the last level of Boltz-1 (0.0064) and of Boltz-2 (0.0016)."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +19,11 @@ from densemble.em.state import ATOM_VOLUME
 from densemble.errors import InputError
 from densemble.grid import DensityMap, Grid
 from densemble.io.models import Model
-from densemble.io.state_results import Placement
+from densemble.io.state_results import BEST_FILE, Placement
 from densemble.likelihood.mask import reach_mask
 from densemble.likelihood.state import StateLikelihood
 from densemble.progress import Progress
 
-STANDING = Placement(
-    docked=False, rotation=np.eye(3).tolist(), translation=[0.0, 0.0, 0.0], score=None, clear=None
-)
-"""The start as it was given."""
 MASK_REACH = 8.0
 """Å from the density above the contour within which map and model are compared."""
 MUCH_MORE = 2.2
@@ -34,8 +31,54 @@ MUCH_MORE = 2.2
 encloses 0.9 to 1.6 times) shows much more than the model."""
 ZONE = 6.0
 """Å from the docked start within which voxels count, where the map shows much more than the model."""
+ASTRAY = 10.0
+"""Å more where the start does not fit the map: parts of it may stand where the truth does not. As far as a
+point cloud draws atoms (the reach of paper 2's divergence)."""
+BEYOND = 0.02
+"""Share of the atoms of a sample that may lie in density outside of that."""
 IN_BOX = 0.5
 """Share of the atoms of a start said to be placed that must lie in the box."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the start came into the map.
+
+    Attributes:
+        placement: for ``result.json``.
+        messages: what the user should know of it.
+        agrees: whether it seems to have the conformation of the map, see ``Docking``.
+    """
+
+    placement: Placement
+    messages: tuple[str, ...] = ()
+    agrees: bool = True
+
+    @classmethod
+    def kept(cls, state: dict[str, Any]) -> Standing:
+        """From what ``state_dict`` gave."""
+        return cls(Placement(**state["placement"]), tuple(state["messages"]), state["agrees"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {
+            "placement": self.placement.model_dump(),
+            "messages": list(self.messages),
+            "agrees": self.agrees,
+        }
+
+    def apply(self, model: Model) -> Model:
+        """The start, brought there."""
+        if not self.placement.docked:
+            return model
+        rotation, translation = np.array(self.placement.rotation), np.array(self.placement.translation)
+        return replace(model, coords=model.coords @ rotation.T + translation)
+
+
+GIVEN = Standing(
+    Placement(docked=False, rotation=np.eye(3).tolist(), translation=[0.0, 0.0, 0.0], score=None, clear=None)
+)
+"""As it was given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +87,7 @@ class StateProblem:
 
     Attributes:
         model: the start, in the frame of the map.
-        placement: how it came there.
+        standing: how it came there.
         prepared: contour, mask and box of the map.
         likelihood: of the map given all atoms of a member.
         voxels: which are compared, in words.
@@ -53,7 +96,7 @@ class StateProblem:
     """
 
     model: Model
-    placement: Placement
+    standing: Standing
     prepared: PreparedMap
     likelihood: StateLikelihood
     voxels: str
@@ -62,11 +105,23 @@ class StateProblem:
 
 
 def problem_of(
-    settings: StateSettings, inputs: StateInputs, tell: Progress, *, fold: Fold | None = None
+    settings: StateSettings,
+    inputs: StateInputs,
+    tell: Progress,
+    *,
+    fold: Fold | None = None,
+    standing: Standing | None = None,
 ) -> StateProblem:
     """Contour the map, bring the start into it, and make the likelihood.
 
     Of a fold, the model that was given is docked, or itself if there is none; all its atoms are then there.
+
+    Args:
+        settings: of the run.
+        inputs: files as read.
+        tell: told of what is done.
+        fold: of a network that folds.
+        standing: where the start is known to stand; docked if None, or as given if the settings say so.
 
     Raises:
         InputError: no density stands out of the map, or the model does not fit into it.
@@ -80,25 +135,15 @@ def problem_of(
     )
     given = inputs.model if fold is None or inputs.model is not None else fold.model
     assert given is not None
-    model, placement, messages = given, STANDING, prepared.messages
-    if not settings.placed:
-        tell.message(f"docking {settings.start} into {settings.target.name}")
-        docking = dock_model(
-            model,
-            prepared.density,
-            resolution=inputs.resolution,
-            level=settings.level,
-            source=f"map {settings.target}",
-            progress=tell,
-        )
-        best = docking.poses[0]
-        model, placement = replace(model, coords=best.apply(model.coords)), placement_of(docking)
-        messages += docking.messages
-    else:
-        check_inside(model, prepared.density.grid, settings)
+    if settings.placed:
+        check_inside(given, prepared.density.grid, settings)
+        standing = GIVEN
+    if standing is None:
+        standing = docked(settings, inputs, given, prepared, tell)
+    model = standing.apply(given)
     if fold is not None:
         model = fold.standing(model)
-    mask, voxels, more = compared(prepared, model, inputs.resolution)
+    mask, voxels, more = compared(prepared, model, inputs.resolution, zone=zone_of(standing))
     likelihood = StateLikelihood(
         less(prepared.density, prepared.solvent),
         mask,
@@ -108,7 +153,28 @@ def problem_of(
         occupancy=torch.from_numpy(shown(model)).float(),
     )
     held_out = None if inputs.held_out is None else boxed(inputs.held_out, prepared.density.grid)
-    return StateProblem(model, placement, prepared, likelihood, voxels, held_out, messages + more)
+    messages = prepared.messages + standing.messages + more
+    return StateProblem(model, standing, prepared, likelihood, voxels, held_out, messages)
+
+
+def docked(
+    settings: StateSettings, inputs: StateInputs, model: Model, prepared: PreparedMap, tell: Progress
+) -> Standing:
+    """The best pose of a model in the map.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    tell.message(f"docking {settings.start} into {settings.target.name}")
+    docking = dock_model(
+        model,
+        prepared.density,
+        resolution=inputs.resolution,
+        level=settings.level,
+        source=f"map {settings.target}",
+        progress=tell,
+    )
+    return Standing(placement_of(docking), docking.messages, docking.agrees)
 
 
 def less(density: DensityMap, solvent: float) -> DensityMap:
@@ -132,24 +198,51 @@ def check_inside(model: Model, grid: Grid, settings: StateSettings) -> None:
         )
 
 
+def zone_of(standing: Standing) -> float:
+    """Å from the start within which a map of much more is compared: more where it is of another state."""
+    return ZONE if standing.agrees else ZONE + ASTRAY
+
+
 def compared(
-    prepared: PreparedMap, start: Model, resolution: float
+    prepared: PreparedMap, start: Model, resolution: float, *, zone: float = ZONE
 ) -> tuple[Float[Tensor, "nx ny nz"], str, tuple[str, ...]]:
     """The weights of the voxels at which map and model are compared, in words too, and what to know of them.
 
     A map of the whole model is compared wherever it has density. In one that shows much more, what is
     not modelled would pull on the model: there only what is near the docked start counts.
+
+    Args:
+        prepared: the map.
+        start: the model where it stands.
+        resolution: Å, of the map.
+        zone: Å, see ``zone_of``.
     """
     volume = ATOM_VOLUME * len(start.topology)
     ratio = envelope(prepared.density, resolution) / volume
     if ratio <= MUCH_MORE:
         return prepared.mask, f"within {MASK_REACH:g} Å of density above the level", ()
-    zone = reach_mask(prepared.density.grid, start.coords, ZONE)
+    near = reach_mask(prepared.density.grid, start.coords, zone)
     said = (
-        f"the map encloses {ratio:.1f} times the volume of the model; they are compared within {ZONE:g} Å of "
+        f"the map encloses {ratio:.1f} times the volume of the model; they are compared within {zone:g} Å of "
         "the docked start alone, and what moves further is not followed; give all chains, or a map of these"
     )
-    return prepared.mask * zone, f"within {ZONE:g} Å of the docked start, where there is density", (said,)
+    return prepared.mask * near, f"within {zone:g} Å of the docked start, where there is density", (said,)
+
+
+def beyond(problem: StateProblem, coords: Float[np.ndarray, "n 3"]) -> tuple[str, ...]:
+    """What to know of a sample that went to where the map is not compared, though it has density there."""
+    grid = problem.prepared.density.grid
+    index = np.rint((coords - np.array(grid.origin)) / np.array(grid.spacing)).astype(int)
+    index = index[((index >= 0) & (index < grid.shape)).all(axis=1)]
+    cut = (problem.prepared.inside & (problem.likelihood.mask < 0.5)).numpy()
+    count = int(cut[tuple(index.T)].sum())
+    if count <= BEYOND * len(coords):
+        return ()
+    zone = zone_of(problem.standing)
+    return (
+        f"{count} of {len(coords)} atoms of the best sample are in density more than {zone:g} Å from the "
+        f"docked start, which was not compared; go on from it with --model {BEST_FILE} --placed",
+    )
 
 
 def placement_of(docking: Docking) -> Placement:

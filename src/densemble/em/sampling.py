@@ -39,6 +39,7 @@ from densemble.rounds import Pass
 from densemble.run import Checkpoints, sample_members
 from densemble.sidechains.carried import CarriedAtoms
 
+CPU = torch.device("cpu")
 ELASTIC_WIDTHS = 25.0
 """First noise level of the elastic prior, over the expected motion; as for the embedded one."""
 VOXELS_TOGETHER = 2**25
@@ -49,17 +50,19 @@ FOLDED_TOGETHER = 8192
 """The same for a network that folds, which bounds its memory by itself: this is for the densities."""
 
 
-def terms_of(settings: StateSettings, problem: StateProblem, recipe: StateRecipe) -> dict[str, Term]:
-    """The objectives that the recipe's stages name."""
+def terms_of(
+    settings: StateSettings, problem: StateProblem, recipe: StateRecipe, *, device: torch.device = CPU
+) -> dict[str, Term]:
+    """The objectives that the recipe's stages name, for atoms on a device."""
     wanted = {stage.term for stage in recipe.stages}
     terms: dict[str, Term] = {}
     if "density" in wanted:
         make = ensemble_term if settings.whole_ensemble else density_term
-        terms["density"] = make(problem.likelihood, recipe.target)
+        terms["density"] = make(problem.likelihood.to(device), recipe.target)
     if "cloud" in wanted:
         prepared = problem.prepared
         cloud = cloud_of_map(problem.likelihood.target, prepared.inside, atoms=len(problem.model.topology))
-        terms["cloud"] = cloud_term(SinkhornDivergence(cloud))
+        terms["cloud"] = cloud_term(SinkhornDivergence(cloud.equal()))
     return terms
 
 
@@ -76,6 +79,8 @@ class Guided:
         together: residues times members that are sampled in one batch. Part of a run's identity, since the
             random numbers of a batch belong to it as a whole.
         rate: the network's confidence in samples just drawn, if it has an opinion.
+        device: where samples are drawn.
+        messages: what the user should know.
     """
 
     prior: Prior
@@ -85,6 +90,8 @@ class Guided:
     steps: int
     together: int = TOGETHER
     rate: Callable[[Tensor], dict[str, Tensor]] | None = None
+    device: torch.device = CPU
+    messages: tuple[str, ...] = ()
 
 
 def guided(
@@ -96,7 +103,8 @@ def guided(
         InputError: the prior cannot model the start, or the map gives too few points for a cloud.
     """
     recipe = inputs.recipe
-    terms = terms_of(settings, problem, recipe)
+    device = CPU if fold is None else fold.boltz.device
+    terms = terms_of(settings, problem, recipe, device=device)
     if fold is not None:
         return _guided_fold(settings, inputs, problem, fold, terms)
     stages = stages_of(recipe, terms, inputs.resolution)
@@ -130,15 +138,25 @@ def _guided_fold(
     shaped = next((i for i, level in enumerate(levels) if level <= PLACED_AT), len(levels) - 1)
     placed = max(shaped, guided_at[0]) if guided_at else shaped
     fold.place(prior, problem.model, level=prior.process.times(steps)[placed])
-    stages = [s for s in (stage.below(levels[placed]) for stage in stages) if s is not None]
+    begun = [s for s in (stage.below(levels[placed]) for stage in stages) if s is not None]
     return Guided(
         prior=prior,
         completion=AllAtom(prior.tokens),
         atoms=np.arange(len(prior.topology)),
-        stages=stages,
+        stages=begun,
         steps=steps,
         together=FOLDED_TOGETHER,
         rate=partial(fold.rated, prior),
+        device=fold.boltz.device,
+        messages=tuple(_idle(stage, steps) for stage in stages if not any(map(stage.active, levels))),
+    )
+
+
+def _idle(stage: Stage, steps: int) -> str:
+    """What to know of a stage in which no step lies."""
+    return (
+        f"the {stage.name} does not guide: its stage is from {stage.high:.3g} to {stage.low:.3g} Å of noise, "
+        f"and none of the {steps} steps begins there"
     )
 
 
@@ -192,6 +210,7 @@ def sampled(
         together = [range(1, settings.members + 1)]
 
     def finish(members: Tensor) -> Tensor:
+        members = members.cpu()
         likelihood = fitted_to_best(problem.likelihood, members, settings.forward)
         groups = [members] if settings.whole_ensemble else list(members[:, None])
         return torch.cat([refined(problem.model, x, likelihood, recipe.finish) for x in groups])
@@ -214,7 +233,9 @@ def sampled(
                 seed=settings.seed * 10_000 + batch[0],
                 checkpoints=checkpoints,
                 on_step=partial(_after, on_step, steps * index),
-                realign=realignment(problem.likelihood, recipe, together=settings.whole_ensemble),
+                realign=realignment(
+                    problem.likelihood.to(sampling.device), recipe, together=settings.whole_ensemble
+                ),
             )
             opinion = None if sampling.rate is None else sampling.rate(members)
             checkpoints.finish(name, {"atoms": members, "trace": trace, "confidence": opinion})

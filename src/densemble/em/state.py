@@ -86,7 +86,10 @@ def stages_of(
     for stage in recipe.stages:
         high, low = recipe.interval(stage, resolution, levels)
         options = stage.model_dump(exclude={"term", "steps", "high", "low"})
-        stages.append(Stage(name=stage.term, term=terms[stage.term], high=high, low=low, **options))
+        knots = recipe.knots(stage, levels)
+        stages.append(
+            Stage(name=stage.term, term=terms[stage.term], high=high, low=low, knots=knots, **options)
+        )
     return stages
 
 

@@ -66,12 +66,15 @@ class AtomForm:
         *,
         occupancy: Float[Tensor, " n"] | None = None,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> StateDensity:
         """Of these elements on a box; the occupancy is that of each atom, 1 if None."""
         if self.kind == "molmap":
-            return MolmapDensity(grid, elements, resolution=self.spread, occupancy=occupancy, dtype=dtype)
+            return MolmapDensity(
+                grid, elements, resolution=self.spread, occupancy=occupancy, dtype=dtype, device=device
+            )
         forward = ElectronDensity(
-            grid, elements, occupancy=occupancy, d_min=self.d_min, b_min=B_LEAST, dtype=dtype
+            grid, elements, occupancy=occupancy, d_min=self.d_min, b_min=B_LEAST, dtype=dtype, device=device
         )
         return _WithB(forward, self.spread)
 

@@ -57,12 +57,12 @@ class _Plan:
     Attributes:
         atoms: of each leaf, as indices into the atoms of all members in a row, which have one more that
             stands for no atom, shape=(l, p).
-        low: the first voxel of each leaf's window, shape=(l, 3).
+        corner: Å, the first voxel of each leaf's window, shape=(l, 3).
         batches: of leaves whose windows are about as large.
     """
 
     atoms: Int[Tensor, "l p"]
-    low: Int[Tensor, "l 3"]
+    corner: Float[Tensor, "l 3"]
     batches: list[_Batch]
 
     @classmethod
@@ -72,8 +72,8 @@ class _Plan:
         if not bool(torch.isfinite(coords).all()):
             raise ValueError("gaussian_density: coordinates that are not finite")
         size = torch.tensor(grid.shape, device=coords.device)
-        spacing = coords.new_tensor(grid.spacing)
-        voxel = (coords - coords.new_tensor(grid.origin)) / spacing
+        origin, spacing = coords.new_tensor(grid.origin), coords.new_tensor(grid.spacing)
+        voxel = (coords - origin) / spacing
         reach = _reach(amplitude, alpha, cutoff)[..., None]
         low = (voxel - reach / spacing).ceil().long().clamp(min=0)
         high = torch.minimum((voxel + reach / spacing).floor().long() + 1, size)
@@ -93,8 +93,9 @@ class _Plan:
         order = groups[real]
         member = atoms.amin(1) // max(count, 1)
         table = torch.cat([member[:, None], low, extent], 1)[order].cpu().numpy()
-        batches = _batches(grid, table, real.sum(1).tolist())
-        return cls(atoms[order], torch.from_numpy(table[:, 1:4]).to(coords.device), batches)
+        batches = _batches(grid, table, real.sum(1).cpu().tolist())
+        first = torch.from_numpy(table[:, 1:4]).to(coords.device)  # as moved
+        return cls(atoms[order], origin + first * spacing, batches)
 
 
 def _reach(amplitude: Float[Tensor, "k m j"], alpha: Tensor, cutoff: float) -> Float[Tensor, "k m"]:
@@ -161,8 +162,7 @@ class _Gaussians:
     def of(cls, grid: Grid, plan: _Plan, coords: Tensor, amplitude: Tensor, alpha: Tensor) -> _Gaussians:
         """Gathered from the atoms of K members (K, M, ...)."""
         terms = amplitude.shape[2]
-        corner = coords.new_tensor(grid.origin) + plan.low * coords.new_tensor(grid.spacing)
-        place = pad(coords.flatten(0, 1), (0, 0, 0, 1))[plan.atoms] - corner[:, None]
+        place = pad(coords.flatten(0, 1), (0, 0, 0, 1))[plan.atoms] - plan.corner[:, None]
         rate = pad(alpha.flatten(0, 1) / math.log(2), (0, 0, 0, 1), value=1.0)
         root = rate.sqrt()[plan.atoms].flatten(1)
         height = pad(amplitude.flatten(0, 1), (0, 0, 0, 1))[plan.atoms].flatten(1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from densemble.atoms import Topology
@@ -62,10 +62,11 @@ class AllAtom:
 
     Args:
         memory: of the prior, which is kept and restored with the run.
+        atoms: those that the objectives know, in their order; all if None.
     """
 
-    def __init__(self, memory: Memory | None = None) -> None:
-        self._memory = memory
+    def __init__(self, memory: Memory | None = None, *, atoms: Int[Tensor, " m"] | None = None) -> None:
+        self._memory, self._atoms = memory, atoms
 
     def update(self, x0_hat: Float[Tensor, "k n 3"], sigma: float) -> None:
         """Nothing to bring up to date."""
@@ -73,9 +74,9 @@ class AllAtom:
     def finish(self, x0: Float[Tensor, "k n 3"]) -> None:
         """Nothing to bring up to date."""
 
-    def __call__(self, x0_hat: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
+    def __call__(self, x0_hat: Float[Tensor, "k n 3"]) -> Float[Tensor, "k m 3"]:
         """The atoms themselves."""
-        return x0_hat
+        return x0_hat if self._atoms is None else x0_hat[:, self._atoms]
 
     def adopt(self, atoms: Float[Tensor, "k n 3"]) -> None:
         """Nothing to take over."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,7 +26,10 @@ class Stage:
         high: active while the noise is at or below this sigma, Å ...
         low: ... and above this one.
         weight: factor at ``high``.
-        weight_end: factor at ``low``, reached on a cosine in log sigma; None keeps ``weight``.
+        weight_end: factor at ``low``, reached on a cosine; None keeps ``weight``.
+        knots: noise levels, Å, falling, between which the weight goes equally far along the cosine, as at the
+            steps of a sampler (paper 2, appendix A.5), and evenly in log sigma within; ``high`` and ``low``
+            if None.
         mode: ``score`` adds weight * sigma^2 * gradient to x0_hat (Tweedie's formula: with weight
             1 and an exact log p(y | x_t) the posterior is exact; paper 1, Eq. 4). ``ratio``
             rescales, for each member, the gradient to the Frobenius norm of the unguided update
@@ -42,6 +47,7 @@ class Stage:
     low: float = 0.0
     weight: float = 1.0
     weight_end: float | None = None
+    knots: tuple[float, ...] | None = None
     mode: Literal["score", "ratio"] = "score"
     clip: float | None = None
     limit: float | None = None
@@ -50,21 +56,24 @@ class Stage:
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high:
             raise ValueError(f"stage {self.name}: needs 0 <= low < high, got {self.low} and {self.high}")
-        if self.weight_end is not None and (math.isinf(self.high) or self.low <= 0):
+        if self.weight_end is not None and self.knots is None and (math.isinf(self.high) or self.low <= 0):
             raise ValueError(f"stage {self.name}: a changing weight needs a finite interval above zero")
+        if self.knots is not None and not (
+            len(self.knots) > 1 and min(self.knots) > 0 and all(a > b for a, b in pairwise(self.knots))
+        ):
+            raise ValueError(f"stage {self.name}: knots must be two or more and fall, above zero")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"stage {self.name}: clip must be positive, got {self.clip}")
         if self.limit is not None and self.limit <= 0:
             raise ValueError(f"stage {self.name}: limit must be positive, got {self.limit}")
 
     def below(self, sigma: float) -> Stage | None:
-        """The stage from a noise level in Å on; None if it is over by then."""
+        """The stage from a noise level in Å on, with the same weight at each; None if it is over by then."""
         high = min(self.high, sigma * (1 + 1e-6))
-        return (
-            None
-            if high <= self.low
-            else replace(self, high=high, weight=self.weight_at(min(sigma, self.high)))
-        )
+        if high <= self.low:
+            return None
+        knots = (self.high, self.low) if self.weight_end is not None and self.knots is None else self.knots
+        return replace(self, high=high, knots=knots)
 
     def active(self, sigma: float) -> bool:
         """Whether the stage guides at this noise level."""
@@ -74,5 +83,6 @@ class Stage:
         """The weight at a noise level within the interval."""
         if self.weight_end is None:
             return self.weight
-        done = math.log(self.high / sigma) / math.log(self.high / self.low)
-        return self.weight_end + (self.weight - self.weight_end) * (1 + math.cos(math.pi * done)) / 2
+        knots = np.array(self.knots or (self.high, self.low))
+        done = np.interp(math.log(knots[0] / sigma), np.log(knots[0] / knots), np.linspace(0, 1, len(knots)))
+        return self.weight_end + (self.weight - self.weight_end) * (1 + math.cos(math.pi * float(done))) / 2

@@ -74,7 +74,7 @@ def device(network: torch.device | None = None) -> str:
     cpu = f"cpu, {torch.get_num_threads()} threads"
     if network is None or network.type == "cpu":
         return cpu
-    return f"{cpu}; network on {torch.cuda.get_device_name(network)}"
+    return f"{cpu}; network on {torch.cuda.get_device_name(network) if network.type == 'cuda' else network}"
 
 
 def write_record(path: str | Path, record: Record) -> Path:

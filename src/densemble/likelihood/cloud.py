@@ -41,6 +41,10 @@ class PointCloud:
     def __len__(self) -> int:
         return len(self.points)
 
+    def equal(self) -> PointCloud:
+        """The same points with a share each, as paper 2 compares them (appendix A.4: columns sum to 1/M)."""
+        return PointCloud(self.points, torch.ones_like(self.weights))
+
 
 def cloud_size(atoms: int, voxel: float) -> int:
     """How many points paper 2 takes: ``floor(atoms / (4 voxel^3))``.

@@ -101,6 +101,20 @@ class StateLikelihood:
         self.elements, self.occupancy = tuple(elements), occupancy
         self._levels: dict[float, _Level] = {}
 
+    def to(self, device: torch.device | str) -> StateLikelihood:
+        """The same with its map, its mask and its atoms on a device, where coordinates must be then."""
+        if torch.device(device) == self.target.values.device:
+            return self
+        return StateLikelihood(
+            DensityMap(self.target.grid, self.target.values.to(device)),
+            self.mask.to(device),
+            self.elements,
+            resolution=self.resolution,
+            volume=self.volume,
+            form=self.form,
+            occupancy=None if self.occupancy is None else self.occupancy.to(device),
+        )
+
     def __call__(
         self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0, solve_b: bool = False
     ) -> Float[Tensor, " k"]:
@@ -192,7 +206,9 @@ class StateLikelihood:
     def _make(self, blur: float) -> _Level:
         values, weights, grid = self.target.values, self.mask.to(self.target.values), self.target.grid
         if blur == 0:
-            density = self.form.density(grid, self.elements, occupancy=self.occupancy, dtype=values.dtype)
+            density = self.form.density(
+                grid, self.elements, occupancy=self.occupancy, dtype=values.dtype, device=values.device
+            )
             return _Level(density, self._narrow(grid, 0.0), values, weights, self.data)
         width = math.hypot(_sigma(self.resolution), blur)
         finest = width * math.pi * math.sqrt(2)
@@ -201,7 +217,12 @@ class StateLikelihood:
         if coarse != grid:
             values, weights = _resample(values, grid, coarse, 3), _resample(weights, grid, coarse, 1)
         drawn = MolmapDensity(
-            coarse, self.elements, resolution=finest, occupancy=self.occupancy, dtype=values.dtype
+            coarse,
+            self.elements,
+            resolution=finest,
+            occupancy=self.occupancy,
+            dtype=values.dtype,
+            device=values.device,
         )
         return _Level(drawn, self._narrow(coarse, blur), values, weights, _data(self.volume, finest))
 
@@ -213,6 +234,7 @@ class StateLikelihood:
             resolution=math.hypot(NARROWEST * _sigma(self.resolution), blur) * math.pi * math.sqrt(2),
             occupancy=self.occupancy,
             dtype=self.target.values.dtype,
+            device=self.target.values.device,
         )
 
 
@@ -241,5 +263,5 @@ def _resample(values: Tensor, grid: Grid, coarse: Grid, order: int) -> Tensor:
         for to, origin, step in zip(coarse.axes(torch.float64), grid.origin, grid.spacing, strict=True)
     ]
     where = np.stack(np.meshgrid(*axes, indexing="ij"))
-    found = map_coordinates(values.double().numpy(), where, order=order, mode="nearest")
-    return torch.as_tensor(found, dtype=values.dtype)
+    found = map_coordinates(values.double().cpu().numpy(), where, order=order, mode="nearest")
+    return torch.as_tensor(found).to(values)

@@ -103,12 +103,12 @@ def best_blur(
     total = float(weights.sum())
     covered = weights * (target - (weights * target).sum() / total)
     shell, squares, twice = _shells(grid)
-    wanted = np.conj(scipy.fft.rfftn(covered.numpy())) * twice
+    wanted = np.conj(scipy.fft.rfftn(covered.cpu().numpy())) * twice
     tried = np.linspace(0, most**2, _BLURS)
     factor = np.exp(-2 * np.pi**2 * tried[:, None] * squares)
     found = []
     for model in models:
-        own = scipy.fft.rfftn(model.detach().numpy())
+        own = scipy.fft.rfftn(model.detach().cpu().numpy())
         covariance = factor @ np.bincount(shell, (wanted * own).real.ravel())
         power = factor**2 @ np.bincount(shell, (np.abs(own) ** 2 * twice).ravel())
         variance = power - abs(own[0, 0, 0]) ** 2 * math.prod(grid.shape) / total

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from pydantic import JsonValue
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,7 @@ class FoldSettings:
     potentials: bool = False
     recycling: int = 3
     from_noise: float | None = None
+
+    def record(self) -> dict[str, JsonValue]:
+        """Plain values, files by name, for ``result.json``."""
+        return {key: v.name if isinstance(v, Path) else v for key, v in asdict(self).items()}

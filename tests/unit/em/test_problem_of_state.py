@@ -11,11 +11,23 @@ from small_state import RESOLUTION, write_state
 from densemble.docking import shown
 from densemble.em.inputs import load
 from densemble.em.preparation import prepare
-from densemble.em.problem import ZONE, check_inside, compared, less, problem_of
+from densemble.em.problem import (
+    ASTRAY,
+    GIVEN,
+    ZONE,
+    StateProblem,
+    beyond,
+    check_inside,
+    compared,
+    less,
+    problem_of,
+    zone_of,
+)
 from densemble.errors import InputError
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.io.models import read_model
+from densemble.likelihood.state import StateLikelihood
 from densemble.progress import Progress
 
 
@@ -30,8 +42,9 @@ def test_a_map_of_the_model_is_compared_wherever_it_has_density(state):
     assert not any("times the volume" in message for message in problem.messages)
 
 
-def test_a_map_that_shows_much_more_is_compared_near_the_start(state):
-    """Four copies of the molecule side by side, of which one is modelled."""
+@pytest.fixture(scope="module")
+def four(state):
+    """Four copies of the molecule side by side, of which one is modelled; the map, and where they are."""
     model = read_model(state.truth)
     size = np.ptp(model.coords, axis=0).max() + 3.0
     copies = [model.coords + size * np.array([i, j, 0]) for i in range(2) for j in range(2)]
@@ -40,13 +53,42 @@ def test_a_map_that_shows_much_more_is_compared_near_the_start(state):
     density = MolmapDensity(grid, model.topology.elements * 4, resolution=RESOLUTION)
     values = density.members(torch.from_numpy(everything).float()[None])[0]
     prepared = prepare(DensityMap(grid, values), resolution=RESOLUTION, source="the map", dilation=8.0)
-    mask, voxels, said = compared(prepared, model, RESOLUTION)
+    return model, prepared, copies
+
+
+def standing(*, agrees):
+    return replace(GIVEN, agrees=agrees)
+
+
+@pytest.mark.parametrize(("agrees", "reach"), [(True, ZONE), (False, ZONE + ASTRAY)])
+def test_a_map_that_shows_much_more_is_compared_near_the_start(four, agrees, reach):
+    """Further around a start that does not fit the map: it may be of another state."""
+    model, prepared, _ = four
+    mask, voxels, said = compared(prepared, model, RESOLUTION, zone=zone_of(standing(agrees=agrees)))
     distance = cKDTree(model.coords).query(prepared.density.grid.points())[0]
-    assert float(mask[torch.from_numpy(distance > ZONE + 0.51)].max()) == 0.0
-    assert float(mask[torch.from_numpy(distance < 2.0)].min()) == 1.0
-    assert "docked start" in voxels
+    assert float(mask[torch.from_numpy(distance > reach + 0.51)].max()) == 0.0
+    near = torch.from_numpy(distance < reach - 0.01)
+    torch.testing.assert_close(mask[near], prepared.mask[near])
+    assert f"within {reach:g} Å of the docked start" in voxels
     assert len(said) == 1
     assert "times the volume" in said[0]
+
+
+def test_a_sample_beyond_what_is_compared_is_said(four):
+    model, prepared, copies = four
+    mask, voxels, _ = compared(prepared, model, RESOLUTION)
+    likelihood = StateLikelihood(
+        prepared.density, mask, model.topology.elements, resolution=RESOLUTION, volume=1e4
+    )
+    problem = StateProblem(model, GIVEN, prepared, likelihood, voxels, None, ())
+    assert beyond(problem, model.coords) == ()
+    assert beyond(problem, model.coords + 500.0) == ()  # in no density at all
+    (said,) = beyond(problem, copies[3])
+    assert "of the best sample are in density more than 6 Å from the docked start" in said
+    few = model.coords.copy()
+    few[: len(few) // 10] = copies[3][: len(few) // 10]
+    count = int(beyond(problem, few)[0].split()[0])
+    assert 0.08 * len(few) < count <= len(few) // 10
 
 
 def test_a_placed_start_must_stand_in_the_map(state):

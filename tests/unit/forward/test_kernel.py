@@ -1,5 +1,6 @@
 import pytest
 import torch
+from elsewhere import ELSEWHERE, Elsewhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,20 @@ def test_is_the_definition(atoms, terms):
     coords, amplitude, alpha = problem(0, atoms, terms, spread=1.5)
     density = gaussian_density(GRID, coords, amplitude, alpha, cutoff=1e-16)
     torch.testing.assert_close(density, all_pairs(GRID, coords, amplitude, alpha), atol=1e-13, rtol=0)
+
+
+def test_elsewhere_gives_the_same():
+    """Nothing of it is left on the CPU where the atoms are on another device."""
+    given = problem(2, 60, 3, spread=1.5)
+    found = []
+    for device in ("cpu", ELSEWHERE):
+        with Elsewhere():
+            leaves = [x.to(device).requires_grad_() for x in given]
+            density = gaussian_density(GRID, *leaves, cutoff=1e-16)
+            gradients = torch.autograd.grad(density.square().sum(), leaves)
+            found.append([x.cpu().detach() for x in (density, *gradients)])
+    for here, there in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, atol=1e-11, rtol=1e-11)
 
 
 def test_single_precision():

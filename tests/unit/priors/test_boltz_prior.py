@@ -14,14 +14,13 @@ import boltz.model.modules.diffusion as boltz1_diffusion
 import boltz.model.modules.diffusionv2 as boltz2_diffusion
 from boltz.model.loss.diffusionv2 import weighted_rigid_align
 from boltz.model.modules.utils import quaternion_to_matrix
-from boltz_case import PARTS, BoltzCase
+from boltz_case import BoltzCase
 
 from densemble.atoms import Residue, ResidueId, Topology
 from densemble.errors import InputError
-from densemble.guidance.guided import AllAtom, GuidedPrior
-from densemble.guidance.stage import Stage
+from densemble.guidance.guided import AllAtom
 from densemble.priors.boltz import memory
-from densemble.priors.boltz.memory import bytes_kept, members_that_fit
+from densemble.priors.boltz.memory import bytes_kept, members_that_fit, recompute_layers
 from densemble.priors.boltz.process import Anchor, Pose
 from densemble.priors.boltz.steering import Steering
 from densemble.priors.held import Held, Substructure
@@ -282,16 +281,47 @@ def test_running_out_of_memory_on_the_way_back_halves_the_chunk(case, generator,
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_where_not_even_one_member_fits_it_says_so(case):
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_not_even_one_member_fits_it_says_so(kind, tmp_path):
     def nothing(x, sigma, **given):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
+    case = BoltzCase(kind, tmp_path)
     case.diffusion.preconditioned_network_forward = nothing
-    try:
-        with pytest.raises(InputError, match="192 atoms do not fit into the memory"), torch.no_grad():
-            case.prior().denoise(torch.zeros(2, case.atoms, 3), 5.0)
-    finally:
-        del case.diffusion.preconditioned_network_forward
+    with pytest.raises(InputError, match="192 atoms do not fit into the memory"), torch.no_grad():
+        case.prior().denoise(torch.zeros(2, case.atoms, 3), 5.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_computed_twice_keep_less_and_give_the_same(kind, tmp_path, generator, caplog):
+    """The last resort where one member alone does not fit: then the gradient does."""
+    case = BoltzCase(kind, tmp_path)
+    x = 10 * torch.randn(1, case.atoms, 3, generator=generator)
+    prior = case.prior(together=1)
+
+    def gradient():
+        leaf = x.clone().requires_grad_()
+        value = prior.denoise(leaf, 5.0)
+        return value.detach(), torch.autograd.grad(value.square().sum(), leaf)[0]
+
+    expected = gradient()
+    before = bytes_kept(lambda y: prior.in_chunks(y, 5.0), x)
+    real, failed = case.diffusion.preconditioned_network_forward, []
+
+    def once(x, sigma, **given):
+        if torch.is_grad_enabled() and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(x, sigma, **given)
+
+    case.diffusion.preconditioned_network_forward = once
+    with caplog.at_level(logging.WARNING):
+        found = gradient()
+    assert "computed twice" in caplog.text
+    assert bytes_kept(lambda y: prior.in_chunks(y, 5.0), x) < 0.6 * before
+    for y, z in zip(found, expected, strict=True):
+        torch.testing.assert_close(y, z, atol=1e-4, rtol=1e-4)
+    assert not recompute_layers(case.diffusion)
 
 
 def test_equal_chains_take_the_nearest_arrangement(generator):
@@ -399,96 +429,3 @@ def test_partial_noise_begins_at_the_given_model(case, generator):
     x = prior.process.initial(200, generator)
     assert (x - start).std() == pytest.approx(2.0, rel=0.02)
     assert (x - start).mean().abs() < 0.02
-
-
-def test_guided_sampling_follows_paper_2(case, generator):
-    """A transcription of the update: unguided, placed, guided twice over with a ratio, then unguided.
-
-    In Boltz's own frame and loop, with plain autograd, no code of ours but the two objectives.
-    """
-    n = case.atoms
-    cloud = 12 * torch.randn(n, 3, generator=generator) + 25
-    docked = 12 * torch.randn(n, 3, generator=generator) + 25
-
-    def global_term(x, sigma):
-        return -((x.mean(1) - cloud.mean(0)) ** 2).sum() - 1e-3 * ((x - cloud) ** 2).sum()
-
-    def local_term(x, sigma):
-        return -torch.log1p((x - cloud) ** 2).sum()
-
-    warm, first_end, second_end, total = 25, 30, 35, 40  # a fifth of the recipe's
-    lambdas = {}
-    for i in range(warm, second_end):
-        lambdas[i] = (global_term, 0.25) if i < first_end else (local_term, 0.5)
-    theirs = transcribed(case, lambdas, docked, steps=total, at=warm)
-
-    prior = case.prior()
-    times, levels = prior.process.times(total), prior.process.levels(total)
-    above = [level * (1 + 1e-6) for level in levels]
-    stages = [
-        Stage("global", global_term, high=above[warm], low=above[first_end], weight=0.25, mode="ratio"),
-        Stage("local", local_term, high=above[first_end], low=above[second_end], weight=0.5, mode="ratio"),
-    ]
-    anchored = case.prior(anchor=Anchor(times[warm], prior.topology, docked, torch.arange(n)))
-    guided = GuidedPrior(anchored, stages)
-    ours = []
-    sample(guided, steps=total, members=MEMBERS, generator=torch.Generator().manual_seed(17),
-           on_step=lambda state: ours.append(state.x.clone()))  # fmt: skip
-    assert [row.keys() - {"sigma"} for row in guided.trace] == [{"global"}] * 5 + [{"local"}] * 5
-    for i in range(warm, second_end):
-        torch.testing.assert_close(ours[i], theirs[i], atol=1e-3, rtol=0)
-    assert (theirs[-1] - transcribed(case, {}, docked, steps=total, at=warm)[-1]).abs().max() > 1
-
-
-def transcribed(case, lambdas, docked, *, steps, at):
-    """Positions in the map after every step (before ``at``: in a frame of no meaning)."""
-    d = case.diffusion
-    torch.manual_seed(17)
-    schedule = d.sample_schedule(steps)
-    gammas = torch.where(schedule > d.gamma_min, d.gamma_0, 0.0)
-    x = schedule[0] * torch.randn(MEMBERS, case.atoms, 3)
-    cache, found = {}, []
-    condition = {k: case.given[k] for k in PARTS if k in case.given} | {"multiplicity": MEMBERS}
-    if case.kind == "boltz1":
-        condition["model_cache"] = cache
-
-    def network(seen, t):
-        out = d.preconditioned_network_forward(seen, t, network_condition_kwargs=condition)
-        return out[0] if isinstance(out, tuple) else out
-
-    for i in range(steps):
-        now, after, gamma = schedule[i].item(), schedule[i + 1].item(), gammas[i + 1].item()
-        turn = quaternion_to_matrix(torch.randn(MEMBERS, 4))
-        move = torch.randn(MEMBERS, 1, 3)
-        t = now * (1 + gamma)
-        noise = d.noise_scale * (t**2 - now**2) ** 0.5 * torch.randn(MEMBERS, case.atoms, 3)
-        middle = x.mean(1, keepdim=True)
-        seen = (x - middle) @ turn + move + noise  # as the network sees it
-        with torch.no_grad():
-            network(seen, t)  # fills Boltz-1's cache outside of autograd
-        if i == at:
-            with torch.no_grad():
-                estimate = (network(seen, t) - move) @ turn.mT + middle
-            placed = best_superposition(estimate, docked)
-            # the rotation and shift that did it, undone from the augmentation henceforth
-            a = estimate - estimate.mean(1, keepdim=True)
-            q = torch.linalg.lstsq(
-                a.double(), (placed - placed.mean(1, keepdim=True)).double()
-            ).solution.float()
-            middle = (middle - estimate.mean(1, keepdim=True)) @ q + placed.mean(1, keepdim=True)
-            turn = q.mT @ turn
-        noisy = ((seen - move) @ turn.mT + middle).detach().requires_grad_()
-        estimate = (network((noisy - middle) @ turn + move, t) - move) @ turn.mT + middle
-        update = torch.zeros_like(estimate)
-        if i in lambdas:
-            term, strength = lambdas[i]
-            (g,) = torch.autograd.grad(term(estimate, t), noisy)
-            free = (estimate.detach() - noisy.detach()).flatten(1).norm(dim=1)
-            update = strength * g * (free / g.flatten(1).norm(dim=1))[:, None, None]
-        with torch.no_grad():
-            goal = estimate + update
-            ones = torch.ones(MEMBERS, case.atoms)
-            aligned = weighted_rigid_align(noisy.detach(), goal, ones, ones)
-            x = aligned + d.step_scale * (after - t) * (aligned - goal) / t
-        found.append(x.clone())
-    return found

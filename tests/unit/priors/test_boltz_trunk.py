@@ -1,5 +1,8 @@
 """The trunk and the confidence head of Boltz against the forward pass of Boltz's own classes."""
 
+import os
+import time
+
 import pytest
 import torch
 
@@ -137,6 +140,27 @@ def test_a_file_cut_short_is_run_anew(forward, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     again = trunk_of(forward.network, forward.given, weights="w", cache=tmp_path, recycling=0)
     assert torch.equal(first.z, again.z)
+
+
+def test_trunks_used_longest_ago_make_room(forward, tmp_path):
+    """Reading one is using it; the one in use stays even where it alone is too much."""
+
+    def run(weights, kept):
+        before = set(tmp_path.iterdir())
+        trunk_of(forward.network, forward.given, weights=weights, cache=tmp_path, recycling=0, kept=kept)
+        return next(iter(set(tmp_path.iterdir()) - before), None)
+
+    (tmp_path / "other.safetensors").touch()
+    first, second = run("a", 10**9), run("b", 10**9)
+    size = first.stat().st_size
+    for age, file in ((300, first), (200, second)):
+        os.utime(file, (time.time() - age,) * 2)
+    assert run("a", 2 * size) is None  # read, and now the last that was used
+    third = run("c", 2 * size)
+    assert set(tmp_path.glob("trunk-*")) == {first, third}
+    last = run("d", 1)
+    assert set(tmp_path.glob("trunk-*")) == {last}
+    assert (tmp_path / "other.safetensors").exists()
 
 
 def test_confidence_is_that_of_the_forward_pass(forward, trunk):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from boltz.model.modules import transformers, transformersv2
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+_TRANSFORMERS = (transformers.DiffusionTransformer, transformersv2.DiffusionTransformer)
 SHARE = 0.6
 """Of the free memory; the rest is for densities, and for what a call needs but does not keep."""
 
@@ -48,3 +52,23 @@ def members_that_fit(call: Callable[[Tensor], Tensor], one: Tensor, *, device: t
         device: where it keeps what its gradient needs.
     """
     return max(1, int(SHARE * free_bytes(device) / max(bytes_kept(call, one), 1)))
+
+
+def recompute_layers(diffusion: nn.Module) -> bool:
+    """Keep nothing within transformer layers for a gradient, but compute it again when it is taken.
+
+    The layers are those of which Boltz does it in training (``activation_checkpointing``); it costs one more
+    forward pass.
+
+    Args:
+        diffusion: a ``structure_module``.
+
+    Returns:
+        Whether that is new.
+    """
+    blocks = [m for m in diffusion.modules() if isinstance(m, _TRANSFORMERS)]
+    layers = [layer for block in blocks for layer in block.layers if "forward" not in vars(layer)]
+    for layer in layers:
+        again = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = again  # of this instance
+    return bool(layers)

@@ -57,6 +57,11 @@ class BoltzModel:
     trunk: Trunk
     messages: tuple[str, ...]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; samples, and what guides them, are there too."""
+        return self.trunk.z.device
+
     def prior(
         self,
         *,
@@ -71,19 +76,21 @@ class BoltzModel:
             start: where the atoms are before the settings' noise is added, if there are to be any.
             together: members in one call; as many as memory holds if None.
         """
-        feats, second = self.given.feats, self.settings.prior == "boltz2"
+        feats, second, device = self.given.feats, self.settings.prior == "boltz2", self.device
+        if start is not None:
+            start = start.to(device)
         prior = BoltzPrior(
             self.network.structure_module,
             self.topology,
             conditioning(self.network, self.trunk, feats),
-            centre=torch.zeros(3) if centre is None else centre,
+            centre=torch.zeros(3, device=device) if centre is None else centre.to(device),
             together=together or 1,
             start=start,
             first=None if start is None else self.settings.from_noise,
             steering=Steering(feats, boltz2=second, physical=self.settings.potentials),
         )
         if together is None:
-            one = torch.zeros(1, len(self.topology), 3)
+            one = torch.zeros(1, len(self.topology), 3, device=device)
             prior.together = members_that_fit(lambda x: prior.in_chunks(x, 10.0), one, device=prior.device)
         return prior
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from densemble.atoms import Topology
 from densemble.errors import InputError
+from densemble.priors.boltz.memory import recompute_layers
 from densemble.priors.boltz.process import Anchor, BoltzNoise, BoltzProcess, Pose
 from densemble.priors.boltz.steering import Steering
 
@@ -94,7 +95,7 @@ class BoltzPrior:
         return self.fitting(lambda: self.in_chunks(seen, t), len(seen))
 
     def fitting(self, call: Callable[[], Result], members: int) -> Result:
-        """The result of ``call``, with ever smaller chunks where memory runs out.
+        """The result of ``call``, with ever smaller chunks where memory runs out, then keeping less.
 
         Raises:
             InputError: not even one member fits.
@@ -105,6 +106,9 @@ class BoltzPrior:
             except RuntimeError as error:
                 if "out of memory" not in str(error):
                     raise
+                if min(self.together, members) == 1 and recompute_layers(self._diffusion):
+                    _log.warning("out of memory: going on with layers that are computed twice for gradients")
+                    continue
                 if min(self.together, members) == 1:
                     raise InputError(
                         f"{len(self.topology)} atoms do not fit into the memory of {self.device}, not even "
@@ -215,7 +219,7 @@ class TokenMemory:
     def advance(self, t: float) -> None:
         """Take in the estimate at level ``t``."""
         assert self.latest is not None
-        so_far = torch.zeros_like(self.latest) if self.so_far is None else self.so_far
+        so_far = torch.zeros_like(self.latest) if self.so_far is None else self.so_far.to(self.latest)
         times = self._diffusion.c_noise(torch.full((len(so_far),), t).to(so_far))
         self.so_far = self._diffusion.out_token_feat_update(times=times, acc_a=so_far, next_a=self.latest)
 
@@ -224,5 +228,5 @@ class TokenMemory:
         return {} if self.so_far is None else {"tokens": self.so_far}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state, read to wherever."""
         self.so_far = state.get("tokens")

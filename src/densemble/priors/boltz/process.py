@@ -274,8 +274,8 @@ class BoltzProcess:
         t_next: float,
         generator: torch.Generator,
     ) -> Float[Tensor, "k n 3"]:
-        """One reverse step: augment, raise the noise, denoise, align, move."""
-        n = self.noise
+        """One reverse step: augment, raise the noise, denoise, align, move. Where ``centre`` is."""
+        n, x = self.noise, x.to(self.centre.device)
         if self.centre.ndim == 1 and (self.anchor is None or t > self.anchor.level):
             x = x - x.mean(1, keepdim=True) + self.centre
         raised = self._raised(t, t_next)

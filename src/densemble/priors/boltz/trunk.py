@@ -10,7 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,9 @@ from densemble.progress import Progress
 
 RECYCLING = 3
 """Rounds of recycling, as Boltz's command line."""
+
+KEPT = 20 * 10**9
+"""Bytes of trunks that stay on disk, over a GB each for 1,600 residues; those used longest ago go first."""
 
 _STORED = ("s_inputs", "s", "z")
 
@@ -73,6 +76,7 @@ def trunk_of(
     cache: Path,
     recycling: int = RECYCLING,
     progress: Progress | None = None,
+    kept: int = KEPT,
 ) -> Trunk:
     """The trunk of an input, from disk if it was run before.
 
@@ -83,6 +87,7 @@ def trunk_of(
         cache: folder of trunks.
         recycling: rounds after the first.
         progress: told when the trunk is run.
+        kept: bytes that the folder may hold; this trunk stays in any case.
     """
     device = given.feats["token_pad_mask"].device
     facts = {
@@ -99,6 +104,7 @@ def trunk_of(
         (progress or Progress()).message(f"trunk of {given.feats['token_pad_mask'].shape[1]} tokens")
         stored = run_trunk(network, given, recycling=recycling)
         _write(path, stored, facts)
+    _used(path, kept)
     return _completed(network, given, stored)
 
 
@@ -166,6 +172,26 @@ def _write(path: Path, stored: dict[str, Tensor], facts: dict[str, str]) -> None
             {name: value.contiguous() for name, value in stored.items()}, str(temporary), metadata=facts
         )
         os.replace(temporary, path)
+
+
+def _used(path: Path, kept: int) -> None:
+    """Mark a trunk as the last that was used, and remove those used longest ago where there are too many.
+
+    Another run may do the same at the same time: what is gone already is gone.
+    """
+    with suppress(FileNotFoundError):
+        os.utime(path)
+    found = []
+    for file in path.parent.glob("trunk-*.safetensors"):
+        with suppress(FileNotFoundError):
+            found.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+    total = sum(size for _, size, _ in found)
+    for _, size, file in sorted(found):
+        if total <= kept:
+            return
+        if file != path:
+            file.unlink(missing_ok=True)
+            total -= size
 
 
 def conditioning(network: Network, trunk: Trunk, feats: dict[str, Tensor]) -> dict[str, Any]:

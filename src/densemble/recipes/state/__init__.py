@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 from densemble.priors.edm import EDM
 from densemble.recipes import Count, NonNegative, Part, Positive, load
 
+_NO_NOISE = 1e-9  # Å; the last level is zero, which has no logarithm
+
 
 class Schedule(Part):
     """Noise levels by which a recipe counts the steps of its stages; see ``densemble.priors.edm.EDM``.
@@ -150,25 +152,6 @@ class StateRecipe(Part):
                 raise ValueError(f"steps {list(stage.steps)} go beyond the schedule's {self.schedule.steps}")
         return self
 
-    def least_steps(self) -> int:
-        """From how many steps on every stage has one, where counts are taken in proportion."""
-        if self.schedule is None:
-            return 1
-        # In the schedule's own number, and in any greater one, a stage's ends are a step or more apart.
-        for steps in range(self.schedule.steps, 0, -1):
-            for stage in self.stages:
-                if stage.steps is None:
-                    continue
-                first, last = self._places(stage.steps, steps)
-                if first >= last or (stage.weight_end is not None and last == steps):
-                    return steps + 1
-        return 1
-
-    def _places(self, ends: tuple[int, int], steps: int) -> list[int]:
-        """The first step and the one after the last, of so many instead of the schedule's."""
-        assert self.schedule is not None
-        return [round(step * steps / self.schedule.steps) for step in ends]
-
     def interval(
         self, stage: StateStage, resolution: float, levels: Sequence[float] | None = None
     ) -> tuple[float, float]:
@@ -177,19 +160,44 @@ class StateRecipe(Part):
         Args:
             stage: one of the recipe's.
             resolution: Å, of the map.
-            levels: Å, what a prior with a schedule of its own sees at each of its steps. If they are more or
-                fewer than the recipe's, its counts are taken in proportion.
+            levels: see ``levels_of``.
         """
-        if stage.steps is None or self.schedule is None:
+        if stage.steps is None:
             return resolution * (stage.high or 0.0), resolution * stage.low
-        if levels is None:
-            found = [self.schedule.level(step) for step in stage.steps]
-        else:
-            places = self._places(stage.steps, len(levels))
-            found = [[*levels, 0.0][place] for place in places]
+        found = self.levels_of(stage, levels)
         # a hair above, so that the first step's own level is within, and the last one's is not
-        first, end = (level * (1 + 1e-6) for level in found)
-        return first, end
+        return found[0] * (1 + 1e-6), found[-1] * (1 + 1e-6)
+
+    def knots(self, stage: StateStage, levels: Sequence[float] | None = None) -> tuple[float, ...] | None:
+        """Å, noise levels by which a weight changes step by step; None where it does not count steps.
+
+        Args:
+            stage: one of the recipe's.
+            levels: see ``levels_of``.
+        """
+        if stage.steps is None or stage.weight_end is None:
+            return None
+        return tuple(max(level, _NO_NOISE) for level in self.levels_of(stage, levels))
+
+    def levels_of(self, stage: StateStage, levels: Sequence[float] | None = None) -> list[float]:
+        """Å, what the denoiser sees at each step of a stage that counts steps, and at the one after it.
+
+        Args:
+            stage: one of the recipe's.
+            levels: Å, what a prior with a schedule of its own sees at as many steps as the recipe's; the
+                recipe's own if None.
+
+        Raises:
+            ValueError: there are more of them or fewer.
+        """
+        assert stage.steps is not None
+        assert self.schedule is not None
+        first, last = stage.steps
+        if levels is None:
+            return [self.schedule.level(step) for step in range(first, last + 1)]
+        if len(levels) != self.schedule.steps:
+            raise ValueError(f"recipe {self.name}: {self.schedule.steps} steps, and {len(levels)} levels")
+        return [*levels, 0.0][first : last + 1]
 
 
 def load_state_recipe(name: str) -> StateRecipe:
