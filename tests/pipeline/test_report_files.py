@@ -165,6 +165,12 @@ def test_parts_are_there_only_if_their_data_are(full, bare, tmp_path):
     assert sorted(f.name for f in poor.iterdir()) == ["report.html", "result.json"]
 
 
+def test_licence_of_the_viewer_goes_with_every_copy(full):
+    text = page(full).text
+    assert "Mol* contributors" in text
+    assert "Permission is hereby granted, free of charge" in text
+
+
 def test_figures_are_in_the_page_and_beside_it(full):
     for name in ("overview", "occupancies", "residue_fit", "bimodality", "traces"):
         assert (full / f"{name}.png").read_bytes().startswith(b"\x89PNG")
