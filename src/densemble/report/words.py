@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from densemble.io.model_results import FinalModel
 from densemble.io.results import Result
 from densemble.io.state_results import Distance, Fit, Mixture, RegionRecord, StateResult
 
@@ -40,7 +41,38 @@ def summary(result: Result, out: Path) -> str:
             f"By the free reflections, used for nothing else, the ensemble is {verdict} than the start "
             f"(R-free {'falls' if gain > 0 else 'rises'} by {abs(gain):.4f})."
         )
-    return "\n".join([*lines, f"Written to {out}/: ensemble.cif, members/, map.ccp4, result.json"])
+    files = "ensemble.cif, members/, map.ccp4, result.json"
+    if result.model is not None:
+        lines += ["", *model_lines(result.model)]
+        files = f"model.cif, {files}"
+    return "\n".join([*lines, f"Written to {out}/: {files}"])
+
+
+def model_lines(model: FinalModel) -> list[str]:
+    """The final model: how many states, how occupied, and R factors beside the start's, refined alike."""
+    lines = []
+    for part in model.states.parts:
+        if len(part.states) == 1:
+            lines.append(f"{part.region}: one state.")
+            continue
+        states = ", ".join(
+            f"{state.label} {state.occupancy:.2f}"
+            + ("" if state.interval is None else f" ({state.interval.low:.2f} to {state.interval.high:.2f})")
+            for state in part.states
+        )
+        lines.append(f"{part.region}: {len(part.states)} states, occupancies (95 % intervals) {states}.")
+    if not model.states.parts:
+        lines.append("One state: no two members differ by more than can be told apart.")
+    found = model.refinement
+    if found is not None and found.start.r_free is not None and found.model.r_free is not None:
+        rows = []
+        for name, one in (("start, one state", found.start), ("model of the states", found.model)):
+            assert one.r_work is not None
+            assert one.r_free is not None
+            rows.append([name, *(f"{value:.4f}" for value in (one.r_work[1], one.r_free[1]))])
+        header = [f"refined alike, {found.cycles} cycles", "R-work", "R-free"]
+        lines += table(header, rows)
+    return lines
 
 
 def state_summary(result: StateResult, out: Path) -> str:
