@@ -42,7 +42,11 @@ from densemble.modelling import OWN_MODEL_FILES, Modelled, final_model, write_mo
 from densemble.problem import CrystalProblem, Guide
 from densemble.progress import Clock, Progress
 from densemble.region import Draw, GuideRun, run_guide
+from densemble.report.writing import OWN_REPORT_FILES
 from densemble.run import Checkpoints, passes_of, run_key
+
+OWN = (*OWN_FILES, *OWN_MODEL_FILES, *OWN_REPORT_FILES)
+"""What a run and its report write into an output folder, and may replace there."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def run_xray(
     with clock("map"):
         tell.message(f"calculating the {settings.map} map of {settings.region}")
         problem = problem_of(settings, inputs)
-    folder = prepare_output(out, force=force, resume=resume, own=(*OWN_FILES, *OWN_MODEL_FILES))
+    folder = prepare_output(out, force=force, resume=resume, own=OWN)
     checkpoints = Checkpoints(
         folder / "checkpoint.pt", run_key(settings.record(), inputs.files, inputs.recipe)
     )
