@@ -27,7 +27,7 @@ from densemble.refinement.programs import PDB_FILE, PHENIX_FILE, REFMAC_FILE
 from densemble.refinement.refine import compare
 from densemble.refinement.split import sources
 from densemble.selection.amplitudes import AmplitudeJudge
-from densemble.selection.intervals import bootstrap
+from densemble.selection.intervals import bootstrap, widened
 from densemble.states import find_states, same_within
 
 OWN_MODEL_FILES = (MODEL_FILE, PDB_FILE, PHENIX_FILE, REFMAC_FILE, RESIDUES_FILE)
@@ -125,7 +125,8 @@ def restated(
     weights = torch.cat([part.weights for part in refined]).double().numpy()
     groups = np.repeat(np.arange(len(refined)), [len(part) for part in refined])
     blocks = judge.blocks(signals, weights)
-    low, high = _intervals(weights, blocks.shares(groups), bootstrap(blocks, groups))
+    moved = weights - blocks.shares(groups)  # by refinement of all else
+    low, high = widened(weights, *(ends + moved for ends in bootstrap(blocks, groups)))
     parts = []
     for part, before in zip(states.parts, found, strict=False):
         own = {residue.id for residue in before.topology.residues}
@@ -144,21 +145,6 @@ def restated(
         distances = _to_references(refined[i], atoms[i], references)
         parts.append(part.model_copy(update={"states": _matched(part, before, refined[i], ends, distances)}))
     return states.model_copy(update={"parts": parts})
-
-
-def _intervals(
-    refined: Float[np.ndarray, " s"],
-    fitted: Float[np.ndarray, " s"],
-    drawn: tuple[Float[np.ndarray, " s"], Float[np.ndarray, " s"]],
-) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, " s"]]:
-    """Lower and upper ends about refined occupancies and about those fitted alone, whichever is further out.
-
-    The two differ in what is fitted along with occupancies (coordinates, B, scales), which the scatter of
-    the data says nothing of.
-    """
-    low, high = (ends - fitted for ends in drawn)
-    both = np.stack([refined, fitted])
-    return (both.min(0) + low).clip(0, 1), (both.max(0) + high).clip(0, 1)
 
 
 def _matched(
