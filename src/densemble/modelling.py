@@ -14,7 +14,7 @@ from torch import Tensor
 from densemble.atoms import BACKBONE, Ensemble, Topology
 from densemble.evaluation import ensemble_density, residue_rows, start_ensemble
 from densemble.inputs import Inputs
-from densemble.io.altlocs import build_altlocs, letters_of
+from densemble.io.altlocs import letters_of
 from densemble.io.model_results import MODEL_FILE, FinalModel, Interval, Part, State, States
 from densemble.io.state_results import RESIDUES_FILE, write_residues
 from densemble.metrics.coordinates import rmsd
@@ -26,6 +26,7 @@ from densemble.refinement.conformers import atom_keys
 from densemble.refinement.programs import PDB_FILE, PHENIX_FILE, REFMAC_FILE
 from densemble.refinement.refine import compare
 from densemble.refinement.split import sources
+from densemble.refinement.waters import Displaced, model_structure
 from densemble.selection.amplitudes import AmplitudeJudge
 from densemble.selection.intervals import bootstrap, widened
 from densemble.states import find_states, same_within
@@ -81,17 +82,32 @@ def final_model(
         reflections=reflections,
         cycles=cycles,
     )
+    structures, displaced = zip(
+        *(model_structure(model, each, stretches.model_atoms) for each in (first, parts)), strict=True
+    )
+    for name, waters in zip(("start", "model of states"), displaced, strict=True):
+        _tell_displaced(name, waters, tell)
     record = FinalModel(
         states=restated(states, found, parts, judge, stretches.topology, references),
         refinement=refinement,
         validation={
-            name: validate_structure(
-                build_altlocs(model, each, stretches.model_atoms), region=stretches.region
-            ).totals
-            for name, each in (("start", first), ("model", parts))
+            name: validate_structure(structure, region=stretches.region).totals
+            for name, structure in zip(("start", "model"), structures, strict=True)
         },
+        waters_displaced=[str(water) for water in displaced[1].removed],
+        waters_partial=[str(water) for water in displaced[1].partial],
     )
     return Modelled(record, parts)
+
+
+def _tell_displaced(name: str, waters: Displaced, tell: Progress) -> None:
+    """Say which waters made room."""
+    for what, which in (
+        ("removed, too near to all states", waters.removed),
+        ("in some states only, too near to the others", waters.partial),
+    ):
+        if which:
+            tell.message(f"waters of the {name} {what}: {', '.join(map(str, which))}")
 
 
 def restated(

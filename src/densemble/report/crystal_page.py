@@ -50,6 +50,12 @@ def _states(model: FinalModel, scene: Scene | None) -> Section:
         states.rule,
         f"Conformations nearer to each other than {states.coordinate_error:.2f} Å count as one.",
     ]
+    if model.waters_displaced:
+        text.append(
+            f"Waters that no state leaves room for were removed: {', '.join(model.waters_displaced)}."
+        )
+    if model.waters_partial:
+        text.append(f"Waters that stand in some states only: {'; '.join(model.waters_partial)}.")
     if not parts:
         return Section(
             "states", "States and their occupancies", text=(*text, "All of the region has one state.")
