@@ -120,8 +120,8 @@ class PartSearch:
             others = parts[:i] + parts[i + 1 :]
             parts[i] = self.decided(residues[i], others, self.pool, range(len(self.pool)))
             self.around[parts[i].atoms] = parts[i].coords[0]
-        for i in range(len(residues)):
-            parts = self.split(parts, parts[i])
+        for part in parts[: len(residues)]:  # as decided: each leaves the list that the next is split in
+            parts = self.split(parts, part)
         parts = self.merged(parts)
         return self.weighed(parts)
 
