@@ -16,9 +16,22 @@ from densemble.io.results import read_result_json
 from densemble.modelling import final_model, write_model
 from densemble.pipeline import problem_of, run_xray
 from densemble.progress import Progress
+from densemble.report import summary
+from densemble.report.crystal_headline import headline
+from densemble.report.writing import OWN_REPORT_FILES
 
 REGION = "A:176-191"
 """All that has two states: what is outside of it is the truth."""
+
+
+class Said(Progress):
+    """Keeps what the user is told."""
+
+    def __init__(self):
+        self.messages = []
+
+    def message(self, text):
+        self.messages.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +111,38 @@ def test_a_run_writes_its_model_and_can_leave_it(crystal, tmp_path):
     again = run_xray(crystal.settings(members=2, steps=3), tmp_path / "out", force=True)
     assert again.model is None
     assert not (tmp_path / "out" / "model.cif").exists()
+
+
+def test_a_model_that_cannot_be_made_does_not_cost_the_ensemble(crystal, tmp_path, monkeypatch):
+    """A run of hours must not end with nothing but a traceback."""
+
+    def fails(*arguments, **options):
+        (tmp_path / "out" / "model.cif").write_text("half a model")
+        raise np.linalg.LinAlgError("Singular matrix")
+
+    monkeypatch.setattr("densemble.pipeline.write_model", fails)
+    monkeypatch.setattr("densemble.pipeline.final_model", lambda *arguments, **options: None)
+    said = Said()
+    settings = crystal.settings(states=True, members=2, steps=3)
+    result = run_xray(settings, tmp_path / "out", progress=said)
+    assert result.model is None
+    assert result.model_failure == "LinAlgError: Singular matrix"
+    assert any("LinAlgError: Singular matrix" in text for text in said.messages)
+    assert read_result_json(tmp_path / "out" / "result.json") == result
+    written = {f.name for f in (tmp_path / "out").iterdir()}
+    assert written == {"ensemble.cif", "members", "map.ccp4", "trace.csv", "result.json", "model.log"}
+    assert "Singular matrix" in (tmp_path / "out" / "model.log").read_text()
+    assert "could not be told" in " ".join(headline(result).answer)
+    assert "No final model: LinAlgError: Singular matrix" in summary(result, tmp_path / "out")
+
+
+def test_a_new_run_leaves_no_report_of_the_one_before(crystal, tmp_path):
+    settings = crystal.settings(members=2, steps=3)
+    run_xray(settings, tmp_path / "out")
+    for name in OWN_REPORT_FILES:
+        (tmp_path / "out" / name).write_text("of the run before")
+    (tmp_path / "out" / "notes.txt").write_text("the user's")
+    run_xray(settings, tmp_path / "out", force=True)
+    left = {f.name for f in (tmp_path / "out").iterdir()}
+    assert not left & set(OWN_REPORT_FILES)
+    assert "notes.txt" in left
