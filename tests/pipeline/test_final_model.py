@@ -9,10 +9,11 @@ import torch
 from Bio.PDB.MMCIFParser import MMCIFParser
 from small_crystal import OCCUPANCY
 
-from densemble.evaluation import reference_states, start_ensemble
+from densemble.evaluation import ensemble_density, reference_states, start_ensemble
 from densemble.inputs import load
 from densemble.io.models import alternates
-from densemble.io.results import read_result_json
+from densemble.io.results import Member, Metrics, Result, RFactor, RFactors, read_result_json
+from densemble.metrics.maps import rscc, voxels_near
 from densemble.modelling import final_model, write_model
 from densemble.pipeline import problem_of, run_xray
 from densemble.progress import Progress
@@ -99,6 +100,53 @@ def test_files_say_what_the_record_says(case, tmp_path):
     assert len(rows) == len(problem.stretches.free)
     better = np.array([float(r["model"]) - float(r["start"]) for r in rows])
     assert better.mean() > 0.01
+
+
+def test_residues_are_judged_where_the_model_s_states_stand_too(case, tmp_path):
+    """Voxels within 2 Å of any conformation compared: without the model's, its own places would not count."""
+    _, problem, modelled = case
+    start = start_ensemble(problem)
+    write_model(tmp_path, problem, start, modelled)
+    rows = {r["residue"]: r for r in csv.DictReader((tmp_path / "residues.csv").read_text().splitlines())}
+    topology, target = problem.stretches.topology, problem.target
+    number = next(r for r, residue in enumerate(topology.residues) if residue.id.number == 182)
+    own = start.coords[0, topology.atoms_of([number])]
+    (residue,) = (r for r in gemmi.read_structure(str(tmp_path / "model.cif"))[0]["A"] if r.seqid.num == 182)
+    states = torch.tensor([atom.pos.tolist() for atom in residue])
+    inside = voxels_near(target.grid, torch.cat([own, states]), 2.0)
+    assert inside.sum() > 1.3 * voxels_near(target.grid, own, 2.0).sum()
+    expected = rscc(ensemble_density(problem.forward, start), target.values, inside)
+    assert float(rows["A:182"]["start"]) == pytest.approx(expected, abs=2e-3)
+
+
+def test_the_terminal_says_what_the_model_is(case, crystal):
+    record = case[2].record
+    members = [Member(id=1, selected=True, weight=1.0, rscc=0.8)]
+    factor = RFactor(r_work=0.2, r_free=0.2)
+    fits = {"start": 0.8, "ensemble": 0.9}
+    result = Result(
+        inputs=[],
+        settings={},
+        seed=0,
+        versions={},
+        device="cpu",
+        timings={},
+        region=REGION,
+        metrics=Metrics(voxels="somewhere", rscc=fits, cosine=fits),
+        r_factors=RFactors(start=factor, ensemble=factor),
+        members=members,
+        model=record,
+    )
+    text = summary(result, crystal.model.parent)
+    (part,) = record.states.parts
+    for state in part.states:
+        assert f"{part.region} {state.label}" in text
+        assert f"{state.interval.low:.2f}-{state.interval.high:.2f}" in text
+    assert f"{record.refinement.start.r_free[1]:.4f} of one state" in text
+    assert f"{record.refinement.model.r_free[1]:.4f} of the model" in text
+    assert "they had a say in the number of states" in text
+    assert "used for nothing else" not in text
+    assert "model.cif" in text
 
 
 def test_a_run_writes_its_model_and_can_leave_it(crystal, tmp_path):
