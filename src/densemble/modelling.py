@@ -22,7 +22,7 @@ from densemble.metrics.validation import validate_structure
 from densemble.problem import CrystalProblem
 from densemble.progress import Progress
 from densemble.refinement import programs
-from densemble.refinement.conformers import atom_keys
+from densemble.refinement.conformers import Sites, atom_keys, flat
 from densemble.refinement.programs import PDB_FILE, PHENIX_FILE, REFMAC_FILE
 from densemble.refinement.refine import compare
 from densemble.refinement.split import sources
@@ -31,7 +31,9 @@ from densemble.selection.amplitudes import AmplitudeJudge
 from densemble.selection.intervals import bootstrap, widened
 from densemble.states import find_states, same_within
 
-OWN_MODEL_FILES = (MODEL_FILE, PDB_FILE, PHENIX_FILE, REFMAC_FILE, RESIDUES_FILE)
+FAILURE_FILE = "model.log"
+"""Where a final model failed, line by line."""
+OWN_MODEL_FILES = (MODEL_FILE, PDB_FILE, PHENIX_FILE, REFMAC_FILE, RESIDUES_FILE, FAILURE_FILE)
 """What a final model adds to the folder of a run, and may replace there."""
 
 
@@ -219,5 +221,7 @@ def write_model(folder: Path, problem: CrystalProblem, ensemble: Ensemble, model
         "ensemble": ensemble_density(problem.forward, ensemble),
         "model": model_density(problem, modelled.parts),
     }
-    coords = torch.cat([start.coords, ensemble.coords[ensemble.weights > 0]])
+    index = Sites.of(stretches.topology, modelled.parts).index
+    modelled_coords = flat([part.coords for part in modelled.parts])[index]
+    coords = torch.cat([start.coords, ensemble.coords[ensemble.weights > 0], modelled_coords])
     write_residues(folder / RESIDUES_FILE, residue_rows(problem, densities, coords))

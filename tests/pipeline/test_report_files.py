@@ -224,6 +224,23 @@ def test_states_in_the_page_are_those_of_the_model_file(full, crystal):
     assert {172, 178, 187, 194} <= numbers
 
 
+def test_a_region_of_one_state_is_drawn_too(full, tmp_path):
+    """Where all members agree no part has states, and there is a model all the same."""
+    folder = tmp_path / "one"
+    shutil.copytree(full, folder)
+    record = read_result_json(folder / "result.json")
+    states = record.model.states.model_copy(update={"parts": []})
+    model = record.model.model_copy(update={"states": states})
+    write_record(folder / "result.json", record.model_copy(update={"model": model}))
+    shutil.copyfile(folder / "members" / "member_01.cif", folder / "model.cif")
+    write_report(folder, force=True)
+    found = page(folder)
+    scene = json.loads(found.scripts["scene"])
+    assert [state["name"] for state in scene["states"]] == ["one state"]
+    assert "all of the region has one state" in found.text
+    assert (folder / "view.cxc").exists()
+
+
 def test_occupancies_are_the_record_s_and_switches_carry_them(full):
     text = page(full).text
     for label, occupancy in OCCUPANCY.items():

@@ -38,40 +38,40 @@ def summary(result: Result, out: Path) -> str:
         gain = factors.start.r_free - factors.ensemble.r_free
         verdict = "better" if gain > 0 else "not better"
         lines.append(
-            f"By the free reflections, used for nothing else, the ensemble is {verdict} than the start "
+            f"By the free reflections, which took no part in it, the ensemble is {verdict} than the start "
             f"(R-free {'falls' if gain > 0 else 'rises'} by {abs(gain):.4f})."
         )
     files = "ensemble.cif, members/, map.ccp4, result.json"
     if result.model is not None:
-        lines += ["", *model_lines(result.model)]
+        lines += ["", *model_lines(result.model), ""]
         files = f"model.cif, {files}"
+    elif result.model_failure is not None:
+        lines.append(f"No final model: {result.model_failure}; see model.log.")
     return "\n".join([*lines, f"Written to {out}/: {files}"])
 
 
 def model_lines(model: FinalModel) -> list[str]:
-    """The final model: how many states, how occupied, and R factors beside the start's, refined alike."""
-    lines = []
-    for part in model.states.parts:
-        if len(part.states) == 1:
-            lines.append(f"{part.region}: one state.")
-            continue
-        states = ", ".join(
-            f"{state.label} {state.occupancy:.2f}"
-            + ("" if state.interval is None else f" ({state.interval.low:.2f} to {state.interval.high:.2f})")
-            for state in part.states
-        )
-        lines.append(f"{part.region}: {len(part.states)} states, occupancies (95 % intervals) {states}.")
-    if not model.states.parts:
-        lines.append("One state: no two members differ by more than can be told apart.")
+    """States of each part with their occupancies, and R-free beside that of one state refined alike."""
+    rows = [
+        [
+            f"{part.region} {state.label}".strip(),
+            f"{state.occupancy:.2f}",
+            "-" if state.interval is None else f"{state.interval.low:.2f}-{state.interval.high:.2f}",
+        ]
+        for part in model.states.parts
+        for state in part.states
+    ]
+    lines = table(["final model: state", "occupancy", "95 % interval"], rows) if rows else []
+    if not rows:
+        lines = [f"Final model: one state; no two members differ by {model.states.coordinate_error:.2f} Å."]
     found = model.refinement
     if found is not None and found.start.r_free is not None and found.model.r_free is not None:
-        rows = []
-        for name, one in (("start, one state", found.start), ("model of the states", found.model)):
-            assert one.r_work is not None
-            assert one.r_free is not None
-            rows.append([name, *(f"{value:.4f}" for value in (one.r_work[1], one.r_free[1]))])
-        header = [f"refined alike, {found.cycles} cycles", "R-work", "R-free"]
-        lines += table(header, rows)
+        lines.append(
+            f"Refined alike, {found.cycles} cycles: R-free {found.start.r_free[1]:.4f} of one state, "
+            f"{found.model.r_free[1]:.4f} of the model."
+        )
+    if any(e.held_out is not None for part in model.states.parts for e in part.evidence):
+        lines.append("Nothing was fitted to the free reflections; they had a say in the number of states.")
     return lines
 
 
