@@ -43,7 +43,7 @@ bench: env
 # The documentation site, in an environment of its own without torch: the API is read from the source.
 # A warning (a broken link, a page that no menu names) is an error.
 docs: $(DOCS)/.ready
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 $(DOCS)/.ready: Makefile
 	$(PYTHON) -m venv $(DOCS)

@@ -16,7 +16,7 @@ from densemble.metrics.coordinates import rmsd
 from densemble.metrics.populations import assign_states, populations
 from densemble.pipeline import Settings, run_xray
 from densemble.progress import Progress
-from densemble.report import table
+from densemble.report.words import model_lines, table
 
 REGION = "A:176-191"
 CORE = "A:178-188"
@@ -63,7 +63,8 @@ def run_demo(
     result = run_xray(
         chosen, out, reference=example("deposited.cif"), force=force, resume=resume, progress=progress
     )
-    return "\n".join([*comparison(result), "", *recovered(result, out), "", f"written to {out}/"])
+    model = [] if result.model is None else [*model_lines(result.model), ""]
+    return "\n".join([*comparison(result), "", *recovered(result, out), "", *model, f"written to {out}/"])
 
 
 def comparison(result: Result) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from densemble.atoms import BACKBONE, Ensemble, Topology
 from densemble.evaluation import ensemble_density, residue_rows, start_ensemble
 from densemble.inputs import Inputs
-from densemble.io.altlocs import build_altlocs, letters_of
+from densemble.io.altlocs import letters_of
 from densemble.io.model_results import MODEL_FILE, FinalModel, Interval, Part, State, States
 from densemble.io.state_results import RESIDUES_FILE, write_residues
 from densemble.metrics.coordinates import rmsd
@@ -22,15 +22,18 @@ from densemble.metrics.validation import validate_structure
 from densemble.problem import CrystalProblem
 from densemble.progress import Progress
 from densemble.refinement import programs
-from densemble.refinement.conformers import atom_keys
+from densemble.refinement.conformers import Sites, atom_keys, flat
 from densemble.refinement.programs import PDB_FILE, PHENIX_FILE, REFMAC_FILE
 from densemble.refinement.refine import compare
 from densemble.refinement.split import sources
+from densemble.refinement.waters import Displaced, model_structure
 from densemble.selection.amplitudes import AmplitudeJudge
-from densemble.selection.intervals import bootstrap
+from densemble.selection.intervals import bootstrap, widened
 from densemble.states import find_states, same_within
 
-OWN_MODEL_FILES = (MODEL_FILE, PDB_FILE, PHENIX_FILE, REFMAC_FILE, RESIDUES_FILE)
+FAILURE_FILE = "model.log"
+"""Where a final model failed, line by line."""
+OWN_MODEL_FILES = (MODEL_FILE, PDB_FILE, PHENIX_FILE, REFMAC_FILE, RESIDUES_FILE, FAILURE_FILE)
 """What a final model adds to the folder of a run, and may replace there."""
 
 
@@ -81,17 +84,32 @@ def final_model(
         reflections=reflections,
         cycles=cycles,
     )
+    structures, displaced = zip(
+        *(model_structure(model, each, stretches.model_atoms) for each in (first, parts)), strict=True
+    )
+    for name, waters in zip(("start", "model of states"), displaced, strict=True):
+        _tell_displaced(name, waters, tell)
     record = FinalModel(
         states=restated(states, found, parts, judge, stretches.topology, references),
         refinement=refinement,
         validation={
-            name: validate_structure(
-                build_altlocs(model, each, stretches.model_atoms), region=stretches.region
-            ).totals
-            for name, each in (("start", first), ("model", parts))
+            name: validate_structure(structure, region=stretches.region).totals
+            for name, structure in zip(("start", "model"), structures, strict=True)
         },
+        waters_displaced=[str(water) for water in displaced[1].removed],
+        waters_partial=[str(water) for water in displaced[1].partial],
     )
     return Modelled(record, parts)
+
+
+def _tell_displaced(name: str, waters: Displaced, tell: Progress) -> None:
+    """Say which waters made room."""
+    for what, which in (
+        ("removed, too near to all states", waters.removed),
+        ("in some states only, too near to the others", waters.partial),
+    ):
+        if which:
+            tell.message(f"waters of the {name} {what}: {', '.join(map(str, which))}")
 
 
 def restated(
@@ -125,7 +143,8 @@ def restated(
     weights = torch.cat([part.weights for part in refined]).double().numpy()
     groups = np.repeat(np.arange(len(refined)), [len(part) for part in refined])
     blocks = judge.blocks(signals, weights)
-    low, high = _intervals(weights, blocks.shares(groups), bootstrap(blocks, groups))
+    moved = weights - blocks.shares(groups)  # by refinement of all else
+    low, high = widened(weights, *(ends + moved for ends in bootstrap(blocks, groups)))
     parts = []
     for part, before in zip(states.parts, found, strict=False):
         own = {residue.id for residue in before.topology.residues}
@@ -144,21 +163,6 @@ def restated(
         distances = _to_references(refined[i], atoms[i], references)
         parts.append(part.model_copy(update={"states": _matched(part, before, refined[i], ends, distances)}))
     return states.model_copy(update={"parts": parts})
-
-
-def _intervals(
-    refined: Float[np.ndarray, " s"],
-    fitted: Float[np.ndarray, " s"],
-    drawn: tuple[Float[np.ndarray, " s"], Float[np.ndarray, " s"]],
-) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, " s"]]:
-    """Lower and upper ends about refined occupancies and about those fitted alone, whichever is further out.
-
-    The two differ in what is fitted along with occupancies (coordinates, B, scales), which the scatter of
-    the data says nothing of.
-    """
-    low, high = (ends - fitted for ends in drawn)
-    both = np.stack([refined, fitted])
-    return (both.min(0) + low).clip(0, 1), (both.max(0) + high).clip(0, 1)
 
 
 def _matched(
@@ -217,5 +221,7 @@ def write_model(folder: Path, problem: CrystalProblem, ensemble: Ensemble, model
         "ensemble": ensemble_density(problem.forward, ensemble),
         "model": model_density(problem, modelled.parts),
     }
-    coords = torch.cat([start.coords, ensemble.coords[ensemble.weights > 0]])
+    index = Sites.of(stretches.topology, modelled.parts).index
+    modelled_coords = flat([part.coords for part in modelled.parts])[index]
+    coords = torch.cat([start.coords, ensemble.coords[ensemble.weights > 0], modelled_coords])
     write_residues(folder / RESIDUES_FILE, residue_rows(problem, densities, coords))

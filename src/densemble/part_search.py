@@ -189,6 +189,9 @@ class PartSearch:
             apart = self.apart(settled)
             models.append(self.fitted(settled, others))
             choice = self.compared(models, others, believed)
+            if apart and choice.chosen == len(models) - 1:
+                models[-2] = self.fairer(models[-2], self.simpler(place, settled, others), others)
+                choice = self.compared(models, others, believed)
             if not apart or choice.chosen < len(models) - 1:
                 choice = replace(choice, chosen=min(choice.chosen, len(models) - 2))
                 break
@@ -210,6 +213,20 @@ class PartSearch:
         chosen = x[list(candidates.members)]
         coords, weights, b_iso = place.settled(chosen, candidates.weights, self.counting.settling)
         return self.model(residues, coords, weights, b_iso, candidates.members)
+
+    def simpler(self, place: Place, model: PartModel, others: Sequence[PartModel]) -> PartModel:
+        """A model with its lightest state taken away, settled once more."""
+        weights = model.weights[:-1] / model.weights[:-1].sum()
+        coords, weights, b_iso = place.settled(model.coords[:-1], weights, self.counting.settling)
+        return self.fitted(self.model(model.residues, coords, weights, b_iso, model.sources[:-1]), others)
+
+    def fairer(self, first: PartModel, second: PartModel, others: Sequence[PartModel]) -> PartModel:
+        """The one of two models of as many states that the fitted data prefer.
+
+        A state more is believed over the best simpler model, not over one that was stuck.
+        """
+        fits = [self.judge.fitted(*self.total([model, *others])) for model in (first, second)]
+        return second if fits[1] > fits[0] else first
 
     def one_state(
         self, residues: list[int], place: Place, x: Tensor, best: Candidates, groups: np.ndarray
@@ -267,7 +284,7 @@ class PartSearch:
         standard error of 3: they cannot decide alone, but would contradict a gain that was made of noise.
         """
         if states <= believed:
-            return -np.inf if worth else 0.0
+            return -np.inf if worth else self.counting.veto
         return -self.counting.veto if worth else np.inf
 
     def parameters(self, model: PartModel) -> int:

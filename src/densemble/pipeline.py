@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from densemble.evaluation import map_fits, member_records, reference_states, sta
 from densemble.inputs import Inputs, Settings, load
 from densemble.io.altlocs import build_structure
 from densemble.io.maps import write_map
+from densemble.io.model_results import FinalModel
 from densemble.io.output import (
     MAP_FILE,
     RESULT_FILE,
@@ -23,6 +25,7 @@ from densemble.io.output import (
     device,
     prepare_output,
     versions,
+    write_text,
     write_trace,
 )
 from densemble.io.reflections import read_coefficients
@@ -38,11 +41,15 @@ from densemble.io.results import (
     write_members,
     write_result_json,
 )
-from densemble.modelling import OWN_MODEL_FILES, Modelled, final_model, write_model
+from densemble.modelling import FAILURE_FILE, OWN_MODEL_FILES, final_model, write_model
 from densemble.problem import CrystalProblem, Guide
 from densemble.progress import Clock, Progress
 from densemble.region import Draw, GuideRun, run_guide
+from densemble.report.writing import OWN_REPORT_FILES
 from densemble.run import Checkpoints, passes_of, run_key
+
+OWN = (*OWN_FILES, *OWN_MODEL_FILES, *OWN_REPORT_FILES)
+"""What a run and its report write into an output folder, and may replace there."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def evaluate(
     states: dict[str, np.ndarray],
     source: str,
 ) -> Evaluation:
-    """Start and ensembles on the same voxels and the same reflections; free ones were used for nothing else.
+    """Start and ensembles on the same voxels and reflections, of which free ones had no part in any of them.
 
     Under ``ensemble`` stands the last guide's result, which is the one that is written.
     """
@@ -100,24 +107,38 @@ def evaluate(
     return Evaluation(metrics=metrics, r_factors=RFactors(**recorded), members=members)
 
 
-def write_results(
-    folder: Path,
-    inputs: Inputs,
-    problem: CrystalProblem,
-    run: GuideRun,
-    modelled: Modelled | None,
-    result: Result,
-) -> None:
-    """The ensemble as one model, every member as a model of its own, the final model, trace and record."""
+def write_sampled(folder: Path, inputs: Inputs, run: GuideRun) -> None:
+    """The ensemble as one model, every member as a model of its own, and the trace."""
     model, atoms = inputs.model, inputs.stretches.model_atoms
     write_ensemble(folder, model, run.ensemble, atoms)
     b_iso = run.ensemble.b_iso[:1].expand(len(run.members), -1)
     equal = run.members.new_full((len(run.members),), 1 / len(run.members))
     write_members(folder, model, Ensemble(run.ensemble.topology, run.final, equal, b_iso), atoms)
-    if modelled is not None:
-        write_model(folder, problem, run.ensemble, modelled)
     write_trace(folder / TRACE_FILE, run.trace)
-    write_result_json(folder / RESULT_FILE, result)
+
+
+def model_or_failure(
+    folder: Path,
+    inputs: Inputs,
+    problem: CrystalProblem,
+    run: GuideRun,
+    *,
+    cycles: int,
+    references: dict[str, np.ndarray],
+    tell: Progress,
+) -> tuple[FinalModel | None, str | None]:
+    """Make and write the final model; where that fails, why, in words. The ensemble stands without it."""
+    try:
+        made = final_model(inputs, problem, run.final, cycles=cycles, references=references, tell=tell)
+        write_model(folder, problem, run.ensemble, made)
+    except Exception as error:  # whatever it is, the hours of sampling before it are not lost
+        for name in OWN_MODEL_FILES:
+            (folder / name).unlink(missing_ok=True)
+        write_text(folder / FAILURE_FILE, traceback.format_exc())
+        why = f"{type(error).__name__}: {error}"
+        tell.message(f"No final model was made ({why}); see {FAILURE_FILE}. The ensemble stands without it.")
+        return None, why
+    return made.record, None
 
 
 def problem_of(settings: Settings, inputs: Inputs) -> CrystalProblem:
@@ -160,7 +181,7 @@ def run_xray(
     with clock("map"):
         tell.message(f"calculating the {settings.map} map of {settings.region}")
         problem = problem_of(settings, inputs)
-    folder = prepare_output(out, force=force, resume=resume, own=(*OWN_FILES, *OWN_MODEL_FILES))
+    folder = prepare_output(out, force=force, resume=resume, own=OWN)
     described = settings.record() | inputs.method.described
     checkpoints = Checkpoints(folder / "checkpoint.pt", run_key(described, inputs.files, inputs.recipe))
     if resume:
@@ -188,12 +209,13 @@ def run_xray(
     with clock("evaluate"):
         tell.message("R factors")
         found = evaluate(inputs, problem, runs, states, "" if reference is None else reference.name)
-    last, modelled = runs[settings.guides[-1]], None
+    last, model, failure = runs[settings.guides[-1]], None, None
+    write_sampled(folder, inputs, last)
     if settings.states:
         with clock("states"):
             tell.message("states and their number")
-            modelled = final_model(
-                inputs, problem, last.final, cycles=settings.cycles, references=states, tell=tell
+            model, failure = model_or_failure(
+                folder, inputs, problem, last, cycles=settings.cycles, references=states, tell=tell
             )
     result = Result(
         inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
@@ -206,8 +228,9 @@ def run_xray(
         metrics=found.metrics,
         r_factors=found.r_factors,
         members=found.members,
-        model=None if modelled is None else modelled.record,
+        model=model,
+        model_failure=failure,
     )
-    write_results(folder, inputs, problem, last, modelled, result)
+    write_result_json(folder / RESULT_FILE, result)
     checkpoints.path.unlink(missing_ok=True)
     return result

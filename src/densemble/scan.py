@@ -51,9 +51,8 @@ SHORTEST = 3
 LISTED = 2.0
 """Windows of a lower score are not listed."""
 STRONG_SCORE = 5.0
-STRONG_DEFICIT = 0.1
 STRONG_FOUND = 0.1
-"""A window is strong with this score, this deficit of occupancy, and this part of what it lost near it."""
+"""A window is strong with this score, this part of what it lost near it, and an RSCC below the median."""
 
 _REACH = 4.5  # Å from the window's atoms, within which lost density may be found
 _PEAK = 3.0  # standard deviations of the difference map, from which density counts as found
@@ -155,7 +154,7 @@ def find_windows(model: Model, reflections: Reflections, *, longest: int) -> tup
     Raises:
         InputError: the model has too few windows.
     """
-    evidence = _Evidence.of(model, reflections)
+    evidence = Evidence.of(model, reflections)
     bonded = bonded_to_next(model.topology, model.coords)
     candidates = [
         candidate
@@ -197,15 +196,14 @@ def summary(result: Scan) -> str:
     return "\n".join(
         [
             *lines,
-            f"Strong: score at least {STRONG_SCORE:g}, {STRONG_DEFICIT:.0%} of the occupancy missing, "
-            f"{STRONG_FOUND:.0%} of the lost electrons near by, and RSCC below the model's median "
-            f"({result.median_rscc:.2f}).",
+            f"Strong: score at least {STRONG_SCORE:g}, {STRONG_FOUND:.0%} of the lost electrons near by, and "
+            f"RSCC below the model's median ({result.median_rscc:.2f}).",
         ]
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Evidence:
+class Evidence:
     """What the maps say of each of the R protein residues.
 
     Attributes:
@@ -227,7 +225,8 @@ class _Evidence:
     peaks: Float[np.ndarray, " p"]
 
     @classmethod
-    def of(cls, model: Model, reflections: Reflections) -> _Evidence:
+    def of(cls, model: Model, reflections: Reflections) -> Evidence:
+        """From the maps of a model in one conformation."""
         maps = residual_maps(model.structure, reflections)
         grid = Grid.around(model.coords, margin=_REACH, spacing=reflections.d_min / 3)
         difference, observed, calculated = (
@@ -248,6 +247,7 @@ class _Evidence:
 
     @property
     def median_rscc(self) -> float:
+        """Of the protein residues."""
         return float(np.nanmedian(self.rscc[self.residues]))
 
 
@@ -291,7 +291,7 @@ def _runs(bonded: np.ndarray, residues: np.ndarray, length: int) -> list[tuple[i
 
 
 def _candidates(
-    evidence: _Evidence, runs: Sequence[tuple[int, ...]], path: Path
+    evidence: Evidence, runs: Sequence[tuple[int, ...]], path: Path
 ) -> list[tuple[float, tuple[int, ...]]]:
     """Score of each window of one length."""
     if len(runs) < _FEWEST:
@@ -307,7 +307,7 @@ def _candidates(
     return list(zip(scores.tolist(), runs, strict=True))
 
 
-def _window(model: Model, evidence: _Evidence, score: float, places: tuple[int, ...]) -> Window:
+def _window(model: Model, evidence: Evidence, score: float, places: tuple[int, ...]) -> Window:
     inside = list(places)
     deficit = float(evidence.overlap[inside].sum() / evidence.norm[inside].sum())
     lost = deficit * float(evidence.electrons[inside].sum())
@@ -322,12 +322,7 @@ def _window(model: Model, evidence: _Evidence, score: float, places: tuple[int, 
         last=last.number,
         region=f"{first}-{last.number}{last.icode}",
         score=score,
-        strong=bool(
-            score >= STRONG_SCORE
-            and deficit >= STRONG_DEFICIT
-            and found >= STRONG_FOUND * lost
-            and rscc < evidence.median_rscc
-        ),
+        strong=bool(score >= STRONG_SCORE and found >= STRONG_FOUND * lost and rscc < evidence.median_rscc),
         deficit=deficit,
         lost=lost,
         found=found,

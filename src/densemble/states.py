@@ -20,7 +20,7 @@ from densemble.atoms import Ensemble
 from densemble.io.model_results import Interval, Part, State, States
 from densemble.part_search import Counting, PartModel, PartSearch
 from densemble.problem import RegionProblem
-from densemble.selection.intervals import bootstrap
+from densemble.selection.intervals import bootstrap, widened
 from densemble.selection.judge import Judge
 from densemble.selection.parts import spans_of
 from densemble.selection.states import distances
@@ -75,13 +75,13 @@ def _record(search: PartSearch, parts: list[PartModel]) -> States:
     """For ``result.json``; the heaviest state first."""
     signals, weights = search.total(parts)
     groups = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    low, high = bootstrap(search.judge.blocks(signals, weights), groups)
+    low, high = widened(weights, *bootstrap(search.judge.blocks(signals, weights), groups))
     found = []
     for i, part in enumerate(parts):
         if not part.evidence:
             continue
         several = len(part) > 1
-        ends = zip(low[groups == i].clip(0, 1).tolist(), high[groups == i].clip(0, 1).tolist(), strict=True)
+        ends = zip(low[groups == i].tolist(), high[groups == i].tolist(), strict=True)
         states = [
             State(
                 label=string.ascii_uppercase[place] if several else "",

@@ -9,16 +9,30 @@ import torch
 from Bio.PDB.MMCIFParser import MMCIFParser
 from small_crystal import OCCUPANCY
 
-from densemble.evaluation import reference_states, start_ensemble
+from densemble.evaluation import ensemble_density, reference_states, start_ensemble
 from densemble.inputs import load
 from densemble.io.models import alternates
-from densemble.io.results import read_result_json
+from densemble.io.results import Member, Metrics, Result, RFactor, RFactors, read_result_json
+from densemble.metrics.maps import rscc, voxels_near
 from densemble.modelling import final_model, write_model
 from densemble.pipeline import problem_of, run_xray
 from densemble.progress import Progress
+from densemble.report import summary
+from densemble.report.crystal_headline import headline
+from densemble.report.writing import OWN_REPORT_FILES
 
 REGION = "A:176-191"
 """All that has two states: what is outside of it is the truth."""
+
+
+class Said(Progress):
+    """Keeps what the user is told."""
+
+    def __init__(self):
+        self.messages = []
+
+    def message(self, text):
+        self.messages.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +102,53 @@ def test_files_say_what_the_record_says(case, tmp_path):
     assert better.mean() > 0.01
 
 
+def test_residues_are_judged_where_the_model_s_states_stand_too(case, tmp_path):
+    """Voxels within 2 Å of any conformation compared: without the model's, its own places would not count."""
+    _, problem, modelled = case
+    start = start_ensemble(problem)
+    write_model(tmp_path, problem, start, modelled)
+    rows = {r["residue"]: r for r in csv.DictReader((tmp_path / "residues.csv").read_text().splitlines())}
+    topology, target = problem.stretches.topology, problem.target
+    number = next(r for r, residue in enumerate(topology.residues) if residue.id.number == 182)
+    own = start.coords[0, topology.atoms_of([number])]
+    (residue,) = (r for r in gemmi.read_structure(str(tmp_path / "model.cif"))[0]["A"] if r.seqid.num == 182)
+    states = torch.tensor([atom.pos.tolist() for atom in residue])
+    inside = voxels_near(target.grid, torch.cat([own, states]), 2.0)
+    assert inside.sum() > 1.3 * voxels_near(target.grid, own, 2.0).sum()
+    expected = rscc(ensemble_density(problem.forward, start), target.values, inside)
+    assert float(rows["A:182"]["start"]) == pytest.approx(expected, abs=2e-3)
+
+
+def test_the_terminal_says_what_the_model_is(case, crystal):
+    record = case[2].record
+    members = [Member(id=1, selected=True, weight=1.0, rscc=0.8)]
+    factor = RFactor(r_work=0.2, r_free=0.2)
+    fits = {"start": 0.8, "ensemble": 0.9}
+    result = Result(
+        inputs=[],
+        settings={},
+        seed=0,
+        versions={},
+        device="cpu",
+        timings={},
+        region=REGION,
+        metrics=Metrics(voxels="somewhere", rscc=fits, cosine=fits),
+        r_factors=RFactors(start=factor, ensemble=factor),
+        members=members,
+        model=record,
+    )
+    text = summary(result, crystal.model.parent)
+    (part,) = record.states.parts
+    for state in part.states:
+        assert f"{part.region} {state.label}" in text
+        assert f"{state.interval.low:.2f}-{state.interval.high:.2f}" in text
+    assert f"{record.refinement.start.r_free[1]:.4f} of one state" in text
+    assert f"{record.refinement.model.r_free[1]:.4f} of the model" in text
+    assert "they had a say in the number of states" in text
+    assert "used for nothing else" not in text
+    assert "model.cif" in text
+
+
 def test_a_run_writes_its_model_and_can_leave_it(crystal, tmp_path):
     settings = crystal.settings(states=True, cycles=1, members=2, steps=3)
     result = run_xray(settings, tmp_path / "out")
@@ -98,3 +159,38 @@ def test_a_run_writes_its_model_and_can_leave_it(crystal, tmp_path):
     again = run_xray(crystal.settings(members=2, steps=3), tmp_path / "out", force=True)
     assert again.model is None
     assert not (tmp_path / "out" / "model.cif").exists()
+
+
+def test_a_model_that_cannot_be_made_does_not_cost_the_ensemble(crystal, tmp_path, monkeypatch):
+    """A run of hours must not end with nothing but a traceback."""
+
+    def fails(*arguments, **options):
+        (tmp_path / "out" / "model.cif").write_text("half a model")
+        raise np.linalg.LinAlgError("Singular matrix")
+
+    monkeypatch.setattr("densemble.pipeline.write_model", fails)
+    monkeypatch.setattr("densemble.pipeline.final_model", lambda *arguments, **options: None)
+    said = Said()
+    settings = crystal.settings(states=True, members=2, steps=3)
+    result = run_xray(settings, tmp_path / "out", progress=said)
+    assert result.model is None
+    assert result.model_failure == "LinAlgError: Singular matrix"
+    assert any("LinAlgError: Singular matrix" in text for text in said.messages)
+    assert read_result_json(tmp_path / "out" / "result.json") == result
+    written = {f.name for f in (tmp_path / "out").iterdir()}
+    assert written == {"ensemble.cif", "members", "map.ccp4", "trace.csv", "result.json", "model.log"}
+    assert "Singular matrix" in (tmp_path / "out" / "model.log").read_text()
+    assert "could not be told" in " ".join(headline(result).answer)
+    assert "No final model: LinAlgError: Singular matrix" in summary(result, tmp_path / "out")
+
+
+def test_a_new_run_leaves_no_report_of_the_one_before(crystal, tmp_path):
+    settings = crystal.settings(members=2, steps=3)
+    run_xray(settings, tmp_path / "out")
+    for name in OWN_REPORT_FILES:
+        (tmp_path / "out" / name).write_text("of the run before")
+    (tmp_path / "out" / "notes.txt").write_text("the user's")
+    run_xray(settings, tmp_path / "out", force=True)
+    left = {f.name for f in (tmp_path / "out").iterdir()}
+    assert not left & set(OWN_REPORT_FILES)
+    assert "notes.txt" in left

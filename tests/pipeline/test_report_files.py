@@ -165,6 +165,12 @@ def test_parts_are_there_only_if_their_data_are(full, bare, tmp_path):
     assert sorted(f.name for f in poor.iterdir()) == ["report.html", "result.json"]
 
 
+def test_licence_of_the_viewer_goes_with_every_copy(full):
+    text = page(full).text
+    assert "Mol* contributors" in text
+    assert "Permission is hereby granted, free of charge" in text
+
+
 def test_figures_are_in_the_page_and_beside_it(full):
     for name in ("overview", "occupancies", "residue_fit", "bimodality", "traces"):
         assert (full / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -216,6 +222,23 @@ def test_states_in_the_page_are_those_of_the_model_file(full, crystal):
     numbers = {int(n) for n in rest.find_values("_atom_site.auth_seq_id")}
     assert numbers.isdisjoint(range(179, 187))
     assert {172, 178, 187, 194} <= numbers
+
+
+def test_a_region_of_one_state_is_drawn_too(full, tmp_path):
+    """Where all members agree no part has states, and there is a model all the same."""
+    folder = tmp_path / "one"
+    shutil.copytree(full, folder)
+    record = read_result_json(folder / "result.json")
+    states = record.model.states.model_copy(update={"parts": []})
+    model = record.model.model_copy(update={"states": states})
+    write_record(folder / "result.json", record.model_copy(update={"model": model}))
+    shutil.copyfile(folder / "members" / "member_01.cif", folder / "model.cif")
+    write_report(folder, force=True)
+    found = page(folder)
+    scene = json.loads(found.scripts["scene"])
+    assert [state["name"] for state in scene["states"]] == ["one state"]
+    assert "all of the region has one state" in found.text
+    assert (folder / "view.cxc").exists()
 
 
 def test_occupancies_are_the_record_s_and_switches_carry_them(full):

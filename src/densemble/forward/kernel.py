@@ -46,8 +46,8 @@ class _Batch:
 
     def windows(self, density: Float[Tensor, "k nx ny nz"]) -> list[Tensor]:
         """Views of the windows, which may overlap."""
-        stride = density.stride()[1:]
-        return [density.as_strided(self.shape, stride, first) for first in self.first]
+        stride, start = density.stride()[1:], density.storage_offset()
+        return [density.as_strided(self.shape, stride, start + first) for first in self.first]
 
 
 @dataclass(frozen=True, eq=False)

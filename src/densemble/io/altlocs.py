@@ -91,7 +91,7 @@ def build_altlocs(model: Model, parts: Sequence[Ensemble], region_atoms: np.ndar
         if r in by_residue:
             _replace(residue, [i for i in range(n) if start + i in replaced], by_residue[r], conformers)
         start += n
-    _update_links(structure, {model.topology.residues[r].id for r in by_residue})
+    update_links(structure, {model.topology.residues[r].id for r in by_residue})
     structure.meta.refinement = []
     structure.raw_remarks = []
     structure.clear_conect()
@@ -165,10 +165,11 @@ def _replace(
             residue.add_atom(atom)
 
 
-def _update_links(structure: gemmi.Structure, region: set[ResidueId]) -> None:
-    """A link to a split atom becomes one for each altloc; links to removed atoms go.
+def update_links(structure: gemmi.Structure, region: set[ResidueId]) -> None:
+    """A link to a split atom becomes one for each altloc; links to removed atoms go. In place.
 
-    Records of cis peptides in the region go too, because members may differ in them.
+    A link that has an altloc already stays the link of that altloc. Records of cis peptides in the region go
+    too, because members may differ in them.
     """
 
     def within(chain: str, seqid: gemmi.SeqId) -> bool:
@@ -178,7 +179,9 @@ def _update_links(structure: gemmi.Structure, region: set[ResidueId]) -> None:
     for link in list(structure.connections):
         ends = (link.partner1, link.partner2)
         touched = any(within(end.chain_name, end.res_id.seqid) for end in ends)
-        letters = sorted(set().union(*(_altlocs(structure[0], end) for end in ends))) if touched else []
+        known = {end.altloc for end in ends} - {NO_ALTLOC}
+        present = known or set().union(*(_altlocs(structure[0], end) for end in ends))
+        letters = sorted(present) if touched else []
         for letter in letters or [NO_ALTLOC]:
             copy = _with_altloc(structure[0], link, letter)
             if copy is not None:

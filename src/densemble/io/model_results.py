@@ -126,8 +126,18 @@ class Validation(Record):
 
 
 class FinalModel(Record):
-    """The final model of a region: states, refinement, and validation of ``start`` and ``model``."""
+    """The final model of a region: states, refinement, and validation of ``start`` and ``model``.
+
+    Attributes:
+        states: of its parts.
+        refinement: of the one-state start and of the model.
+        validation: of both.
+        waters_displaced: waters of the start that no state leaves room for; the model is without them.
+        waters_partial: waters that stand in some states only, with the altlocs of these.
+    """
 
     states: States
     refinement: Refinement | None = None
     validation: dict[str, Validation] = Field(default_factory=dict)
+    waters_displaced: list[str] = Field(default_factory=list)
+    waters_partial: list[str] = Field(default_factory=list)

@@ -22,6 +22,16 @@ from densemble.errors import InputError
 MAP_FILE = "map.ccp4"
 RESULT_FILE = "result.json"
 TRACE_FILE = "trace.csv"
+REPORT_FILE = "report.html"
+OVERVIEW = "overview"
+OWN_REPORT_FILES = (
+    REPORT_FILE,
+    "view.cxc",
+    "view.pml",
+    "view_coot.py",
+    *(f"{name}.png" for name in (OVERVIEW, "occupancies", "residue_fit", "bimodality", "traces")),
+)
+"""What a report adds to the folder of a run, and may replace there."""
 
 
 class Record(BaseModel):
@@ -126,7 +136,7 @@ def prepare_output(
 
     Args:
         directory: created if missing.
-        force: remove what an earlier run wrote there; other files stay.
+        force: remove what an earlier run wrote there, and its report; other files stay.
         resume: keep what is there.
         own: patterns of the files that such a run writes.
 
@@ -138,7 +148,7 @@ def prepare_output(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if force and not resume:
-            for file in (f for pattern in own for f in directory.glob(pattern)):
+            for file in (f for pattern in (*own, *OWN_REPORT_FILES) for f in directory.glob(pattern)):
                 file.unlink()
     except OSError as error:
         raise InputError(f"output folder {directory}: cannot be used ({error.strerror})") from error

@@ -175,7 +175,7 @@ class Member(Record):
 
 
 class Result(RunRecord):
-    """The contents of ``result.json``."""
+    """The contents of ``result.json``; ``model_failure`` says why a model that was asked for is not there."""
 
     schema_: Literal["densemble.result/1"] = Field(default=SCHEMA, alias="schema")
     region: str
@@ -183,6 +183,7 @@ class Result(RunRecord):
     r_factors: RFactors | None = None
     members: list[Member]
     model: FinalModel | None = None
+    model_failure: str | None = None
 
 
 def write_result_json(path: str | Path, result: Result) -> Path:

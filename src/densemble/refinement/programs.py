@@ -7,8 +7,8 @@ reads the same, as keywords of REFMAC.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gemmi
@@ -16,11 +16,12 @@ import numpy as np
 
 from densemble.atoms import Ensemble, ResidueId
 from densemble.crystal.fcalc import residue_id
-from densemble.io.altlocs import build_altlocs, letters_of
+from densemble.io.altlocs import letters_of
 from densemble.io.model_results import MODEL_FILE
 from densemble.io.models import Model
 from densemble.io.output import write_text
 from densemble.io.results import pdb_obstacle, write_structure
+from densemble.refinement.waters import PartialWater, model_structure
 
 PDB_FILE = "model.pdb"
 PHENIX_FILE = "phenix.eff"
@@ -37,21 +38,35 @@ class Run:
 
 @dataclass(frozen=True)
 class OccupancyGroup:
-    """The states of a part: runs of residues, and the altlocs that these have."""
+    """The states of a part.
+
+    Attributes:
+        runs: residues that have all of its altlocs.
+        altlocs: of the states.
+        waters: by altloc, residues that have some of the altlocs only.
+    """
 
     runs: tuple[Run, ...]
     altlocs: tuple[str, ...]
+    waters: Mapping[str, tuple[Run, ...]] = field(default_factory=dict)
+
+    def runs_of(self, altloc: str) -> tuple[Run, ...]:
+        """The residues that have an altloc."""
+        return (*self.runs, *self.waters.get(altloc, ()))
 
 
-def occupancy_groups(structure: gemmi.Structure, parts: Sequence[Ensemble]) -> list[OccupancyGroup]:
+def occupancy_groups(
+    structure: gemmi.Structure, parts: Sequence[Ensemble], waters: Sequence[PartialWater] = ()
+) -> list[OccupancyGroup]:
     """The parts of several states, as they are found in the model written.
 
     A run ends where the next residue of the chain is not of the part, and at residues with insertion codes,
     which make runs of their own, for programs have no ranges of these.
 
     Args:
-        structure: the model (``split.altloc_structure``).
+        structure: the model (``waters.model_structure``).
         parts: those that it was built of (``split.split_where_different``).
+        waters: those that stand in some states of a part only.
     """
     order = [residue_id(chain, residue) for chain in structure[0] for residue in chain]
     groups = []
@@ -60,7 +75,12 @@ def occupancy_groups(structure: gemmi.Structure, parts: Sequence[Ensemble]) -> l
         if len(letters) < 2:
             continue
         own = {residue.id for residue in part.topology.residues}
-        groups.append(OccupancyGroup(tuple(_runs(order, own)), letters))
+        beside = [water for water in waters if water.beside in own]
+        alone = {
+            letter: tuple(_runs(order, {water.water for water in beside if letter in water.altlocs}))
+            for letter in letters
+        }
+        groups.append(OccupancyGroup(tuple(_runs(order, own)), letters, alone))
     return groups
 
 
@@ -79,19 +99,22 @@ def write_model(
         The files, and why there is no PDB file, in words, if there is none.
     """
     folder = Path(directory)
-    structure = build_altlocs(model, parts, region_atoms)
+    structure, waters = model_structure(model, parts, region_atoms)
     files = [write_structure(folder / MODEL_FILE, structure)]
     obstacle = pdb_obstacle(structure)
     if obstacle is None:
         files.append(write_structure(folder / PDB_FILE, structure))
-    return [*files, *write_parameters(folder, structure, parts)], obstacle
+    return [*files, *write_parameters(folder, structure, parts, waters.partial)], obstacle
 
 
 def write_parameters(
-    directory: str | Path, structure: gemmi.Structure, parts: Sequence[Ensemble]
+    directory: str | Path,
+    structure: gemmi.Structure,
+    parts: Sequence[Ensemble],
+    waters: Sequence[PartialWater] = (),
 ) -> list[Path]:
     """Write ``phenix.eff`` and ``refmac.txt``; nothing where no part has several states."""
-    groups = occupancy_groups(structure, parts)
+    groups = occupancy_groups(structure, parts, waters)
     if not groups:
         return []
     folder = Path(directory)
@@ -112,9 +135,10 @@ def phenix_parameters(groups: Sequence[OccupancyGroup]) -> str:
         "  occupancies {",
     ]
     for group in groups:
-        where = " or ".join(_phenix_run(run) for run in group.runs)
         lines.append("    constrained_group {")
-        lines += [f"      selection = ({where}) and altloc {letter}" for letter in group.altlocs]
+        for letter in group.altlocs:
+            where = " or ".join(_phenix_run(run) for run in group.runs_of(letter))
+            lines.append(f"      selection = ({where}) and altloc {letter}")
         lines.append("    }")
     return "\n".join([*lines, "  }", "}"]) + "\n"
 
@@ -127,7 +151,9 @@ def refmac_keywords(groups: Sequence[OccupancyGroup]) -> str:
         ids = range(number + 1, number + 1 + len(group.altlocs))
         number = ids[-1]
         for i, letter in zip(ids, group.altlocs, strict=True):
-            lines += [f"occupancy group id {i} {_refmac_run(run)} alt {letter}" for run in group.runs]
+            lines += [
+                f"occupancy group id {i} {_refmac_run(run)} alt {letter}" for run in group.runs_of(letter)
+            ]
         lines.append(f"occupancy group alts complete {' '.join(map(str, ids))}")
     return "\n".join([*lines, "occupancy refine"]) + "\n"
 

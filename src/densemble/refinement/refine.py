@@ -4,7 +4,8 @@ Each cycle makes the target anew for the present model and ascends it together w
 the expectations of B by L-BFGS. With amplitudes the target is their likelihood about the present model
 (``amplitudes``), bulk solvent and scales fitted again in every cycle; with a map alone that of the region's
 density. One state is refined by the same function, which makes R factors of the two comparable. The rest
-of the model stays as it is. Nothing is random.
+of the model stays as it is, but for waters, which make room for the states (``waters``), in every cycle anew.
+Nothing is random.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from densemble.refinement.amplitudes import ModelAndData, local_likelihood
 from densemble.refinement.conformers import Sites, atom_keys, flat, site_restraints, unflat
 from densemble.refinement.restraints import BRestraints
 from densemble.refinement.split import split_where_different
+from densemble.refinement.waters import make_room, model_structure, residues_of
 
 CYCLES = 4
 EVALUATIONS = 40
@@ -171,6 +173,7 @@ class _WholeModel:
         stretches = problem.stretches
         self.elements, self.reflections = stretches.topology.elements, reflections
         self.structure = build_altlocs(stretches.model, parts, stretches.model_atoms)
+        self.region = residues_of(stretches.model, stretches.model_atoms)
         self.atoms = _atoms_of_sites(self.structure, parts)
 
     def target(self, values: Values, sites: Sites) -> Target:
@@ -179,7 +182,9 @@ class _WholeModel:
         rows = zip(self.atoms, *(v.double().tolist() for v in per_site), strict=True)
         for atom, place, occ, b_iso in rows:
             atom.pos, atom.occ, atom.b_iso = gemmi.Position(*place), occ, b_iso
-        state = ModelAndData.of(self.structure, self.reflections)
+        structure = self.structure.clone()
+        make_room(structure, self.region)
+        state = ModelAndData.of(structure, self.reflections)
         return local_likelihood(state, self.reflections, self.elements, *values.of_conformers(sites))
 
 
@@ -277,7 +282,8 @@ def _judged(
     fit = rscc(density, problem.target.values, voxels)
     if reflections is None:
         return fit, None
-    r = r_factors(build_altlocs(stretches.model, parts, stretches.model_atoms), reflections)
+    structure, _ = model_structure(stretches.model, parts, stretches.model_atoms)
+    r = r_factors(structure, reflections)
     return fit, (r.r_work, r.r_free)
 
 

@@ -51,9 +51,21 @@ def headline(result: Result) -> Headline:
     return Headline(
         title=f"Conformations of {result.region}",
         kind="X-ray crystal",
-        answer=(*_supported(result), verdict),
+        answer=(*_supported(result), verdict, *_had_a_say(result, held)),
         tiles=(_number(result), _certainty(result), _agreement(held)),
     )
+
+
+def chosen_with_held_out(result: Result) -> bool:
+    """Whether data held out of the fit had a say in the number of states."""
+    return any(e.held_out is not None for part in _parts(result) for e in part.evidence)
+
+
+def _had_a_say(result: Result, held: HeldOut | None) -> list[str]:
+    """What is to be known of data that are called held out."""
+    if held is None or not chosen_with_held_out(result):
+        return []
+    return ["Nothing was fitted to these data, but they had a say in the number of states."]
 
 
 def _parts(result: Result) -> list[Part]:
@@ -65,12 +77,18 @@ def _supported(result: Result) -> list[str]:
     if result.model is None:
         kept = sum(m.selected for m in result.members)
         verb = "explains" if kept == 1 else "together explain"
+        why = result.model_failure
         return [
             f"{counted(kept, 'conformation').capitalize()} of {result.region} {verb} the map.",
-            "How many states the data support was not tested in this run.",
+            "How many states the data support was not tested in this run."
+            if why is None
+            else f"How many states the data support could not be told: {why}.",
         ]
     if not _parts(result):
-        return [f"One state explains all of {result.region}."]
+        return [
+            f"No two of the sampled conformations of {result.region} differ by more than "
+            f"{result.model.states.coordinate_error:.2f} Å: one state. More were not tested."
+        ]
     return [
         f"One state of {part.region} is enough to explain the data."
         if len(part.states) == 1
@@ -84,9 +102,12 @@ def _number(result: Result) -> Tile:
     if result.model is None:
         kept = sum(m.selected for m in result.members)
         return Tile(question, str(kept), f"conformations kept of {len(result.members)}; number not tested")
-    numbers = [len(part.states) for part in _parts(result)] or [1]
-    tested = any(e.held_out is not None for part in _parts(result) for e in part.evidence)
-    chosen = "chosen by data held out of the fit" if tested else "chosen on the data that were fitted"
+    if not _parts(result):
+        return Tile(question, "1", "no other was sampled")
+    numbers = [len(part.states) for part in _parts(result)]
+    chosen = "chosen on the data that were fitted"
+    if chosen_with_held_out(result):
+        chosen += ", with a veto of data held out"
     if len(numbers) > 1:
         chosen = f"in {', '.join(part.region for part in _parts(result))}; {chosen}"
     return Tile(question, " + ".join(map(str, numbers)), chosen)
@@ -108,7 +129,8 @@ def _certainty(result: Result) -> Tile:
     for part in _parts(result):
         if (step := last_step(part)) is not None:
             gain, error, number = step
-            note = f"what state number {number} adds in {part.region}, standard error {error:.3g}"
+            where = "data held out" if chosen_with_held_out(result) else "the data fitted"
+            note = f"what state number {number} adds in {part.region} on {where}, standard error {error:.3g}"
             return Tile(question, signed(gain, 3), note)
     return Tile(question, "–", "no interval was estimated")
 

@@ -7,6 +7,7 @@ import numpy as np
 from densemble.io.model_results import FinalModel, Part, Refined, State, Validation
 from densemble.io.results import Member, Result
 from densemble.report import figures
+from densemble.report.crystal_headline import chosen_with_held_out
 from densemble.report.folder import RunFolder
 from densemble.report.scene import Scene
 from densemble.report.sections import Figure, Section, Table, optional, plain
@@ -50,14 +51,20 @@ def _states(model: FinalModel, scene: Scene | None) -> Section:
         states.rule,
         f"Conformations nearer to each other than {states.coordinate_error:.2f} Å count as one.",
     ]
-    if not parts:
-        return Section(
-            "states", "States and their occupancies", text=(*text, "All of the region has one state.")
+    if model.waters_displaced:
+        text.append(
+            f"Waters that no state leaves room for were removed: {', '.join(model.waters_displaced)}."
         )
+    if model.waters_partial:
+        text.append(f"Waters that stand in some states only: {'; '.join(model.waters_partial)}.")
+    if not parts:
+        none = "No two sampled conformations are further apart: all of the region has one state."
+        return Section("states", "States and their occupancies", text=(*text, none))
     figure = Figure(
         "occupancies",
         "Occupancy of each state with its 95 % interval.",
-        "Occupancies of the states, part by part. Bars on the points are 95 % intervals.",
+        "Occupancies of the states, part by part. Bars on the points are 95 % intervals: of the scatter of "
+        "the data, and of what refinement changed. That a state may stand in a wrong place is not in them.",
         figures.finished(figures.state_weights([(p.region, p.states) for p in parts], colours)),
     )
     tables = [_state_table(parts), *(_evidence(part) for part in parts if part.evidence)]
@@ -98,6 +105,9 @@ def _evidence(part: Part) -> Table:
         f"What the number of states in {part.region} rests on. Scores are in the unit of the rule above, "
         "larger is better; the error is that of the last step."
     )
+    taken = next((e.states for e in part.evidence if e.chosen), len(part.states))
+    if taken > len(part.states):
+        caption += f" Refinement brought {taken} states together to {len(part.states)}."
     strong = tuple(i for i, e in enumerate(part.evidence) if e.chosen)
     return Table(caption, ("states", "fitted data", "held-out data", "error"), rows, strong)
 
@@ -127,6 +137,11 @@ def _agreement(result: Result) -> Section:
     text = "The map was fitted, so agreement with it is no validation."
     if result.r_factors is not None:
         text += " R-free is: its reflections took no part in the map or the fit. Lower is better."
+        if chosen_with_held_out(result):
+            text += (
+                " They had a say in the number of states, which favours the R-free of the model of states a "
+                "little: a state more that worsens them beyond their noise was not taken."
+            )
     return Section("agreement", "Agreement with the data", text=(text,), tables=tuple(tables))
 
 

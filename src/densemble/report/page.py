@@ -15,7 +15,7 @@ from densemble.report.command import command_of
 from densemble.report.figures import Drawing
 from densemble.report.scene import Scene
 from densemble.report.sections import Headline, Section
-from densemble.report.viewer import View
+from densemble.report.viewer import View, molstar_licence
 from densemble.report.volume import DrawnMap
 
 
@@ -105,4 +105,5 @@ def scene_part(scene: Scene, view: View, density: DrawnMap | None, overview: Dra
         "overview": image(overview.svg),
         "json": as_script(view.scene),
         "packed": view.packed,
+        "licence": molstar_licence(),
     }

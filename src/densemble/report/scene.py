@@ -137,7 +137,7 @@ def scene_of(run: RunFolder) -> Scene | None:
     parts: list[tuple[str, Part | None]] = [] if region is None else [(region, None)]
     file = ENSEMBLE_FILE
     if final is not None and (folder / MODEL_FILE).is_file():
-        file, parts = MODEL_FILE, [(part.region, part) for part in final.states.parts]
+        file, parts = MODEL_FILE, [(part.region, part) for part in final.states.parts] or parts
     if parts and (folder / file).is_file():
         return _of_altlocs(folder, file, parts, map_file)
     if (folder / MODELS_FILE).is_file():

@@ -48,15 +48,29 @@ def molstar() -> bytes:
     Raises:
         InputError: the package that ships it is not installed, or ships it in another place.
     """
+    return _shipped("molstar.js")
+
+
+def molstar_licence() -> str:
+    """The licence that goes with every copy of it.
+
+    Raises:
+        InputError: as for ``molstar``.
+    """
+    return _shipped("LICENSE.molstar").decode("utf-8")
+
+
+def _shipped(name: str) -> bytes:
+    """A file of Mol* in molstar-cli, which need not be imported."""
     found = find_spec("molstar_cli")
-    path = None if found is None or found.origin is None else Path(found.origin).parent
-    script = None if path is None else path / "static" / "molstar" / "molstar.js"
-    if script is None or not script.is_file():
+    folder = None if found is None or found.origin is None else Path(found.origin).parent
+    file = None if folder is None else folder / "static" / "molstar" / name
+    if file is None or not file.is_file():
         raise InputError(
             "the report's 3D view needs Mol* (MIT licence) as molstar-cli 0.0.1 ships it: "
             "pip install 'molstar-cli==0.0.1'"
         )
-    return script.read_bytes()
+    return file.read_bytes()
 
 
 def view_of(scene: Scene, density: DrawnMap | None) -> View:

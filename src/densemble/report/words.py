@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from densemble.io.model_results import FinalModel
 from densemble.io.results import Result
 from densemble.io.state_results import Distance, Fit, Mixture, RegionRecord, StateResult
 
@@ -37,10 +38,41 @@ def summary(result: Result, out: Path) -> str:
         gain = factors.start.r_free - factors.ensemble.r_free
         verdict = "better" if gain > 0 else "not better"
         lines.append(
-            f"By the free reflections, used for nothing else, the ensemble is {verdict} than the start "
+            f"By the free reflections, which took no part in it, the ensemble is {verdict} than the start "
             f"(R-free {'falls' if gain > 0 else 'rises'} by {abs(gain):.4f})."
         )
-    return "\n".join([*lines, f"Written to {out}/: ensemble.cif, members/, map.ccp4, result.json"])
+    files = "ensemble.cif, members/, map.ccp4, result.json"
+    if result.model is not None:
+        lines += ["", *model_lines(result.model), ""]
+        files = f"model.cif, {files}"
+    elif result.model_failure is not None:
+        lines.append(f"No final model: {result.model_failure}; see model.log.")
+    return "\n".join([*lines, f"Written to {out}/: {files}"])
+
+
+def model_lines(model: FinalModel) -> list[str]:
+    """States of each part with their occupancies, and R-free beside that of one state refined alike."""
+    rows = [
+        [
+            f"{part.region} {state.label}".strip(),
+            f"{state.occupancy:.2f}",
+            "-" if state.interval is None else f"{state.interval.low:.2f}-{state.interval.high:.2f}",
+        ]
+        for part in model.states.parts
+        for state in part.states
+    ]
+    lines = table(["final model: state", "occupancy", "95 % interval"], rows) if rows else []
+    if not rows:
+        lines = [f"Final model: one state; no two members differ by {model.states.coordinate_error:.2f} Å."]
+    found = model.refinement
+    if found is not None and found.start.r_free is not None and found.model.r_free is not None:
+        lines.append(
+            f"Refined alike, {found.cycles} cycles: R-free {found.start.r_free[1]:.4f} of one state, "
+            f"{found.model.r_free[1]:.4f} of the model."
+        )
+    if any(e.held_out is not None for part in model.states.parts for e in part.evidence):
+        lines.append("Nothing was fitted to the free reflections; they had a say in the number of states.")
+    return lines
 
 
 def state_summary(result: StateResult, out: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from densemble.errors import InputError
 from densemble.io.maps import read_map
-from densemble.io.output import write_bytes, write_text
+from densemble.io.output import OVERVIEW, OWN_REPORT_FILES, REPORT_FILE, write_bytes, write_text
 from densemble.io.results import Result
 from densemble.report import crystal_headline, crystal_page, figures, state_page
 from densemble.report.figures import Drawing
@@ -17,17 +17,6 @@ from densemble.report.scripts import scripts_of
 from densemble.report.sections import Headline, Section
 from densemble.report.viewer import view_of
 from densemble.report.volume import DrawnMap, drawn
-
-REPORT_FILE = "report.html"
-OVERVIEW = "overview"
-OWN_REPORT_FILES = (
-    REPORT_FILE,
-    "view.cxc",
-    "view.pml",
-    "view_coot.py",
-    *(f"{name}.png" for name in (OVERVIEW, "occupancies", "residue_fit", "bimodality", "traces")),
-)
-"""What a report adds to the folder of a run, and may replace there."""
 
 
 def write_report(folder: Path, *, force: bool = False) -> Path:

@@ -29,6 +29,11 @@ from densemble.selection.intervals import Blocks
 _BLOCKS = 500
 """Groups of working reflections that are drawn together; each has dozens, near to none of its own."""
 
+_LEAST_F = 1e-6
+"""Electrons."""
+_LEAST_HELD_OUT = 20
+"""Free reflections below which their scatter has no standard error worth the name."""
+
 
 def hashed(hkl: Int[np.ndarray, "n 3"], spacegroup: gemmi.SpaceGroup) -> Int[np.ndarray, " n"]:
     """A number for each reflection that is as good as random, and the same whenever and wherever.
@@ -67,10 +72,14 @@ def log_rice(
     variance: Float[np.ndarray, " n"],
     centric: Bool[np.ndarray, " n"],
 ) -> Float[np.ndarray, " n"]:
-    """Log density of amplitudes, given those of a model and the variance of a structure factor's error."""
+    """Log density of amplitudes, given those of a model and the variance of a structure factor's error.
+
+    An amplitude measured as zero, where the density is none, counts as a small one: models are compared,
+    and what depends on the amplitude alone is the same for all of them.
+    """
     square = (f_obs - f_model) ** 2 / variance
     x = 2 * f_obs * f_model / variance
-    acentric = np.log(2 * f_obs / variance) - square + np.log(i0e(x))
+    acentric = np.log(2 * np.maximum(f_obs, _LEAST_F) / variance) - square + np.log(i0e(x))
     both_signs = 0.5 * np.log(1 / (2 * np.pi * variance)) - square / 2 + np.log1p(np.exp(-x))
     return np.where(centric, both_signs, acentric)
 
@@ -175,12 +184,17 @@ class AmplitudeJudge:
     def rule(self) -> str:
         """What is compared, in words."""
         count, free = int(self.choosing.sum()), int(self.reflections.free.sum())
+        if not self.holds_out:
+            return (
+                "log-likelihood (Rice) of the working reflections, less parameters (AIC), for with "
+                f"{count} of {free} free reflections to choose by nothing can be held out"
+            )
         return f"log-likelihood (Rice) of {count} of the {free} free reflections, which nothing was fitted to"
 
     @property
     def holds_out(self) -> bool:
-        """There are free reflections to choose by."""
-        return bool(self.choosing.any())
+        """There are free reflections enough to choose by."""
+        return int(self.choosing.sum()) >= _LEAST_HELD_OUT
 
     @cached_property
     def _block(self) -> Int[np.ndarray, " m"]:

@@ -211,7 +211,7 @@ def worth_parameters(fits: Sequence[float], parameters: Sequence[int]) -> list[b
         parameters: of each model.
     """
     value = [fit - count for fit, count in zip(fits, parameters, strict=True)]
-    return [i == 0 or v > max(value[:i]) for i, v in enumerate(value)]
+    return [i == 0 or bool(v > max(value[:i])) for i, v in enumerate(value)]
 
 
 def choose_by_information(fits: Sequence[float], parameters: Sequence[int]) -> Choice:

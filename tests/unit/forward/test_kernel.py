@@ -126,6 +126,18 @@ def test_gradient_is_that_of_the_definition_in_single_precision():
         assert float((s.grad - e.grad).abs().max() / e.grad.abs().max()) < 1e-4
 
 
+def test_incoming_gradient_may_be_a_view():
+    coords, amplitude, alpha = problem(9, 10, 2)
+    several = torch.randn(3, *GRID.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    found = []
+    for gradient in (several[1], several[1].clone(), several[1].transpose(0, 2).contiguous().transpose(0, 2)):
+        x = coords.clone().requires_grad_()
+        gaussian_density(GRID, x, amplitude, alpha).backward(gradient)
+        found.append(x.grad)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[1])
+
+
 def test_atoms_far_from_the_box_cost_and_give_nothing():
     coords, amplitude, alpha = problem(6, 5, 1)
     coords = (coords + 100.0).requires_grad_()

@@ -80,12 +80,24 @@ def test_one_state_is_a_normal_answer():
     assert found.answer == (
         "One state of A:1-20 is enough to explain the data.",
         "By the rule of this run no further state is needed.",
+        "Nothing was fitted to these data, but they had a say in the number of states.",
     )
     number, sure, _ = found.tiles
-    assert (number.value, number.note) == ("1", "chosen by data held out of the fit")
+    assert number.value == "1"
+    assert number.note == "chosen on the data that were fitted, with a veto of data held out"
     assert sure.value == "−0.005"
     assert "state number 2" in sure.note
     assert "0.01" in sure.note
+
+
+def test_members_that_agree_leave_nothing_to_count():
+    """It is not said that one state explains the data: others were not tried."""
+    found = headline(result([]))
+    assert found.answer[0] == (
+        "No two of the sampled conformations of A:1-20 differ by more than 0.20 Å: one state. "
+        "More were not tested."
+    )
+    assert (found.tiles[0].value, found.tiles[0].note) == ("1", "no other was sampled")
 
 
 def test_number_chosen_on_fitted_data_is_not_called_held_out():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import gemmi
 import numpy as np
 import pytest
@@ -86,6 +88,29 @@ def test_amplitude_densities_integrate_to_one_and_have_their_slopes(centric, mod
     first, second = slopes(f, x, variance, kind)
     assert first == pytest.approx((values[2] - values[0]) / (2 * step), rel=1e-4, abs=1e-5)
     assert second == pytest.approx(-(values[2] - 2 * values[1] + values[0]) / step**2, rel=1e-3, abs=1e-4)
+
+
+def test_an_amplitude_measured_as_zero_compares_models_as_a_tiny_one_does():
+    """It is in many files; a log-likelihood of minus infinity under every model tells none from another."""
+    model, variance = np.array([0.5, 2.0]), np.array([1.3, 1.3])
+    for centric in (True, False):
+        kind = np.full(2, centric)
+        zero, tiny = (log_rice(np.full(2, f), model, variance, kind) for f in (0.0, 1e-5))
+        assert np.isfinite(zero).all()
+        assert zero[0] - zero[1] == pytest.approx(tiny[0] - tiny[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 19])
+def test_a_handful_of_free_reflections_is_nothing_to_choose_by(count):
+    found, *_ = judge((0.3, 0.7), 1.0)
+    few = np.zeros(len(found.f_obs), dtype=bool)
+    few[np.flatnonzero(found.reflections.free)[:count]] = True
+    assert found.holds_out
+    assert "which nothing was fitted to" in found.rule
+    other = replace(found, choosing=few)
+    assert not other.holds_out
+    assert "of the working reflections" in other.rule
+    assert "AIC" in other.rule
 
 
 def test_the_error_of_a_model_is_found():

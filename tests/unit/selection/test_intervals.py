@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from densemble.selection.intervals import Blocks, bootstrap
+from densemble.selection.intervals import MODEL_ERROR, Blocks, bootstrap, widened
 
 
 def test_blocks_add_up_to_least_squares():
@@ -48,3 +48,10 @@ def test_an_interval_ends_at_zero_where_a_weight_does():
     low, high = bootstrap(blocks, np.zeros(3, dtype=int))
     assert low[2] == pytest.approx(0, abs=1e-6)
     assert low[0] < 0.5 < high[0]
+
+
+def test_the_error_of_the_states_adds_in_squares_and_stays_between_none_and_all():
+    states = 1.96 * MODEL_ERROR
+    low, high = widened(np.array([0.5, 0.03, 0.98]), np.array([0.4, 0.0, 0.97]), np.array([0.6, 0.1, 0.99]))
+    assert low == pytest.approx([0.5 - (0.01 + states**2) ** 0.5, 0.0, 0.98 - (1e-4 + states**2) ** 0.5])
+    assert high == pytest.approx([0.5 + (0.01 + states**2) ** 0.5, 0.03 + (0.0049 + states**2) ** 0.5, 1.0])

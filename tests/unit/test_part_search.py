@@ -1,0 +1,53 @@
+"""How the parts of a region are taken apart once their states are known."""
+
+import numpy as np
+import pytest
+import small_crystal
+import torch
+
+from densemble.inputs import load
+from densemble.io.model_results import Evidence
+from densemble.part_search import Counting, PartSearch
+from densemble.pipeline import problem_of
+from densemble.selection.amplitudes import AmplitudeJudge
+
+
+class TwoStates(PartSearch):
+    """Takes the first two members as the states of every part, without asking the data."""
+
+    def decided(self, residues, others, pool, numbers, believed=1):
+        atoms = self.atoms_of(residues)
+        b_iso = self.problem.b_start[atoms]
+        evidence = (Evidence(states=2, fit=1.0, chosen=True),)
+        return self.model(residues, pool[:2, atoms], np.array([0.6, 0.4]), b_iso, (0, 1), evidence)
+
+
+@pytest.fixture(scope="module")
+def problem_and_judge(tmp_path_factory):
+    crystal = small_crystal.write_crystal(tmp_path_factory.mktemp("parts"))
+    settings = crystal.settings(region="A:176-191")
+    inputs = load(settings)
+    stretches = inputs.stretches
+    residues = [r.id for r in stretches.topology.residues]
+    judge = AmplitudeJudge.of(inputs.model.structure, residues, stretches.topology, inputs.reflections)
+    return problem_of(settings, inputs), judge
+
+
+def test_every_part_gives_back_what_its_states_share(problem_and_judge):
+    """Two parts of five residues, for a third member moves so much; their states differ in one residue."""
+    problem, judge = problem_and_judge
+    topology, start = problem.stretches.topology, problem.stretches.start
+    place = {residue.id.number: r for r, residue in enumerate(topology.residues)}
+
+    def moved(numbers):
+        x = start.clone()
+        x[topology.atoms_of([place[n] for n in numbers])] += torch.tensor([0.0, 1.0, 0.0])
+        return x
+
+    members = torch.stack([start, moved([178, 188]), moved([*range(176, 181), *range(186, 191)])])
+    search = TwoStates(problem, judge, 0.5, Counting(), members, lambda text: None)
+    parts = search.run()
+    states = {tuple(topology.residues[r].id.number for r in p.residues): len(p) for p in parts}
+    assert {numbers: n for numbers, n in states.items() if n > 1} == {(178,): 2, (188,): 2}
+    (rest,) = (numbers for numbers, n in states.items() if n == 1)
+    assert sorted([*rest, 178, 188]) == list(range(176, 192))
