@@ -15,6 +15,7 @@ from densemble.evaluation import map_fits, member_records, reference_states, sta
 from densemble.inputs import Inputs, Settings, load
 from densemble.io.altlocs import build_structure
 from densemble.io.maps import write_map
+from densemble.io.model_results import FinalModel
 from densemble.io.output import (
     MAP_FILE,
     RESULT_FILE,
@@ -28,7 +29,6 @@ from densemble.io.output import (
     write_trace,
 )
 from densemble.io.reflections import read_coefficients
-from densemble.io.model_results import FinalModel
 from densemble.io.results import (
     OWN_FILES,
     Member,

@@ -34,7 +34,7 @@ def problem_and_judge(tmp_path_factory):
 
 
 def test_every_part_gives_back_what_its_states_share(problem_and_judge):
-    """Two parts of five residues, for a third member moves so much; their two states differ in one residue."""
+    """Two parts of five residues, for a third member moves so much; the states of each differ in one."""
     problem, judge = problem_and_judge
     topology, start = problem.stretches.topology, problem.stretches.start
     place = {residue.id.number: r for r, residue in enumerate(topology.residues)}
