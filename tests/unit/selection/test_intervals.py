@@ -48,3 +48,26 @@ def test_an_interval_ends_at_zero_where_a_weight_does():
     low, high = bootstrap(blocks, np.zeros(3, dtype=int))
     assert low[2] == pytest.approx(0, abs=1e-6)
     assert low[0] < 0.5 < high[0]
+
+
+def test_states_that_the_data_do_not_tell_apart_have_no_interval():
+    """Equal states, parts whose exchanges look alike, a likelihood without a maximum: 0 to 1, and no error."""
+    rng = np.random.default_rng(0)
+    a, b, change = rng.normal(size=(3, 500))
+    block = np.arange(500) % 50
+    ones = np.ones(500)
+    saddle = np.where(np.arange(500) % 2, 1.0, -1.5)
+    for signals, information, groups in (
+        ([a, a], ones, [0, 0]),
+        ([a, a + change, b, b + change], ones, [0, 0, 1, 1]),
+        ([a, b], saddle, [0, 0]),
+    ):
+        blocks = Blocks.of(np.array(signals), np.array(signals).mean(axis=0), information, block)
+        low, high = bootstrap(blocks, np.array(groups))
+        assert (low == 0).all()
+        assert (high == 1).all()
+        found = blocks.shares(np.array(groups))
+        assert np.isfinite(found).all()
+        assert np.bincount(groups, found) == pytest.approx(1)
+    low, high = bootstrap(Blocks.of(np.array([a, b, b]), a + b, ones, block), np.array([0, 1, 1]))
+    assert (low.tolist(), high.tolist()) == ([1, 0, 0], [1, 1, 1])
