@@ -51,7 +51,7 @@ def test_an_interval_ends_at_zero_where_a_weight_does():
 
 
 def test_states_that_the_data_do_not_tell_apart_have_no_interval():
-    """Equal states, parts whose exchanges look alike, a likelihood without a maximum: 0 to 1, and no error."""
+    """Equal states, parts whose exchanges look alike, a likelihood without a maximum: 0 to 1, no error."""
     rng = np.random.default_rng(0)
     a, b, change = rng.normal(size=(3, 500))
     block = np.arange(500) % 50
