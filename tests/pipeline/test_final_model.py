@@ -70,6 +70,7 @@ def test_the_model_is_better_than_the_start_refined_alike(case):
     refinement = case[2].record.refinement
     assert refinement.model.r_free[1] < refinement.start.r_free[1] - 0.05
     assert refinement.start.r_free[1] < refinement.start.r_free[0]
+    assert 0 < refinement.r_free_error < (refinement.start.r_free[1] - refinement.model.r_free[1]) / 2
     assert set(case[2].record.validation) == {"start", "model"}
 
 
