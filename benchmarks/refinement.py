@@ -4,8 +4,8 @@
 stand in for sampled ones: moved by 0.2 Å at random, occupancies 0.5 and 0.5, B factors of the start; and the
 start (altloc B) alone. The control is the start twice, ``APART`` from itself: what a second state that is not
 there gains by its parameters. For 4HG7, A:60-67, which has one state, the model as deposited without its
-ligand. All are refined with the same number of cycles; R factors, RSCC, geometry, occupancies and times are
-stated.
+ligand. All are refined with the same number of cycles; R factors, RSCC, geometry, occupancies, clash score of
+the region in the model as written, waters that made room, and times are stated.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from densemble.geometry.validation import validate
 from densemble.inputs import Settings, load
 from densemble.io.model_results import Refined
 from densemble.io.models import alternates
+from densemble.metrics.validation import validate_structure
 from densemble.pipeline import problem_of
 from densemble.problem import RegionProblem
 from densemble.refinement.conformers import Sites, flat, site_restraints
 from densemble.refinement.refine import CYCLES, compare, refine
+from densemble.refinement.waters import model_structure
 
 SHIFT = 0.2
 """Å, root mean square length of the random displacements."""
@@ -44,6 +46,9 @@ def row_of(name: str, problem: RegionProblem, parts: list[Ensemble], record: Ref
     sites = Sites.of(problem.stretches.topology, parts)
     coords = flat([part.coords for part in parts])[None]
     (report,) = validate(site_restraints(problem.restraints(), sites), coords).rows()
+    stretches = problem.stretches
+    structure, waters = model_structure(stretches.model, parts, stretches.model_atoms)
+    clashscore = validate_structure(structure, region=stretches.region).totals.clashscore
     several = [part for part in parts if len(part) > 1]
     states = "; ".join(
         f"{' '.join(f'{w:.3f}' for w in part.weights.tolist())} in {len(part.topology.residues)} residues"
@@ -54,7 +59,8 @@ def row_of(name: str, problem: RegionProblem, parts: list[Ensemble], record: Ref
         f"R-free {record.r_free[0]:.4f} -> {record.r_free[1]:.4f}, "
         f"RSCC {record.rscc[0]:.3f} -> {record.rscc[1]:.3f}, "
         f"RMSZ of bonds {report['bond_rmsz']:.2f}, of angles {report['angle_rmsz']:.2f}, "
-        f"outliers {report['outliers']:.0f}, clashes {report['clashes']:.0f}, states {states or 'one'}"
+        f"outliers {report['outliers']:.0f}, clashes {report['clashes']:.0f}, clash score {clashscore:.1f}, "
+        f"waters gone {len(waters.removed)}, in some states {len(waters.partial)}, states {states or 'one'}"
     )
 
 

@@ -24,6 +24,7 @@ D_MIN = 2.0
 RESIDUES = range(172, 195)
 OCCUPANCY = {"A": 0.39, "B": 0.61}  # as deposited
 WATERS = 6
+"""Beside the loop; in its own cell, state A or a copy of it stands where three of the last four do."""
 LOOP = "A:179-186"
 GUIDES = ("none", "each", "ensemble")
 STEPS = 12  # a checkpoint is written at step 10
@@ -54,9 +55,9 @@ class SmallCrystal:
         return replace(base, **changes)
 
 
-def write_crystal(folder: Path) -> SmallCrystal:
-    """All files of the crystal, in a folder."""
-    whole = truth()
+def write_crystal(folder: Path, *, waters: int = WATERS) -> SmallCrystal:
+    """All files of the crystal, in a folder, with so many waters."""
+    whole = truth(waters)
     crystal = SmallCrystal(*(folder / name for name in ("start.cif", "data.mtz", "truth.cif", "quick.toml")))
     whole.make_mmcif_document().write_file(str(crystal.reference))
     one_state(whole).make_mmcif_document().write_file(str(crystal.model))
@@ -65,7 +66,7 @@ def write_crystal(folder: Path) -> SmallCrystal:
     return crystal
 
 
-def truth() -> gemmi.Structure:
+def truth(count: int = WATERS) -> gemmi.Structure:
     """The loop in both states and some waters near it, moved to the middle of the cell."""
     source = gemmi.read_structure(str(EXAMPLE / "deposited.cif"))
     structure = gemmi.Structure()
@@ -78,7 +79,7 @@ def truth() -> gemmi.Structure:
     sites = np.array([atom.pos.tolist() for residue in chain for atom in residue])
     for residue in (residue for c in source[0] for residue in c if residue.name == "HOH"):
         distance = np.linalg.norm(sites - residue[0].pos.tolist(), axis=1).min()
-        if distance < 5.0 and residue[0].altloc == "\0" and len(waters) < WATERS:
+        if distance < 5.0 and residue[0].altloc == "\0" and len(waters) < count:
             water = residue.clone()
             water.seqid = gemmi.SeqId(str(500 + len(waters)))
             waters.add_residue(water)

@@ -63,6 +63,8 @@ def final_model(region: str) -> FinalModel:
                 chirality_outliers=0,
             ),
         },
+        waters_displaced=["W:502"],
+        waters_partial=["W:504 altloc B"],
     )
 
 

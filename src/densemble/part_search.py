@@ -46,7 +46,7 @@ class Counting:
 
     most: int = 4
     least_weight: float = 0.08
-    veto: float = 1.0
+    veto: float = 0.5
     settling: Settling = field(default_factory=Settling)
 
 

@@ -70,6 +70,7 @@ def test_the_model_is_better_than_the_start_refined_alike(case):
     refinement = case[2].record.refinement
     assert refinement.model.r_free[1] < refinement.start.r_free[1] - 0.05
     assert refinement.start.r_free[1] < refinement.start.r_free[0]
+    assert 0 < refinement.r_free_error < (refinement.start.r_free[1] - refinement.model.r_free[1]) / 2
     assert set(case[2].record.validation) == {"start", "model"}
 
 
@@ -147,6 +148,27 @@ def test_the_terminal_says_what_the_model_is(case, crystal):
     assert "they had a say in the number of states" in text
     assert "used for nothing else" not in text
     assert "model.cif" in text
+
+
+def test_waters_stand_where_the_model_leaves_them_room_and_the_record_says_which_gave_way(case, tmp_path):
+    inputs, problem, modelled = case
+    write_model(tmp_path, problem, start_ensemble(problem), modelled)
+    structure = gemmi.read_structure(str(tmp_path / "model.cif"))
+    assert len(modelled.record.waters_displaced) + len(modelled.record.waters_partial) >= 2
+    waters = {f"W:{r.seqid}": r for r in structure[0]["W"]}
+    before = {f"W:{r.seqid}" for r in inputs.model.structure[0]["W"]}
+    assert set(modelled.record.waters_displaced) == before - set(waters)
+    partial = {n: ", ".join(a.altloc for a in r) for n, r in waters.items() if r[0].has_altloc()}
+    assert modelled.record.waters_partial == [f"{n} altloc {letters}" for n, letters in partial.items()]
+    near = gemmi.NeighborSearch(structure[0], structure.cell, 4.0).populate()
+    for atom in (atom for residue in waters.values() for atom in residue):
+        for mark in near.find_atoms(atom.pos, atom.altloc, radius=2.8):
+            other = mark.to_cra(structure[0])
+            if other.chain.name == "A":
+                apart = structure.cell.find_nearest_pbc_image(atom.pos, other.atom.pos, mark.image_idx).dist()
+                assert apart > (2.8 if other.atom.element.name == "C" else 2.3) - 0.001
+    selections = (tmp_path / "phenix.eff").read_text().split("altloc A")[0]
+    assert [f"resseq {n[2:]} " in selections for n in partial] == ["A" in x for x in partial.values()]
 
 
 def test_a_run_writes_its_model_and_can_leave_it(crystal, tmp_path):

@@ -247,6 +247,13 @@ def test_occupancies_are_the_record_s_and_switches_carry_them(full):
         assert f"{label} {occupancy:.2f}" in text
 
 
+def test_waters_that_gave_way_are_named(full, bare):
+    text = page(full).text
+    assert "were removed: W:502." in text
+    assert "in some states only: W:504 altloc B." in text
+    assert "Waters" not in page(bare).text
+
+
 def test_report_is_made_of_the_folder_alone(full, tmp_path):
     """Moved elsewhere and rebuilt without the inputs: the same bytes, and nothing else changes."""
     moved = tmp_path / "moved"

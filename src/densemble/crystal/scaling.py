@@ -166,11 +166,30 @@ def r_factors(structure: gemmi.Structure, reflections: Reflections) -> RFactors:
 
     Scale and bulk solvent are fitted to the working reflections for each model anew.
     """
-    atoms, solvent = model_factors(structure, reflections)
-    scale = fit_scale(reflections, atoms, solvent)
-    difference = np.abs(reflections.f - scale.k * np.abs(atoms + scale.k_mask * solvent))
+    difference = _differences(structure, reflections)
     work, free = (
         float(difference[subset].sum() / reflections.f[subset].sum())
         for subset in (~reflections.free, reflections.free)
     )
     return RFactors(r_work=work, r_free=free)
+
+
+def r_free_error(first: gemmi.Structure, second: gemmi.Structure, reflections: Reflections) -> float:
+    """Standard error of the difference between the R-free of two models, on the same reflections.
+
+    ``sqrt(n) sd(|Fo - k2 Fc2| - |Fo - k1 Fc1|) / sum Fo`` over the n free ones, taken as independent. What
+    both models get wrong alike cancels, so that it is less than the error of either R-free. NaN where there
+    are fewer than two.
+    """
+    free = reflections.free
+    if free.sum() < 2:
+        return float("nan")
+    change = (_differences(second, reflections) - _differences(first, reflections))[free]
+    return float(np.sqrt(len(change)) * change.std(ddof=1) / reflections.f[free].sum())
+
+
+def _differences(structure: gemmi.Structure, reflections: Reflections) -> Float[np.ndarray, " n"]:
+    """``|Fo - k Fc|`` of each reflection, on the scale of the data."""
+    atoms, solvent = model_factors(structure, reflections)
+    scale = fit_scale(reflections, atoms, solvent)
+    return np.abs(reflections.f - scale.k * np.abs(atoms + scale.k_mask * solvent))

@@ -94,11 +94,18 @@ class Refined(Record):
 
 
 class Refinement(Record):
-    """The one-state start and the model of states, refined alike."""
+    """The one-state start and the model of states, refined alike.
+
+    Attributes:
+        cycles: of each.
+        start, model: before and after.
+        r_free_error: standard error of the difference between the R-free of both after refinement.
+    """
 
     cycles: int
     start: Refined
     model: Refined
+    r_free_error: float | None = None
 
 
 class Validation(Record):

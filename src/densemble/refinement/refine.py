@@ -10,6 +10,7 @@ Nothing is random.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from densemble.atoms import Ensemble
 from densemble.crystal.fcalc import residue_id
-from densemble.crystal.scaling import r_factors
+from densemble.crystal.scaling import r_factors, r_free_error
 from densemble.evaluation import NEAR
 from densemble.geometry.objective import GeometryObjective
 from densemble.io.altlocs import build_altlocs, letters_of
@@ -102,8 +103,28 @@ def compare(
         )
         for each, done in ((start, 0), (parts, cycles))
     )
-    record = Refinement(cycles=cycles, start=refined_start[1], model=refined_parts[1])
+    record = Refinement(
+        cycles=cycles,
+        start=refined_start[1],
+        model=refined_parts[1],
+        r_free_error=_difference_error(problem, refined_start[0], refined_parts[0], reflections),
+    )
     return refined_start[0], refined_parts[0], record
+
+
+def _difference_error(
+    problem: RegionProblem,
+    start: Sequence[Ensemble],
+    parts: Sequence[Ensemble],
+    reflections: Reflections | None,
+) -> float | None:
+    """Of the R-free of two models; None where there is none."""
+    if reflections is None:
+        return None
+    stretches = problem.stretches
+    first, second = (build_altlocs(stretches.model, each, stretches.model_atoms) for each in (start, parts))
+    error = r_free_error(first, second, reflections)
+    return None if math.isnan(error) else error
 
 
 def _after(on_cycle: Callable[[int], None], before: int, done: int) -> None:

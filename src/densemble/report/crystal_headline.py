@@ -11,16 +11,22 @@ from densemble.report.sections import Headline, Tile, counted, signed
 
 @dataclass(frozen=True)
 class HeldOut:
-    """R-free before and after, and of which two models."""
+    """R-free before and after, of which two models, and the standard error of the difference if known."""
 
     before: float
     after: float
     of: str
+    error: float | None = None
 
     @property
     def better(self) -> bool:
         """Whether it fell."""
         return self.after < self.before
+
+    @property
+    def clear(self) -> bool:
+        """Whether the difference is more than twice its standard error, as far as that is known."""
+        return self.error is None or abs(self.after - self.before) > 2 * self.error
 
 
 def held_out(result: Result) -> HeldOut | None:
@@ -28,7 +34,7 @@ def held_out(result: Result) -> HeldOut | None:
     refined = None if result.model is None else result.model.refinement
     if refined is not None and refined.start.r_free is not None and refined.model.r_free is not None:
         of = "one state and the model of states, refined alike"
-        return HeldOut(refined.start.r_free[1], refined.model.r_free[1], of)
+        return HeldOut(refined.start.r_free[1], refined.model.r_free[1], of, refined.r_free_error)
     if result.r_factors is None:
         return None
     return HeldOut(result.r_factors.start.r_free, result.r_factors.ensemble.r_free, "start and ensemble")
@@ -42,6 +48,11 @@ def headline(result: Result) -> Headline:
         verdict = "No data were held out of the fit, so this run cannot say whether to believe it."
     elif not several:
         verdict = "By the rule of this run no further state is needed."
+    elif held.better and not held.clear:
+        verdict = (
+            "The result agrees better than the start with data that the fit never saw, but by no more than "
+            "chance would bring: they do not tell."
+        )
     elif held.better:
         verdict = "The result agrees better than the start with data that the fit never saw."
     else:
@@ -162,4 +173,8 @@ def _agreement(held: HeldOut | None) -> Tile:
         return Tile(question, "unknown", "no data were held out of the fit")
     gain = held.after - held.before
     note = f"R-free {signed(gain, 4)}: {held.before:.4f} to {held.after:.4f}, {held.of}; lower is better"
+    if held.error is not None:
+        note += f"; standard error of the difference {held.error:.4f}"
+    if held.better and not held.clear:
+        return Tile(question, "not clearly", note)
     return Tile(question, "yes" if held.better else "no", note, "good" if held.better else "bad")

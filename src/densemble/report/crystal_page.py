@@ -63,8 +63,8 @@ def _states(model: FinalModel, scene: Scene | None) -> Section:
     figure = Figure(
         "occupancies",
         "Occupancy of each state with its 95 % interval.",
-        "Occupancies of the states, part by part. Bars on the points are 95 % intervals: of the scatter of "
-        "the data, and of what refinement changed. That a state may stand in a wrong place is not in them.",
+        "Occupancies of the states, part by part. Bars on the points are 95 % intervals, provided that these "
+        "states are there: whether they are is what the number of states rests on.",
         figures.finished(figures.state_weights([(p.region, p.states) for p in parts], colours)),
     )
     tables = [_state_table(parts), *(_evidence(part) for part in parts if part.evidence)]

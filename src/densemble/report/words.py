@@ -68,7 +68,12 @@ def model_lines(model: FinalModel) -> list[str]:
     if found is not None and found.start.r_free is not None and found.model.r_free is not None:
         lines.append(
             f"Refined alike, {found.cycles} cycles: R-free {found.start.r_free[1]:.4f} of one state, "
-            f"{found.model.r_free[1]:.4f} of the model."
+            f"{found.model.r_free[1]:.4f} of the model"
+            + (
+                "."
+                if found.r_free_error is None
+                else f" (standard error of the difference {found.r_free_error:.4f})."
+            )
         )
     if any(e.held_out is not None for part in model.states.parts for e in part.evidence):
         lines.append("Nothing was fitted to the free reflections; they had a say in the number of states.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.linalg import null_space
 
 from densemble.selection.number import shares
 
@@ -13,6 +14,10 @@ MODEL_ERROR = 0.043
 """Standard error of an occupancy that comes from the states themselves, their coordinates and B factors,
 however good the data: what is left of the errors of 42 occupancies at 2 Å (``benchmarks/states.py``; root
 mean square 0.044) when the bootstrap's 0.012 is taken out, the same in both crystals."""
+
+
+_FLAT = 1e-9
+"""Curvature, of the mean diagonal, up to which weights are not determined."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +79,12 @@ def bootstrap(
         seed: of the draws.
 
     Returns:
-        Lower and upper end, each shape=(n,).
+        Lower and upper end, each shape=(n,); 0 and 1 of the states of parts of several, where the data do
+        not tell these apart.
     """
     count = len(blocks.gram)
+    if not _telling(blocks.gram.sum(axis=0), groups):
+        return np.where(np.bincount(groups)[groups] > 1, 0.0, 1.0), np.ones(len(groups))
     rng = np.random.default_rng(seed)
     times = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
     grams = np.einsum("db,bij->dij", times, blocks.gram, optimize=True)
@@ -105,6 +113,16 @@ def widened(
     states = 1.96 * MODEL_ERROR
     below, above = np.maximum(weights - low, 0), np.maximum(high - weights, 0)
     return (weights - np.hypot(below, states)).clip(0, 1), (weights + np.hypot(above, states)).clip(0, 1)
+
+
+def _telling(gram: Float[np.ndarray, "n n"], groups: Int[np.ndarray, " n"]) -> bool:
+    """Whether every exchange of weight within the groups is curved: else its normal equations have no end."""
+    member = (groups[:, None] == np.unique(groups)[None]).astype(float)
+    exchanges = null_space(member.T)
+    if exchanges.shape[1] == 0:
+        return True
+    curvature = np.linalg.eigvalsh(exchanges.T @ gram @ exchanges)
+    return bool(curvature[0] > _FLAT * np.abs(np.diag(gram)).mean())
 
 
 def _unbounded(

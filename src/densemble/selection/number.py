@@ -61,8 +61,13 @@ class Normal:
 
 
 def _solve(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
-    """Non-negative least squares given its normal equations."""
+    """Non-negative least squares given its normal equations.
+
+    Where these are not those of a minimum, as a likelihood's far from its maximum need not be, they are
+    curved up until they are (Levenberg), so that what is solved is a shorter step in a like direction.
+    """
     ridge = _RIDGE * max(float(np.trace(gram)) / len(gram), 1e-300)
+    ridge += max(-float(np.linalg.eigvalsh(gram)[0]), 0.0) * (1 + _RIDGE)
     factor = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
     return np.asarray(nnls(factor.T, np.linalg.solve(factor, cross))[0])
 
@@ -73,11 +78,11 @@ def shares(
     """Weights of least ``w.gram.w - 2 cross.w`` that are not negative and sum to one within each group.
 
     Args:
-        gram: positive definite, or nearly so, shape=(n, n).
+        gram: positive definite, or nearly so; else see ``_solve``, shape=(n, n).
         cross: shape=(n,).
         groups: the part that each state belongs to, shape=(n,).
     """
-    scale = float(np.trace(gram)) / len(gram)
+    scale = float(np.abs(np.diag(gram)).mean())
     member = (groups[:, None] == np.unique(groups)[None]).astype(float)
     heavy = _SUM_TO_ONE * scale
     w = _solve(gram + heavy * member @ member.T, cross + heavy * member.sum(axis=1))

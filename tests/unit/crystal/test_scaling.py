@@ -1,11 +1,18 @@
 import dataclasses
 
+import gemmi
 import numpy as np
 import pytest
 from crystals import crystal, reflections, unique_hkl
 
 from densemble.crystal.fcalc import atom_factors, solvent_factors, solvent_mask
-from densemble.crystal.scaling import fit_scale, model_factors, r_factors, resolution_shells
+from densemble.crystal.scaling import (
+    fit_scale,
+    model_factors,
+    r_factors,
+    r_free_error,
+    resolution_shells,
+)
 
 D_MIN, K_SOL, B_SOL = 1.8, 0.36, 45.0
 
@@ -89,3 +96,26 @@ def test_few_reflections_share_one_shell(structure, data):
         data, **{name: getattr(data, name)[:100] for name in ("hkl", "f", "sigma", "free")}
     )
     np.testing.assert_array_equal(resolution_shells(few), np.zeros(100))
+
+
+def test_error_of_the_difference_of_two_r_free_is_its_scatter_over_free_sets(structure, data):
+    rng = np.random.default_rng(7)
+    models = [moved(structure, 0.2, rng), moved(structure, 0.22, rng)]
+    changes, errors = [], []
+    for _ in range(30):
+        drawn = dataclasses.replace(data, free=rng.uniform(size=len(data)) < 0.1)
+        before, after = (r_factors(model, drawn).r_free for model in models)
+        changes.append(after - before)
+        errors.append(r_free_error(*models, drawn))
+    # a tenth of one population is drawn without putting back, which takes sqrt(0.9) off the scatter
+    assert np.std(changes, ddof=1) == pytest.approx(np.sqrt(0.9) * np.mean(errors), rel=0.35)
+    assert r_free_error(models[0], models[0], data) == 0
+    one = dataclasses.replace(data, free=np.arange(len(data)) == 5)
+    assert np.isnan(r_free_error(*models, one))
+
+
+def moved(structure, sd, rng):
+    found = structure.clone()
+    for site in found[0].all():
+        site.atom.pos += gemmi.Position(*rng.normal(scale=sd, size=3))
+    return found

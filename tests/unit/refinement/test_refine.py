@@ -13,7 +13,7 @@ from densemble.crystal.scaling import r_factors
 from densemble.evaluation import backbone_atoms
 from densemble.geometry.validation import validate
 from densemble.inputs import load
-from densemble.io.models import alternates
+from densemble.io.models import alternates, read_model
 from densemble.pipeline import problem_of
 from densemble.refinement.conformers import Sites, flat, site_restraints
 from densemble.refinement.programs import write_model
@@ -27,7 +27,7 @@ CYCLES = 2
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """The problem, its reflections, and the true states of its free atoms."""
-    crystal = write_crystal(tmp_path_factory.mktemp("refine"))
+    crystal = write_crystal(tmp_path_factory.mktemp("refine"), waters=2)  # that both states leave room for
     settings = crystal.settings(region="A:176-191")  # all that differs
     inputs = load(settings)
     problem = problem_of(settings, inputs)
@@ -132,6 +132,37 @@ def test_refinement_repeats_and_sees_no_free_reflection(case):
             assert torch.equal(a.b_iso, b.b_iso)
     assert runs[0][1] == runs[1][1]
     assert runs[0][1].r_free != runs[2][1].r_free
+
+
+def test_waters_make_room_in_what_is_refined_and_stated(case, tmp_path):
+    problem, reflections, truth = case
+    stretches = problem.stretches
+    place = stretches.topology.atom_index
+    at = truth[0, place[6, "CZ"]]  # of Phe 182, 7 Å from where it is in the start
+    path = tmp_path / "start.cif"
+    structure = stretches.model.structure.clone()
+    water = structure[0]["W"][0].clone()
+    water.seqid, water[0].pos = gemmi.SeqId("900"), gemmi.Position(*at.tolist())
+    structure[0]["W"].add_residue(water)
+    structure.make_mmcif_document().write_file(str(path))
+    model = read_model(path)
+    wet = replace(problem, stretches=replace(stretches, model=model))
+    few = {"coordinate_error": ERROR, "reflections": reflections, "cycles": 1, "evaluations": 5}
+    dry_parts, dry = refine(problem, shaken(problem, truth, [1]), **few)
+    parts, record = refine(wet, shaken(problem, truth, [0, 1]), **few)
+    (cif, *_), _ = write_model(tmp_path, model, parts, stretches.model_atoms)
+    back = gemmi.read_structure(str(cif))
+    found = [(a.altloc, round(a.occ, 2)) for r in back[0]["W"] if r.seqid.num == 900 for a in r]
+    (several,) = (part for part in parts if len(part) > 1)
+    assert found == [("A", round(float(several.weights[0]), 2))]  # the state of the start is the heavier
+    r = r_factors(back, reflections)
+    assert (r.r_work, r.r_free) == pytest.approx((record.r_work[1], record.r_free[1]), abs=1e-4)
+    # a water on the only state is removed: what is refined and stated is as if there had never been one
+    own, again = refine(wet, shaken(problem, truth[[0, 0]], [1]), **few)
+    _, never = refine(problem, shaken(problem, truth[[0, 0]], [1]), **few)
+    assert again == never
+    assert again.r_work[1] != dry.r_work[1]
+    assert len(own) == len(dry_parts) == 1
 
 
 def test_a_map_alone_will_do(case):

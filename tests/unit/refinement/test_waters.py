@@ -193,6 +193,31 @@ def test_two_states_that_leave_a_place_have_the_water_once_for_each_letter():
     assert [a.altloc for a in structure[0]["X900"][0]] == ["B"]
 
 
+def test_between_two_parts_a_water_goes_with_the_one_that_leaves_it_the_least():
+    structure = truth()
+    for residue in structure[0]["A"]:
+        if residue.seqid.num == 182:  # a part of its own, by occupancy
+            for atom in residue:
+                atom.occ = {"A": 0.7, "B": 0.3}[atom.altloc]
+    first, second = (
+        next(a for a in structure[0]["A"][number][0] if a.name == name and a.altloc == "A")
+        for number, name in (("182", "N"), ("181", "C"))
+    )
+    middle = (first.pos + second.pos) / 2
+    for letters, left in (("AA", [("B", 0.3)]), ("AB", None)):
+        case = structure.clone()
+        if letters == "AB":  # A goes with A in all parts, so that no letter is left
+            for atom in case[0]["A"]["181"][0]:
+                atom.altloc = {"A": "B", "B": "A"}[atom.altloc]
+        displaced = make_room(add_residue(case, at=middle), REGION)
+        if left is None:
+            assert "X900:900" in [str(x) for x in displaced.removed]
+            continue
+        (water,) = case[0]["X900"]
+        assert [(a.altloc, round(a.occ, 2)) for a in water] == left
+        assert [w.beside.number for w in displaced.partial if w.water.number == 900] == [182]
+
+
 def test_every_altloc_atom_is_in_one_group_of_its_letter(example, tmp_path):
     model, parts = example
     structure, displaced = model_structure(model, parts, atoms_of(model))

@@ -119,6 +119,27 @@ def test_refined_alike_is_what_is_compared():
     assert "do not prefer it" in headline(found).answer[-1]
 
 
+@pytest.mark.parametrize(
+    ("after", "error", "tile", "words"),
+    [
+        (0.1848, 0.0010, "not clearly", "they do not tell"),
+        (0.1810, 0.0010, "yes", "agrees better than the start"),
+        (0.1848, None, "yes", "agrees better than the start"),
+        (0.1852, 0.0010, "no", "do not prefer it"),
+    ],
+)
+def test_a_fall_of_r_free_within_its_error_is_no_better_model(after, error, tile, words):
+    refined = Refinement(
+        cycles=5,
+        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
+        model=Refined(r_free=(0.19, after), rscc=(0.9, 0.91)),
+        r_free_error=error,
+    )
+    found = headline(result([part("A:1-20", [0.6, 0.4])], refined=refined))
+    assert found.tiles[2].value == tile
+    assert words in found.answer[-1]
+
+
 def test_nothing_held_out_gives_no_verdict():
     found = headline(result([part("A:1-20", [0.6, 0.4])], free=None))
     assert found.tiles[2].value == "unknown"

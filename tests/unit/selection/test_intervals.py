@@ -55,3 +55,26 @@ def test_the_error_of_the_states_adds_in_squares_and_stays_between_none_and_all(
     low, high = widened(np.array([0.5, 0.03, 0.98]), np.array([0.4, 0.0, 0.97]), np.array([0.6, 0.1, 0.99]))
     assert low == pytest.approx([0.5 - (0.01 + states**2) ** 0.5, 0.0, 0.98 - (1e-4 + states**2) ** 0.5])
     assert high == pytest.approx([0.5 + (0.01 + states**2) ** 0.5, 0.03 + (0.0049 + states**2) ** 0.5, 1.0])
+
+
+def test_states_that_the_data_do_not_tell_apart_have_no_interval():
+    """Equal states, parts whose exchanges look alike, a likelihood without a maximum: 0 to 1, no error."""
+    rng = np.random.default_rng(0)
+    a, b, change = rng.normal(size=(3, 500))
+    block = np.arange(500) % 50
+    ones = np.ones(500)
+    saddle = np.where(np.arange(500) % 2, 1.0, -1.5)
+    for signals, information, groups in (
+        ([a, a], ones, [0, 0]),
+        ([a, a + change, b, b + change], ones, [0, 0, 1, 1]),
+        ([a, b], saddle, [0, 0]),
+    ):
+        blocks = Blocks.of(np.array(signals), np.array(signals).mean(axis=0), information, block)
+        low, high = bootstrap(blocks, np.array(groups))
+        assert (low == 0).all()
+        assert (high == 1).all()
+        found = blocks.shares(np.array(groups))
+        assert np.isfinite(found).all()
+        assert np.bincount(groups, found) == pytest.approx(1)
+    low, high = bootstrap(Blocks.of(np.array([a, b, b]), a + b, ones, block), np.array([0, 1, 1]))
+    assert (low.tolist(), high.tolist()) == ([1, 0, 0], [1, 1, 1])
