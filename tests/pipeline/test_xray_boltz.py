@@ -84,6 +84,8 @@ def test_a_loop_on_the_command_line(crystal, kind, weights, tmp_path):
     assert result["settings"]["recipe"] == "boltz"
     assert result["settings"]["fold"]["from_noise"] == NOISE
     assert result["versions"]["boltz"] == "2.2.1"
+    assert result["model"] is not None, result["model_failure"]
+    assert atoms(out / "model.cif", inside=True)
     assert {file["name"] for file in result["inputs"]} >= {"start.cif", "data.mtz", "w.ckpt"}
     rows = (out / "trace.csv").read_text().splitlines()
     assert "density" in rows[0].split(",")
