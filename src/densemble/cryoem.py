@@ -17,6 +17,7 @@ from densemble.em.folding import check_steps, fold_steps, folded
 from densemble.em.inputs import StateInputs, StateSettings, load
 from densemble.em.problem import StateProblem, problem_of
 from densemble.em.sampling import Samples, guided, sampled
+from densemble.errors import InputError
 from densemble.forward.cryoem import AtomForm
 from densemble.io.maps import write_map
 from densemble.io.models import read_model
@@ -176,6 +177,9 @@ def run_cryoem(
     Raises:
         InputError: says which input is wrong and what to do; ``out`` is then as it was.
     """
+    if selection is not None and reference is None:
+        raise InputError("--selection says where the distance from --reference is stated; give --reference")
+    over = None if selection is None else Region.parse(selection)
     clock, tell = Clock(), progress or Progress()
     check_output(out, force=force, resume=resume)
     with clock("read"):
@@ -191,12 +195,12 @@ def run_cryoem(
             fold = folded(settings, inputs.model, steps=steps, tell=tell)
     begun = inputs.model if fold is None else fold.model
     assert begun is not None  # load has seen to it
+    chosen = [] if over is None else over.resolve(begun.topology)
     plan = RegionPlan.of(settings, begun, reference)
     with clock("map and docking"):
         problem = problem_of(settings, inputs, tell, fold=fold)
         if known is not None:
             check_reference(problem.model, known)
-        chosen = [] if selection is None else Region.parse(selection).resolve(problem.model.topology)
     messages = [*inputs.messages, *(fold.messages if fold is not None else ()), *problem.messages]
     files, drawn_by = inputs.files, None if plan is None else plan.method
     if drawn_by is not None:

@@ -164,3 +164,13 @@ def test_region_that_cannot_be_sampled(complaint, state):
     assert "starts.cif" in complaint(
         "--placed", "--ensemble", "--region", "A:70-75", "--reference", state.truth.with_name("starts.cif")
     )
+
+
+def test_selection_says_where_a_distance_is_stated(complaint, state, monkeypatch):
+    assert "give --reference" in complaint("--selection", "A:70-75")
+    monkeypatch.setattr("densemble.cryoem.problem_of", None)  # said before the model is docked
+    assert "'everything' is not of the form" in complaint(
+        "--reference", state.truth, "--selection", "everything"
+    )
+    said = complaint("--reference", state.truth, "--selection", "B:70-75")
+    assert "residue B:70 is not in the model" in said
