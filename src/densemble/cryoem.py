@@ -259,6 +259,7 @@ def run_cryoem(
         fold=None if fold is None else fold.record,
         start=found.start,
         start_reference=judge.distance(problem.model.coords),
+        selection=None if over is None else str(over),
         reference_fit=judge.reference_fit(),
         ensemble=judge.mixture(found.members, keep=settings.keep) if settings.whole_ensemble else None,
         region=None if region is None else region.record,

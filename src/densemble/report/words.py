@@ -96,6 +96,8 @@ def state_summary(result: StateResult, out: Path) -> str:
         lines.append(
             "Held out: RSCC in half map 2, used for nothing but the resolution, where that was not given."
         )
+    if result.selection is not None:
+        lines.append(f"Selection: the backbone of {result.selection}, superposed on all other CA atoms.")
     if result.ensemble is not None:
         lines.append(_mixture_line(result.ensemble))
     files = "best.cif, models.cif, start.cif, residues.csv, map.ccp4, result.json"
