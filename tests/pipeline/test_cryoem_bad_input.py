@@ -13,6 +13,7 @@ from densemble.cli import main
 from densemble.cryoem import run_cryoem
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import read_map, write_map
+from densemble.report import state_summary
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,10 @@ def test_map_of_the_wrong_hand_is_said(state, tmp_path):
     )
     result = run_cryoem(settings, tmp_path / "out")
     assert any("wrong hand" in message for message in result.messages)
+    last = state_summary(result, tmp_path / "out").splitlines()[-len(result.messages) :]
+    assert all(line.startswith("Warning: ") for line in last)
+    assert any("the map has the wrong hand" in line for line in last)
+    assert not any(line.endswith("..") for line in last)
     assert np.isfinite(result.best.fit.correlation)
 
 

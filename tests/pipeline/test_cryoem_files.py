@@ -202,6 +202,8 @@ def test_command_docks_a_start_from_anywhere(state, tmp_path):
     assert done.exit_code == 0, done.output
     assert "CA RMSD" in done.stdout
     record = json.loads((out / "result.json").read_text())
+    (message,) = record["messages"]
+    assert f"Warning: {message}" in done.stdout.splitlines()  # with --quiet too
     assert record["placement"]["docked"]
     away = coordinates(state.placed)
     docked = coordinates(out / "start.cif")
