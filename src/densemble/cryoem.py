@@ -18,6 +18,7 @@ from densemble.em.folding import Fold, check_steps, fold_of, fold_steps, opened,
 from densemble.em.inputs import StateInputs, StateSettings, load
 from densemble.em.problem import Standing, StateProblem, beyond, problem_of
 from densemble.em.sampling import Samples, guided, sampled
+from densemble.errors import InputError
 from densemble.forward.cryoem import AtomForm
 from densemble.io.maps import write_map
 from densemble.io.models import read_model
@@ -200,6 +201,9 @@ def run_cryoem(
     Raises:
         InputError: says which input is wrong and what to do; ``out`` is then as it was.
     """
+    if selection is not None and reference is None:
+        raise InputError("--selection says where the distance from --reference is stated; give --reference")
+    over = None if selection is None else Region.parse(selection)
     clock, tell = Clock(), progress or Progress()
     check_output(out, force=force, resume=resume)
     with clock("read"):
@@ -231,6 +235,7 @@ def run_cryoem(
             fold = begun(settings, inputs, boltz, checkpoints, tell)
     start = inputs.model if fold is None else fold.model
     assert start is not None  # load has seen to it
+    chosen = [] if over is None else over.resolve(start.topology)
     plan = None if drawn_by is None else RegionPlan.of(settings, drawn_by, start, reference)
     with clock("map and docking"):
         kept = checkpoints.finished.get(STANDING)
@@ -238,7 +243,6 @@ def run_cryoem(
         problem = problem_of(settings, inputs, tell, fold=fold, standing=standing)
         if known is not None:
             check_reference(problem.model, known)
-        chosen = [] if selection is None else Region.parse(selection).resolve(problem.model.topology)
     # What cannot be done is said before anything is written.
     sampling = guided(settings, inputs, problem, fold=fold)
     messages = [*inputs.messages, *(fold.messages if fold is not None else ())]
@@ -286,6 +290,7 @@ def run_cryoem(
         fold=folded,
         start=found.start,
         start_reference=judge.distance(problem.model.coords),
+        selection=None if over is None else str(over),
         reference_fit=judge.reference_fit(),
         ensemble=judge.mixture(found.members, keep=settings.keep) if settings.whole_ensemble else None,
         region=None if region is None else region.record,

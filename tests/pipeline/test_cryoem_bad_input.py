@@ -13,6 +13,7 @@ from densemble.cli import main
 from densemble.cryoem import run_cryoem
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import read_map, write_map
+from densemble.report import state_summary
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,10 @@ def test_map_of_the_wrong_hand_is_said(state, tmp_path):
     )
     result = run_cryoem(settings, tmp_path / "out")
     assert any("wrong hand" in message for message in result.messages)
+    last = state_summary(result, tmp_path / "out").splitlines()[-len(result.messages) :]
+    assert all(line.startswith("Warning: ") for line in last)
+    assert any("the map has the wrong hand" in line for line in last)
+    assert not any(line.endswith("..") for line in last)
     assert np.isfinite(result.best.fit.correlation)
 
 
@@ -164,3 +169,13 @@ def test_region_that_cannot_be_sampled(complaint, state):
     assert "starts.cif" in complaint(
         "--placed", "--ensemble", "--region", "A:70-75", "--reference", state.truth.with_name("starts.cif")
     )
+
+
+def test_selection_says_where_a_distance_is_stated(complaint, state, monkeypatch):
+    assert "give --reference" in complaint("--selection", "A:70-75")
+    monkeypatch.setattr("densemble.cryoem.problem_of", None)  # said before the model is docked
+    assert "'everything' is not of the form" in complaint(
+        "--reference", state.truth, "--selection", "everything"
+    )
+    said = complaint("--reference", state.truth, "--selection", "B:70-75")
+    assert "residue B:70 is not in the model" in said

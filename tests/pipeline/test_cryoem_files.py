@@ -7,6 +7,7 @@ import gemmi
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from scipy.spatial.transform import Rotation
 from small_crystal import StopAt, StoppedError, contents
 from small_state import RESOLUTION, SmallState, write_state
 
@@ -19,6 +20,7 @@ from densemble.io.maps import read_map, write_map
 from densemble.io.models import read_model
 from densemble.io.state_results import StateResult
 from densemble.report import state_summary
+from densemble.report.command import command_of
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,8 @@ def test_a_killed_run_goes_on_to_the_same_result(run, state, tmp_path, monkeypat
     with pytest.raises(InputError, match="other inputs or settings"):
         run_cryoem(replace(settings, seed=1), out, resume=True)
     seen = StopAt()
-    run_cryoem(settings, out, resume=True, progress=seen)
+    # What the result is compared with is not part of it.
+    run_cryoem(settings, out, resume=True, progress=seen, reference=state.truth, selection="A:70-75")
     assert seen.seen[0] == ("samples", 10)
     assert coordinates(out / "models.cif") == pytest.approx(coordinates(folder / "models.cif"))
     assert not (out / "checkpoint.pt").exists()
@@ -161,6 +164,36 @@ def test_the_paper_s_recipe_runs(state, tmp_path):
     assert len(result.members) == 1
 
 
+def backbone_rmsd(path, reference, first: int, last: int) -> float:
+    """Over a stretch, with all other CA atoms superposed."""
+    models = [read_model(p) for p in (path, reference)]
+    topology = models[0].topology
+    number = np.array([topology.residues[r].id.number for r in topology.residue_index])
+    chosen, names = (number >= first) & (number <= last), np.array(topology.names)
+    around = ~chosen & (names == "CA")
+    x, y = (model.coords - model.coords[around].mean(0) for model in models)
+    turn, _ = Rotation.align_vectors(y[around], x[around])
+    over = chosen & np.isin(names, ["N", "CA", "C", "O"])
+    return float(np.sqrt(np.square(turn.apply(x[over]) - y[over]).sum(axis=1).mean()))
+
+
+def test_distance_over_a_selection_is_stated_with_its_residues(state, tmp_path):
+    out = tmp_path / "out"
+    options = ["--model", state.placed, "--placed", "--resolution", RESOLUTION, "--recipe", state.recipe]
+    options += ["--steps", 2, "--members", 1, "--quiet", "--out", out]
+    options += ["--reference", state.truth, "--selection", "A:95-100"]
+    done = CliRunner().invoke(main, ["cryoem", str(state.map), *map(str, options)])
+    assert done.exit_code == 0, done.output
+    result = StateResult.model_validate_json((out / "result.json").read_bytes())
+    assert result.selection == "A:95-100"
+    for found, file in ((result.start_reference, "start.cif"), (result.best.reference, "best.cif")):
+        assert found.local_rmsd == pytest.approx(backbone_rmsd(out / file, state.truth, 95, 100), abs=2e-3)
+    assert "Selection: the backbone of A:95-100" in done.stdout
+    row = next(line for line in done.stdout.splitlines() if line.startswith("model 1"))
+    assert row.split()[-1] == f"{result.best.reference.local_rmsd:.2f}"
+    assert command_of(result).endswith("--selection A:95-100 --reference truth.cif --out again")
+
+
 def test_command_docks_a_start_from_anywhere(state, tmp_path):
     out = tmp_path / "out"
     options = ["--model", state.start, "--resolution", RESOLUTION, "--recipe", state.recipe, "--members", 1]
@@ -169,6 +202,8 @@ def test_command_docks_a_start_from_anywhere(state, tmp_path):
     assert done.exit_code == 0, done.output
     assert "CA RMSD" in done.stdout
     record = json.loads((out / "result.json").read_text())
+    (message,) = record["messages"]
+    assert f"Warning: {message}" in done.stdout.splitlines()  # with --quiet too
     assert record["placement"]["docked"]
     away = coordinates(state.placed)
     docked = coordinates(out / "start.cif")

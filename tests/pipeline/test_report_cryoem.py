@@ -16,6 +16,7 @@ from densemble.io.models import read_model
 from densemble.io.output import InputFile, write_text
 from densemble.io.results import Member, Metrics
 from densemble.io.state_results import (
+    Distance,
     Fit,
     Geometry,
     MapRecord,
@@ -174,6 +175,19 @@ def test_command_does_the_same_again(state):
         f"densemble cryoem {state.map.name} --model {state.placed.name} --resolution 4.0 --placed --seed 3 "
         "--out again"
     )
+
+
+def test_distances_from_the_known_structure_name_the_selection(folder, state):
+    known = Distance(ca_rmsd=4.1, ca_rmsd_in_place=4.2, all_atom_rmsd=4.3, tm_score=0.44, local_rmsd=7.89)
+    result = record([state.map], settings_of(state), held=None).model_copy(update={"start_reference": known})
+    for selection in (None, "A:95-100"):
+        write_state_result(folder, result.model_copy(update={"selection": selection}))
+        write_report(folder, force=True)
+        text = page(folder).text
+        assert "0.440" in text
+        assert ("7.89" in text) == (selection is not None)
+        assert ("the backbone of A:95-100" in text) == (selection is not None)
+        assert ("--selection A:95-100 --reference" in text) == (selection is not None)
 
 
 def test_scripts_show_the_best_alone(folder):

@@ -12,8 +12,7 @@ from densemble.errors import InputError
 
 STANDS_OUT = 5.0  # noise s.d. above the solvent: what is higher is density
 SIGNAL_FRACTION = 0.1  # of the density's typical height; encloses 1.21 Å^3/Da on a protein's molmap at 4 Å
-VOLUME_FLOOR = (3.0, 0.02)  # noise s.d., fraction of the height: a volume is not enforced below these
-DUST_VOXELS = 5
+DUST_VOXELS = 5  # connected pieces of fewer voxels are dust (paper 2)
 _SAMPLE = 2**20  # voxels that statistics are made of
 _ENOUGH = 1000  # voxels of solvent for a standard deviation
 _FLAT = 1e-6  # of the density's height: a spread below is rounding or the tails of Gaussians
@@ -68,48 +67,31 @@ def solvent_beside(values: np.ndarray, density: np.ndarray, before: Solvent) -> 
     return before
 
 
-def choose_level(
-    values: np.ndarray, solvent: Solvent, voxel_volume: float, expected_volume: float | None, source: str
-) -> tuple[float, str]:
+def choose_level(values: np.ndarray, solvent: Solvent, source: str) -> tuple[float, str]:
     """The contour level and the rule that gave it.
 
     Raises:
-        InputError: nothing stands out from the solvent; the expected volume exceeds the box.
+        InputError: nothing stands out from the solvent.
     """
     height = _height(values, solvent)
     if height == 0:
         raise InputError(f"{source}: {_nothing(solvent)}")
-    if expected_volume is None:
-        above = max(STANDS_OUT * solvent.noise, SIGNAL_FRACTION * height)
-        rule = (
-            f"automatic: above the solvent ({solvent.mean:.4g}) by the larger of {STANDS_OUT:g} noise s.d. "
-            f"({solvent.noise:.3g}) and {SIGNAL_FRACTION:g} of the density's typical height ({height:.3g})"
-        )
-        return solvent.mean + above, rule
-    count = round(expected_volume / voxel_volume)
-    if not 1 <= count < values.size:
-        raise InputError(
-            f"{source}: the atoms' volume of {expected_volume:.0f} Å^3 does not fit the box of the map, "
-            f"{values.size * voxel_volume:.0f} Å^3; give a map that holds all of them"
-        )
-    enclosing = float(np.partition(values.ravel(), values.size - count)[values.size - count])
-    floor = max(VOLUME_FLOOR[0] * solvent.noise, VOLUME_FLOOR[1] * height)
+    above = max(STANDS_OUT * solvent.noise, SIGNAL_FRACTION * height)
     rule = (
-        f"automatic: the level that encloses the atoms' volume of {expected_volume:.0f} Å^3, but above the "
-        f"solvent ({solvent.mean:.4g}) by {VOLUME_FLOOR[0]:g} noise s.d. ({solvent.noise:.3g}) and "
-        f"{VOLUME_FLOOR[1]:g} of the density's typical height ({height:.3g})"
+        f"automatic: above the solvent ({solvent.mean:.4g}) by the larger of {STANDS_OUT:g} noise s.d. "
+        f"({solvent.noise:.3g}) and {SIGNAL_FRACTION:g} of the density's typical height ({height:.3g})"
     )
-    return max(enclosing, solvent.mean + floor), rule
+    return solvent.mean + above, rule
 
 
-def without_dust(inside: np.ndarray, least: int, peaks: np.ndarray | None = None) -> np.ndarray:
-    """The voxels of connected pieces (through faces) of at least that many voxels.
+def without_dust(inside: np.ndarray, peaks: np.ndarray | None = None) -> np.ndarray:
+    """The voxels of connected pieces (through faces) of at least ``DUST_VOXELS``.
 
     With ``peaks`` (bool), of those pieces only that hold one of them.
     """
     labels, number = ndimage.label(inside)
     label_of = labels[inside]
-    keep = np.bincount(label_of, minlength=number + 1) >= least
+    keep = np.bincount(label_of, minlength=number + 1) >= DUST_VOXELS
     if peaks is not None:
         keep &= np.bincount(labels[inside & peaks], minlength=number + 1) > 0
     out = np.zeros_like(inside)
@@ -128,7 +110,7 @@ def check_stands_out(values: np.ndarray, solvent: Solvent, least: int, source: s
     Raises:
         InputError: there is not, as in a map of pure noise.
     """
-    if without_dust(stands_out(values, solvent), DUST_VOXELS).sum() < least:
+    if without_dust(stands_out(values, solvent)).sum() < least:
         raise InputError(f"{source}: {_nothing(solvent)}")
 
 

@@ -25,6 +25,8 @@ from densemble.errors import InputError
 from densemble.grid import DensityMap, Grid
 from densemble.likelihood.mask import soft_edge
 
+PADDING = 10.0
+"""Å between the contents of a map and the faces of its box, or as much as the mask needs."""
 _PASSES = 2  # of solvent and level, each from the other
 
 
@@ -68,58 +70,49 @@ def prepare(
     resolution: float,
     source: str,
     level: float | None = None,
-    expected_volume: float | None = None,
-    padding: float = 10.0,
     dilation: float | None = None,
     softness: float = 2.0,
-    dust: float | None = None,
 ) -> PreparedMap:
     """Contour a map, drop the dust, cut a box around the rest and make a mask; no model takes part.
 
     Without a level, it is chosen in two passes: solvent and noise are estimated, a level set above them,
     and both anew with the solvent from beside the density. Pieces that nowhere rise 5 standard deviations of
-    the noise above the solvent count as dust then. With ``expected_volume`` it is the level that
-    encloses that volume, where the noise allows; see ``PreparedMap.rule`` for the numbers.
+    the noise above the solvent count as dust then. See ``PreparedMap.rule`` for the numbers. The box has
+    ``PADDING`` around the contents; where the map ends before, it goes on with the value of the solvent.
 
     Args:
         density: the map as read.
         resolution: Å.
         source: what errors call the map: its file name.
         level: contour level in the unit of the map; chosen if left out.
-        expected_volume: Å^3, of all that the map shows, about 1.21 Å^3/Da of protein. If the map shows more
-            than the atoms it comes from, the level will be too high.
-        padding: Å between the contents and the faces of the box, or as much as the mask needs. Where the
-            map ends before, the box goes on with the value of the solvent.
         dilation: Å from the voxels inside to where the mask starts to fall; the resolution if left out.
         softness: Å over which it falls to 0.
-        dust: Å^3; connected pieces of less are dropped; 5 voxels if left out (paper 2).
 
     Raises:
         InputError: nothing stands out from the noise; the level is at or above the map's maximum, or only
-            dust is above it; the expected volume exceeds the box.
-        ValueError: a length or volume that is not positive.
+            dust is above it.
+        ValueError: a length that is not positive.
     """
     dilation = resolution if dilation is None else dilation
-    if not min(resolution, dilation) > 0 or not min(padding, softness, dust or 0.0) >= 0:
-        raise ValueError("prepare: resolution and dilation must be positive, the other lengths not negative")
+    if not min(resolution, dilation) > 0 or not softness >= 0:
+        raise ValueError("prepare: resolution and dilation must be positive, softness not negative")
     grid, values = density.grid, density.values.detach().cpu().numpy()
-    least = DUST_VOXELS if dust is None else max(int(np.ceil(dust / grid.voxel_volume)), 1)
     reach = dilation + softness
 
     solvent, rule, peaks = first_solvent(values), "given", None
     if level is None:
         for _ in range(_PASSES):
-            level, rule = choose_level(values, solvent, grid.voxel_volume, expected_volume, source)
-            inside = without_dust(values >= level, least, stands_out(values, solvent))
+            level, rule = choose_level(values, solvent, source)
+            inside = without_dust(values >= level, stands_out(values, solvent))
             solvent = solvent_beside(values, _near(inside, grid, reach), solvent)
-        level, rule = choose_level(values, solvent, grid.voxel_volume, expected_volume, source)
-        check_stands_out(values, solvent, max(int(resolution**3 / grid.voxel_volume), least), source)
+        level, rule = choose_level(values, solvent, source)
+        check_stands_out(values, solvent, max(int(resolution**3 / grid.voxel_volume), DUST_VOXELS), source)
         peaks = stands_out(values, solvent)
-    inside = _contoured(values, level, least, peaks, source)
+    inside = _contoured(values, level, peaks, source)
     solvent = solvent_beside(values, _near(inside, grid, reach), solvent)
 
     low, high = _bounds(inside)
-    margin = np.ceil(max(padding, reach) / np.array(grid.spacing)).astype(int)
+    margin = np.ceil(max(PADDING, reach) / np.array(grid.spacing)).astype(int)
     cut = _cut(grid, low - margin, high + margin)
     inside_cut = _copied(inside, low - margin, cut.shape, 0.0)
     measured = _copied(np.ones(values.shape, dtype=bool), low - margin, cut.shape, 0.0)
@@ -154,20 +147,18 @@ def boxed(density: DensityMap, grid: Grid, *, background: float | None = None) -
     return DensityMap(grid, torch.from_numpy(_copied(values, low, grid.shape, background)))
 
 
-def _contoured(
-    values: np.ndarray, level: float, least: int, peaks: np.ndarray | None, source: str
-) -> np.ndarray:
+def _contoured(values: np.ndarray, level: float, peaks: np.ndarray | None, source: str) -> np.ndarray:
     """The voxels at or above the level, without dust."""
     highest = float(values.max())
     if level >= highest:
         raise InputError(
             f"{source}: the level {level:g} is not below the map's maximum, {highest:g}; lower it"
         )
-    inside = without_dust(values >= level, least, peaks)
+    inside = without_dust(values >= level, peaks)
     if not inside.any():
         raise InputError(
-            f"{source}: at the level {level:g} there is only dust, pieces of fewer than {least} voxels; "
-            "lower the level or the size of dust"
+            f"{source}: at the level {level:g} there is only dust, pieces of fewer than {DUST_VOXELS} "
+            "voxels; lower the level"
         )
     return inside
 

@@ -124,8 +124,8 @@ class Distance(Record):
 
     Chains of the same sequence are exchanged where that is nearer. After superposition of the CA atoms, but
     for ``ca_rmsd_in_place``, which pose and conformation make up together. The TM-score is normalised by
-    the CA atoms of the whole reference. ``local_rmsd`` is that of the backbone of a selection, after
-    superposition on all other CA atoms.
+    the CA atoms of the whole reference. ``local_rmsd`` is that of the backbone of the result's
+    ``selection``, after superposition on all other CA atoms.
     """
 
     ca_rmsd: float
@@ -212,7 +212,11 @@ class FoldRecord(Record):
 
 
 class StateResult(RunRecord):
-    """The contents of ``result.json`` of ``densemble cryoem``."""
+    """The contents of ``result.json`` of ``densemble cryoem``.
+
+    ``selection`` names the residues that each ``local_rmsd`` is over. Like the reference itself it is
+    evaluation only, and no part of a run's identity.
+    """
 
     schema_: Literal["densemble.cryoem/1"] = Field(default=SCHEMA, alias="schema")
     messages: list[str]
@@ -221,6 +225,7 @@ class StateResult(RunRecord):
     fold: FoldRecord | None = None
     start: Fit
     start_reference: Distance | None = None
+    selection: str | None = None
     reference_fit: Fit | None = None
     ensemble: Mixture | None = None
     region: RegionRecord | None = None

@@ -20,7 +20,7 @@ def command_of(result: Result | StateResult) -> str:
     settings: dict[str, object] = dict(result.settings)
     reference = _reference(result)
     if isinstance(result, StateResult):
-        return _shell("cryoem", ["map"], settings, reference)
+        return _shell("cryoem", ["map"], settings | {"selection": result.selection}, reference)
     guides = settings.pop("guides", ["ensemble"])
     if isinstance(guides, list) and len(guides) == 1:
         settings["guide"] = guides[0]

@@ -212,12 +212,16 @@ def _geometry(result: StateResult) -> Section:
 def _distances(result: StateResult) -> Section:
     def row(name: str, d: Distance | None) -> tuple[str, ...]:
         if d is None:
-            return (name, "–", "–", "–", "–")
+            return (name, *["–"] * (len(header) - 1))
         lengths = (d.ca_rmsd, d.ca_rmsd_in_place, d.all_atom_rmsd)
-        return (name, *(f"{x:.2f}" for x in lengths), f"{d.tm_score:.3f}")
+        cells = [name, *(f"{x:.2f}" for x in lengths), f"{d.tm_score:.3f}"]
+        return tuple(cells if result.selection is None else [*cells, optional(d.local_rmsd)])
 
+    header, caption = ["", "CA RMSD, Å", "CA in place, Å", "all atoms, Å", "TM-score"], ""
+    if result.selection is not None:
+        header.append("selection, Å")
+        caption = f" Selection: the backbone of {result.selection}, superposed on all other CA atoms."
     rows = [row("start", result.start_reference)]
     rows += [row(f"model {m.model}", m.reference) for m in result.members]
-    header = ("", "CA RMSD, Å", "CA in place, Å", "all atoms, Å", "TM-score")
-    table = Table("From the known structure.", header, tuple(rows), (1,))
+    table = Table(f"From the known structure.{caption}", tuple(header), tuple(rows), (1,))
     return Section("reference", "Against the known structure", text=(EVALUATION,), tables=(table,))

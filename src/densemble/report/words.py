@@ -81,7 +81,7 @@ def model_lines(model: FinalModel) -> list[str]:
 
 
 def state_summary(result: StateResult, out: Path) -> str:
-    """What a fit to a cryo-EM map found: start and members by rank, and where the best one is."""
+    """What a fit to a cryo-EM map found: start and members by rank, where the best one is, and warnings."""
     rows = [["start", *_fit_cells(result.start), "", "", "", *_distance_cells(result.start_reference)]]
     for m in result.members:
         shape = ["-" if v is None else f"{v:.2f}" for v in (m.geometry.bond_rmsz, m.geometry.angle_rmsz)]
@@ -101,6 +101,8 @@ def state_summary(result: StateResult, out: Path) -> str:
         lines.append(
             "Held out: RSCC in half map 2, used for nothing but the resolution, where that was not given."
         )
+    if result.selection is not None:
+        lines.append(f"Selection: the backbone of {result.selection}, superposed on all other CA atoms.")
     if result.ensemble is not None:
         lines.append(_mixture_line(result.ensemble))
     files = "best.cif, models.cif, start.cif, residues.csv, map.ccp4, result.json"
@@ -108,7 +110,7 @@ def state_summary(result: StateResult, out: Path) -> str:
         lines += ["", *_region_lines(result.region), ""]
         files = f"ensemble.cif, members/, {files}"
     lines.append(f"Written to {out}/: {files}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"Warning: {message.rstrip('.')}." for message in result.messages)])
 
 
 def _region_lines(region: RegionRecord) -> list[str]:

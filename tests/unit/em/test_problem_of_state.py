@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 from small_state import RESOLUTION, write_state
 
 from densemble.docking import shown
+from densemble.em.evaluation import Judge
 from densemble.em.inputs import load
 from densemble.em.preparation import prepare
 from densemble.em.problem import (
@@ -19,16 +20,18 @@ from densemble.em.problem import (
     beyond,
     check_inside,
     compared,
-    less,
     problem_of,
     zone_of,
 )
+from densemble.em.sampling import terms_of
 from densemble.errors import InputError
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
+from densemble.io.maps import read_map, write_map
 from densemble.io.models import read_model
 from densemble.likelihood.state import StateLikelihood
 from densemble.progress import Progress
+from densemble.recipes.state import load_state_recipe
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +115,18 @@ def test_waters_and_empty_sites_are_not_shown(state):
     assert int((found == 1).sum()) == len(found) - 1 - int((model.topology.residue_index == last).sum())
 
 
-def test_an_offset_of_the_map_does_not_matter(state):
-    """Maps whose solvent is not zero: correlation, point cloud and FSC are as without the offset."""
-    grid = Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (4, 4, 4))
-    values = torch.arange(64.0).reshape(4, 4, 4)
-    torch.testing.assert_close(less(DensityMap(grid, values + 5.0), 5.0).values, values)
+def test_an_offset_of_the_map_does_not_matter(state, tmp_path):
+    """Maps whose solvent is not zero: map fit, FSC and what guides are as without the offset."""
+    given, recipe = read_map(state.map), load_state_recipe("cryoboltz-2025")
+    write_map(tmp_path / "offset.ccp4", DensityMap(given.grid, given.values + 50.0))
+    found = []
+    for path in (state.map, tmp_path / "offset.ccp4"):
+        settings = state.settings(map=path)
+        problem = problem_of(settings, load(settings), Progress())
+        x = torch.from_numpy(problem.model.coords).float()
+        fit = Judge(problem.model, problem.likelihood, kind="molmap").fit(x)
+        terms = terms_of(settings, problem, recipe)
+        guides = {name: float(terms[name](x[None], 1.0)) for name in ("cloud", "density")}
+        found.append(fit.model_dump(exclude={"held_out_rscc"}) | guides)
+    plain, offset = found
+    assert offset == pytest.approx(plain, rel=1e-4)

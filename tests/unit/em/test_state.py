@@ -110,6 +110,7 @@ def test_stages_stand_where_the_recipe_says():
     cloud, density = stages_of(recipe, none, 3.0)
     assert cloud.low == pytest.approx(density.high, rel=1e-5)
     assert (cloud.mode, cloud.weight, cloud.weight_end) == ("ratio", 0.25, 0.05)
+    assert (density.mode, density.weight, density.weight_end) == ("ratio", 0.5, None)
     assert cloud.active(10.0)
     assert not density.active(10.0)
 
