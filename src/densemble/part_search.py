@@ -309,7 +309,7 @@ class PartSearch:
                     chosen=i == choice.chosen,
                 )
             )
-            self.tell(f"{spans_of(self.names(model.residues))}: {found[-1]}")
+            self.tell(f"{spans_of(self.names(model.residues))}: {_in_words(found[-1])}")
         return tuple(found)
 
     def names(self, residues: Sequence[int]) -> list[ResidueId]:
@@ -371,3 +371,15 @@ class PartSearch:
         groups = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         found = fit_shares(self.judge, signals, weights, groups)
         return [replace(part, weights=found[groups == i]) for i, part in enumerate(parts)]
+
+
+def _in_words(evidence: Evidence) -> str:
+    """What one number of states has for it, in log units (nats) above one state."""
+    number, said = evidence.states, ""
+    if number > 1:
+        said = f"fit {evidence.fit:+.1f}"
+        if evidence.held_out is not None:
+            error = "" if evidence.error is None else f" ± {evidence.error:.1f}"
+            said += f", held out {evidence.held_out:+.1f}{error}"
+        said += " log units, "
+    return f"{number} state{'' if number == 1 else 's'}: {said}{'taken' if evidence.chosen else 'not taken'}"

@@ -7,7 +7,7 @@ import torch
 
 from densemble.inputs import load
 from densemble.io.model_results import Evidence
-from densemble.part_search import Counting, PartSearch
+from densemble.part_search import Counting, PartSearch, _in_words
 from densemble.pipeline import problem_of
 from densemble.selection.amplitudes import AmplitudeJudge
 
@@ -51,3 +51,18 @@ def test_every_part_gives_back_what_its_states_share(problem_and_judge):
     assert {numbers: n for numbers, n in states.items() if n > 1} == {(178,): 2, (188,): 2}
     (rest,) = (numbers for numbers, n in states.items() if n == 1)
     assert sorted([*rest, 178, 188]) == list(range(176, 192))
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [
+        (Evidence(states=1, fit=0.0, held_out=0.0, chosen=True), "1 state: taken"),
+        (
+            Evidence(states=2, fit=49.21, held_out=-6.53, error=5.58),
+            "2 states: fit +49.2, held out -6.5 ± 5.6 log units, not taken",
+        ),
+        (Evidence(states=2, fit=49.21, chosen=True), "2 states: fit +49.2 log units, taken"),
+    ],
+)
+def test_what_speaks_for_a_number_of_states_is_said_in_log_units(evidence, said):
+    assert _in_words(evidence) == said

@@ -277,9 +277,22 @@ def _amplitude_labels(mtz: gemmi.Mtz, path: Path | str, labels: tuple[str, str] 
         hint = "it has intensities; convert them (for example with CCP4's servalcat fw or ctruncate)"
     elif mtz.columns_with_type("G"):
         hint = "it has anomalous pairs F(+)/F(-) only; merge them to their mean"
+    elif alone := _without_sigma(mtz):
+        raise InputError(
+            f"{path} has amplitudes {', '.join(alone)} but no uncertainties for them; give a file with a "
+            "column of type Q after that of the amplitudes"
+        )
     else:
         hint = "give a file with a column of type F followed by its sigma of type Q"
     raise InputError(f"{path} has no amplitudes: {hint}")
+
+
+def _without_sigma(mtz: gemmi.Mtz) -> list[str]:
+    """Amplitudes, not the coefficients of maps, which phases follow, where the file has no sigmas at all."""
+    if mtz.columns_with_type("Q"):
+        return []
+    coefficients = {first for first, _ in _pairs(mtz, "F", "P")}
+    return [c.label for c in mtz.columns_with_type("F") if c.label not in coefficients]
 
 
 def _coefficient_labels(mtz: gemmi.Mtz, path: Path | str, labels: tuple[str, str] | None) -> tuple[str, str]:

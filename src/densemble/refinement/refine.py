@@ -118,11 +118,13 @@ def _difference_error(
     parts: Sequence[Ensemble],
     reflections: Reflections | None,
 ) -> float | None:
-    """Of the R-free of two models; None where there is none."""
+    """Of the R-free of two models as they would be written, waters displaced; None where there is none."""
     if reflections is None:
         return None
     stretches = problem.stretches
-    first, second = (build_altlocs(stretches.model, each, stretches.model_atoms) for each in (start, parts))
+    first, second = (
+        model_structure(stretches.model, each, stretches.model_atoms)[0] for each in (start, parts)
+    )
     error = r_free_error(first, second, reflections)
     return None if math.isnan(error) else error
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from densemble.io.model_results import Interval, Part, State
+from densemble.io.model_results import FinalModel, Interval, Part, State
 from densemble.io.results import Result
 from densemble.report.sections import Headline, Tile, counted, signed
+
+MORE_CLASHES = 20.0
+"""Clashes per 1000 atoms more than the start's, from which the headline says so."""
+
+ORDINALS = {2: "second", 3: "third", 4: "fourth"}
 
 
 @dataclass(frozen=True)
@@ -31,19 +36,26 @@ class HeldOut:
 
 def held_out(result: Result) -> HeldOut | None:
     """R-free of the model of states against the start refined alike; of ensemble and start without these."""
-    refined = None if result.model is None else result.model.refinement
-    if refined is not None and refined.start.r_free is not None and refined.model.r_free is not None:
-        of = "one state and the model of states, refined alike"
-        return HeldOut(refined.start.r_free[1], refined.model.r_free[1], of, refined.r_free_error)
+    if result.model is not None and (alike := refined_alike(result.model)) is not None:
+        return alike
     if result.r_factors is None:
         return None
     return HeldOut(result.r_factors.start.r_free, result.r_factors.ensemble.r_free, "start and ensemble")
 
 
+def refined_alike(model: FinalModel) -> HeldOut | None:
+    """R-free of one state and of the model of states, if both were refined against amplitudes."""
+    refined = model.refinement
+    if refined is None or refined.start.r_free is None or refined.model.r_free is None:
+        return None
+    of = "one state and the model of states, refined alike"
+    return HeldOut(refined.start.r_free[1], refined.model.r_free[1], of, refined.r_free_error)
+
+
 def headline(result: Result) -> Headline:
     """The first lines of the page, without jargon, and three figures."""
     held = held_out(result)
-    several = result.model is None or any(len(p.states) > 1 for p in result.model.states.parts)
+    several = result.model is None or has_several(result.model)
     if held is None:
         verdict = "No data were held out of the fit, so this run cannot say whether to believe it."
     elif not several:
@@ -62,9 +74,14 @@ def headline(result: Result) -> Headline:
     return Headline(
         title=f"Conformations of {result.region}",
         kind="X-ray crystal",
-        answer=(*_supported(result), verdict, *_had_a_say(result, held)),
-        tiles=(_number(result), _certainty(result), _agreement(held)),
+        answer=(*_supported(result, held), verdict, *_had_a_say(result, held), *_clashes(result)),
+        tiles=(_number(result), _certainty(result), _agreement(held) if several else _unchanged(held)),
     )
+
+
+def has_several(model: FinalModel) -> bool:
+    """Whether any part has more than one state."""
+    return any(len(part.states) > 1 for part in model.states.parts)
 
 
 def chosen_with_held_out(result: Result) -> bool:
@@ -76,14 +93,26 @@ def _had_a_say(result: Result, held: HeldOut | None) -> list[str]:
     """What is to be known of data that are called held out."""
     if held is None or not chosen_with_held_out(result):
         return []
-    return ["Nothing was fitted to these data, but they had a say in the number of states."]
+    return ["Nothing was fitted to the free reflections, but they had a say in the number of states."]
+
+
+def _clashes(result: Result) -> list[str]:
+    """A sentence where the model has clearly more clashes than the start."""
+    found = {} if result.model is None else result.model.validation
+    before, after = (None if name not in found else found[name].clashscore for name in ("start", "model"))
+    if before is None or after is None or after - before <= MORE_CLASHES:
+        return []
+    return [
+        f"The model has clearly more clashes than the start (clash score {after:.1f}, start {before:.1f}): "
+        "look at them before the model is used."
+    ]
 
 
 def _parts(result: Result) -> list[Part]:
     return [] if result.model is None else result.model.states.parts
 
 
-def _supported(result: Result) -> list[str]:
+def _supported(result: Result, held: HeldOut | None) -> list[str]:
     """How many states, in a sentence or two."""
     if result.model is None:
         kept = sum(m.selected for m in result.members)
@@ -100,12 +129,38 @@ def _supported(result: Result) -> list[str]:
             f"No two of the sampled conformations of {result.region} differ by more than "
             f"{result.model.states.coordinate_error:.2f} Å: one state. More were not tested."
         ]
-    return [
-        f"One state of {part.region} is enough to explain the data."
-        if len(part.states) == 1
-        else f"The data support {counted(len(part.states), 'state')} of {part.region}."
-        for part in _parts(result)
-    ]
+    return [verdict_of(part, held) for part in _parts(result)]
+
+
+def verdict_of(part: Part, held: HeldOut | None) -> str:
+    """How many states of a part, and whether data held out speak for them.
+
+    The rule counts on the data that were fitted, and gives those held out a veto only: what they forbid is
+    not taken, but what is taken need not be what they ask for.
+    """
+    number = len(part.states)
+    if number == 1:
+        return f"One state of {part.region} is enough to explain the data."
+    states = counted(number, "state")
+    if held is None:
+        return f"The data that were fitted support {states} of {part.region}."
+    gain = _held_out_gain(part)
+    if held.better and held.clear and (gain is None or gain > 0):
+        return f"The data support {states} of {part.region}."
+    clearly = "clearly " if held.better else ""
+    more = "the second" if number == 2 else "more than one"
+    return (
+        f"{states.capitalize()} of {part.region} fit the map better; data held out do not {clearly}support "
+        f"{more}: keep to one state unless other evidence speaks for it."
+    )
+
+
+def _held_out_gain(part: Part) -> float | None:
+    """Log-likelihood of the data held out under the states taken, less that under one; None if unknown."""
+    by_number = {e.states: e.held_out for e in part.evidence}
+    taken = next((e.states for e in part.evidence if e.chosen), len(part.states))
+    one, several = by_number.get(1), by_number.get(taken)
+    return None if one is None or several is None else several - one
 
 
 def _number(result: Result) -> Tile:
@@ -130,20 +185,24 @@ def _certainty(result: Result) -> Tile:
         weights = sorted((m.weight for m in result.members if m.selected), reverse=True)
         listed = ", ".join(f"{w:.2f}" for w in weights)
         return Tile(question, "not tested", f"weights {listed}; no intervals were estimated")
+    value, notes = "not tested", []
+    steps = [(part, step) for part in _parts(result) if (step := last_step(part)) is not None]
+    if steps:
+        part, (gain, error, number) = min(steps, key=lambda found: abs(found[1][0]) / max(found[1][1], 1e-12))
+        state = f"the {ORDINALS[number]} state" if number in ORDINALS else f"state number {number}"
+        value = "not distinguishable"
+        if abs(gain) > 2 * error:
+            value = f"data {'for' if gain > 0 else 'against'} {state}"
+        where = "held-out data" if chosen_with_held_out(result) else "fitted data"
+        notes.append(f"{where}: {signed(gain, 1)} ± {error:.1f} log units for {state} of {part.region}")
     known = [(state, state.interval) for part in _parts(result) for state in part.states if state.interval]
     if known:
-        state, interval = max(known, key=_width)
-        note = f"95 % interval of the occupancy of state {state.label} ({state.occupancy:.2f})"
-        if len(known) > 1:
-            note += ", the widest of the states’"
-        return Tile(question, f"{interval.low:.2f}–{interval.high:.2f}", note)
-    for part in _parts(result):
-        if (step := last_step(part)) is not None:
-            gain, error, number = step
-            where = "data held out" if chosen_with_held_out(result) else "the data fitted"
-            note = f"what state number {number} adds in {part.region} on {where}, standard error {error:.3g}"
-            return Tile(question, signed(gain, 3), note)
-    return Tile(question, "–", "no interval was estimated")
+        widest, interval = max(known, key=_width)
+        notes.append(
+            f"occupancy of {widest.label}, if it exists: {widest.occupancy:.2f}, 95 % interval "
+            f"{interval.low:.2f}–{interval.high:.2f}"
+        )
+    return Tile(question, value, "; ".join(notes) or "no error and no interval were estimated")
 
 
 def _width(known: tuple[State, Interval]) -> float:
@@ -151,13 +210,13 @@ def _width(known: tuple[State, Interval]) -> float:
 
 
 def last_step(part: Part) -> tuple[float, float, int] | None:
-    """What the first number of states that was not taken, or else the last taken, adds; its error; which.
+    """What the last state that was taken, or where one was taken the first that was not, adds; error; which.
 
     None where no step has an error.
     """
     taken = next((e.states for e in part.evidence if e.chosen), len(part.states))
     by_number = {e.states: e for e in part.evidence}
-    for number in (taken + 1, taken):
+    for number in (taken, taken + 1):
         above, below = by_number.get(number), by_number.get(number - 1)
         if above is None or below is None or above.error is None:
             continue
@@ -178,3 +237,11 @@ def _agreement(held: HeldOut | None) -> Tile:
     if held.better and not held.clear:
         return Tile(question, "not clearly", note)
     return Tile(question, "yes" if held.better else "no", note, "good" if held.better else "bad")
+
+
+def _unchanged(held: HeldOut | None) -> Tile:
+    """Where one state was chosen there is no second model to prefer."""
+    note = (
+        "no state was added" if held is None else f"R-free {held.before:.4f} and {held.after:.4f}, {held.of}"
+    )
+    return Tile("Better on held-out data?", "unchanged: one state", note)

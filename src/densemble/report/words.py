@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from densemble.io.model_results import FinalModel
+from densemble.io.model_results import FinalModel, Refined
 from densemble.io.results import Result
 from densemble.io.state_results import Distance, Fit, Mixture, RegionRecord, StateResult
+from densemble.report.crystal_headline import refined_alike, verdict_of
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -51,8 +52,29 @@ def summary(result: Result, out: Path) -> str:
 
 
 def model_lines(model: FinalModel) -> list[str]:
-    """States of each part with their occupancies, and R-free beside that of one state refined alike."""
-    rows = [
+    """A verdict, the states of each part with their occupancies, R factors and validation of both models."""
+    parts, found = model.states.parts, model.refinement
+    if not parts:
+        within = f"no two members differ by {model.states.coordinate_error:.2f} Å"
+        lines = [f"One state: {within}; more were not tested."]
+    else:
+        lines = [verdict_of(part, refined_alike(model)) for part in parts]
+        lines += table(["final model: state", "occupancy", "95 % interval"], _state_rows(model))
+    if found is not None and found.start.r_free is not None and found.model.r_free is not None:
+        error = found.r_free_error
+        lines.append(
+            f"Refined alike, {found.cycles} cycles: {_r_factors(found.start)} of one state, "
+            f"{_r_factors(found.model)} of the model"
+            + ("." if error is None else f" (standard error of the difference of R-free {error:.4f}).")
+        )
+    lines += _validation_line(model)
+    if any(e.held_out is not None for part in parts for e in part.evidence):
+        lines.append("Nothing was fitted to the free reflections; they had a say in the number of states.")
+    return lines
+
+
+def _state_rows(model: FinalModel) -> list[list[str]]:
+    return [
         [
             f"{part.region} {state.label}".strip(),
             f"{state.occupancy:.2f}",
@@ -61,23 +83,25 @@ def model_lines(model: FinalModel) -> list[str]:
         for part in model.states.parts
         for state in part.states
     ]
-    lines = table(["final model: state", "occupancy", "95 % interval"], rows) if rows else []
-    if not rows:
-        lines = [f"Final model: one state; no two members differ by {model.states.coordinate_error:.2f} Å."]
-    found = model.refinement
-    if found is not None and found.start.r_free is not None and found.model.r_free is not None:
-        lines.append(
-            f"Refined alike, {found.cycles} cycles: R-free {found.start.r_free[1]:.4f} of one state, "
-            f"{found.model.r_free[1]:.4f} of the model"
-            + (
-                "."
-                if found.r_free_error is None
-                else f" (standard error of the difference {found.r_free_error:.4f})."
-            )
-        )
-    if any(e.held_out is not None for part in model.states.parts for e in part.evidence):
-        lines.append("Nothing was fitted to the free reflections; they had a say in the number of states.")
-    return lines
+
+
+def _r_factors(refined: Refined) -> str:
+    """After refinement."""
+    known = (("R-work", refined.r_work), ("R-free", refined.r_free))
+    return ", ".join(f"{name} {pair[1]:.4f}" for name, pair in known if pair is not None)
+
+
+def _validation_line(model: FinalModel) -> list[str]:
+    """Clash score and rotamer outliers of start and model, where both are known."""
+    if not {"start", "model"} <= model.validation.keys():
+        return []
+    start, final = model.validation["start"], model.validation["model"]
+    said = []
+    if start.clashscore is not None and final.clashscore is not None:
+        said.append(f"clash score {start.clashscore:.1f} -> {final.clashscore:.1f}")
+    if start.rotamer_outliers is not None and final.rotamer_outliers is not None:
+        said.append(f"rotamer outliers {start.rotamer_outliers:.1%} -> {final.rotamer_outliers:.1%}")
+    return [f"Validation of the region, start -> model: {', '.join(said)}."] if said else []
 
 
 def state_summary(result: StateResult, out: Path) -> str:

@@ -168,6 +168,7 @@ def test_missing_and_foreign_files(tmp_path):
     ("drop", "new", "message"),
     [
         (["FP", "SIGFP"], {}, r"has no amplitudes"),
+        (["SIGFP"], {}, r"has amplitudes FP but no uncertainties for them"),
         (["FP", "SIGFP"], {"IMEAN": "J", "SIGIMEAN": "Q"}, r"has no amplitudes: it has intensities"),
         (["FP", "SIGFP"], {"F(+)": "G", "SIGF(+)": "L"}, r"has no amplitudes: it has anomalous pairs"),
         ([], {"FP_2": "F", "SIGFP_2": "Q"}, r"several amplitude columns: FP/SIGFP, FP_2/SIGFP_2"),

@@ -17,7 +17,7 @@ from densemble.io.models import alternates, read_model
 from densemble.pipeline import problem_of
 from densemble.refinement.conformers import Sites, flat, site_restraints
 from densemble.refinement.programs import write_model
-from densemble.refinement.refine import compare, refine
+from densemble.refinement.refine import _difference_error, compare, refine
 from densemble.refinement.split import sources
 
 ERROR = 0.15
@@ -163,6 +163,11 @@ def test_waters_make_room_in_what_is_refined_and_stated(case, tmp_path):
     assert again == never
     assert again.r_work[1] != dry.r_work[1]
     assert len(own) == len(dry_parts) == 1
+    # and so is the error of the difference between two such models
+    both = shaken(problem, truth[[0, 0]], [0]), shaken(problem, truth[[0, 0]], [1])
+    errors = [_difference_error(where, *both, reflections) for where in (wet, problem)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-9)
+    assert errors[0] > 0
 
 
 def test_a_map_alone_will_do(case):

@@ -11,6 +11,7 @@ from densemble.io.model_results import (
     Refinement,
     State,
     States,
+    Validation,
 )
 from densemble.io.results import Member, Metrics, Result, RFactor, RFactors
 from densemble.report.crystal_headline import headline, held_out, last_step
@@ -35,10 +36,18 @@ def part(region: str, occupancies: list[float], evidence: list[Evidence] | None 
 
 
 def result(
-    parts: list[Part] | None, *, free: tuple[float, float] | None = (0.2, 0.19), refined=None
+    parts: list[Part] | None,
+    *,
+    free: tuple[float, float] | None = (0.2, 0.19),
+    refined=None,
+    clashes: tuple[float, float] | None = None,
 ) -> Result:
     states = States(rule="by the free reflections", coordinate_error=0.2, parts=parts)
-    model = FinalModel(states=states, refinement=refined)
+    validation = {
+        name: Validation(atoms=100, clashscore=value)
+        for name, value in zip(("start", "model"), clashes or (), strict=False)
+    }
+    model = FinalModel(states=states, refinement=refined, validation=validation)
     factors = None
     if free is not None:
         start, ensemble = (RFactor(r_work=0.18, r_free=value) for value in free)
@@ -69,25 +78,69 @@ def test_two_states_and_one():
     number, sure, _ = found.tiles
     assert number.value == "2 + 1"
     assert "A:1-8, A:12-20" in number.note
-    assert sure.value == "0.50–0.70", "of the widest interval"
-    assert "state A (0.60)" in sure.note
+    assert sure.value == "not tested"
+    assert sure.note == "occupancy of A, if it exists: 0.60, 95 % interval 0.50–0.70", "the widest"
 
 
 def test_one_state_is_a_normal_answer():
-    steps = [Evidence(states=1, fit=0.8, held_out=0.8, chosen=True)]
-    steps.append(Evidence(states=2, fit=0.9, held_out=0.795, error=0.01))
+    steps = [Evidence(states=1, fit=0.0, held_out=0.0, chosen=True)]
+    steps.append(Evidence(states=2, fit=49.2, held_out=-5.3, error=6.2))
     found = headline(result([part("A:1-20", [1.0], steps)], free=(0.2, 0.201)))
     assert found.answer == (
         "One state of A:1-20 is enough to explain the data.",
         "By the rule of this run no further state is needed.",
-        "Nothing was fitted to these data, but they had a say in the number of states.",
+        "Nothing was fitted to the free reflections, but they had a say in the number of states.",
     )
-    number, sure, _ = found.tiles
+    number, sure, agreement = found.tiles
     assert number.value == "1"
     assert number.note == "chosen on the data that were fitted, with a veto of data held out"
-    assert sure.value == "−0.005"
-    assert "state number 2" in sure.note
-    assert "0.01" in sure.note
+    assert sure.value == "not distinguishable"
+    assert sure.note == "held-out data: −5.3 ± 6.2 log units for the second state of A:1-20"
+    assert (agreement.value, agreement.tone) == ("unchanged: one state", "plain")
+
+
+@pytest.mark.parametrize(
+    ("gain", "value"),
+    [(36.0, "data for the second state"), (-36.0, "data against the second state")],
+)
+def test_how_sure_is_in_log_units_of_the_state_that_was_taken(gain, value):
+    steps = [Evidence(states=1, fit=0.0, held_out=0.0)]
+    steps.append(Evidence(states=2, fit=90.0, held_out=gain, error=8.4, chosen=True))
+    steps.append(Evidence(states=3, fit=91.0, held_out=gain - 1, error=2.0))
+    sure = headline(result([part("A:1-20", [0.6, 0.4], steps)])).tiles[1]
+    assert sure.value == value
+    assert sure.note.startswith("held-out data: " + f"{gain:+.1f} ± 8.4 log units".replace("-", "−"))
+    assert "occupancy of A, if it exists" in sure.note
+
+
+@pytest.mark.parametrize(
+    ("after", "gain", "support"),
+    [
+        (0.1810, 9.0, "The data support two states of A:1-20."),
+        (0.1848, 9.0, "data held out do not clearly support the second: keep to one state"),
+        (0.1852, 9.0, "data held out do not support the second: keep to one state"),
+        (0.1810, -0.5, "data held out do not clearly support the second: keep to one state"),
+    ],
+)
+def test_support_is_that_of_the_data_held_out(after, gain, support):
+    refined = Refinement(
+        cycles=5,
+        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
+        model=Refined(r_free=(0.19, after), rscc=(0.9, 0.91)),
+        r_free_error=0.001,
+    )
+    steps = [Evidence(states=1, fit=0.0, held_out=0.0)]
+    steps.append(Evidence(states=2, fit=90.0, held_out=gain, error=5.0, chosen=True))
+    first = headline(result([part("A:1-20", [0.6, 0.4], steps)], refined=refined)).answer[0]
+    assert support in first
+    assert first.startswith("The data support") or first.startswith("Two states of A:1-20 fit the map better")
+
+
+@pytest.mark.parametrize(("after", "said"), [(28.0, False), (28.1, True)])
+def test_clearly_more_clashes_than_the_start_are_said(after, said):
+    answer = headline(result([part("A:1-20", [0.6, 0.4])], clashes=(8.0, after))).answer
+    assert ("clash score 28.1, start 8.0" in " ".join(answer)) == said
+    assert any("clash" in sentence for sentence in answer) == said
 
 
 def test_members_that_agree_leave_nothing_to_count():

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from densemble.io.model_results import FinalModel, Part, Refined, Refinement, State, States, Validation
 from densemble.io.results import Member, Metrics, Result, RFactor, RFactors
 from densemble.report import summary, table
+from densemble.report.words import model_lines
 
 
 def result(*, free_of_ensemble: float | None = 0.19) -> Result:
@@ -75,3 +77,32 @@ def test_no_verdict_without_reflections():
     text = summary(result(free_of_ensemble=None), Path("out"))
     assert "R-free" not in text
     assert "better" not in text
+
+
+def test_final_model_begins_with_a_verdict_and_says_what_it_costs():
+    states = [State(label="AB"[i], occupancy=o, members=[i]) for i, o in enumerate((0.6, 0.4))]
+    model = FinalModel(
+        states=States(
+            rule="", coordinate_error=0.4, parts=[Part(region="A:1-8", states=states, evidence=[])]
+        ),
+        refinement=Refinement(
+            cycles=4,
+            start=Refined(r_work=(0.2, 0.17), r_free=(0.21, 0.19), rscc=(0.8, 0.9)),
+            model=Refined(r_work=(0.2, 0.165), r_free=(0.21, 0.1895), rscc=(0.8, 0.9)),
+            r_free_error=0.001,
+        ),
+        validation={
+            "start": Validation(atoms=9, clashscore=8.0, rotamer_outliers=0.0),
+            "model": Validation(atoms=9, clashscore=31.25, rotamer_outliers=0.125),
+        },
+    )
+    lines = model_lines(model)
+    assert lines[0].startswith("Two states of A:1-8 fit the map better; data held out do not clearly support")
+    assert (
+        "Refined alike, 4 cycles: R-work 0.1700, R-free 0.1900 of one state, R-work 0.1650, R-free 0.1895 of "
+        "the model (standard error of the difference of R-free 0.0010)." in lines
+    )
+    assert (
+        "Validation of the region, start -> model: clash score 8.0 -> 31.2, rotamer outliers 0.0% -> 12.5%."
+        in lines
+    )
