@@ -39,7 +39,12 @@ def _with(options: list[Callable[..., Any]]) -> Callable[[Callable[..., None]], 
 
 _session_options = _with(
     [
-        click.option("--steps", type=click.IntRange(min=1), help="Diffusion steps.  [default: the recipe's]"),
+        click.option(
+            "--steps",
+            type=click.IntRange(min=1),
+            help="Diffusion steps of the first pass; further rounds keep the recipe's.  "
+            "[default: the recipe's]",
+        ),
         click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
         click.option("--force", is_flag=True, help="Replace an earlier result in the output folder."),
         click.option("--resume", is_flag=True, help="Go on with a run that was stopped."),
@@ -90,9 +95,7 @@ def _run_options(priors: list[str]) -> Callable[[Callable[..., None]], Callable[
         click.option(
             "--cycles",
             type=click.IntRange(min=0),
-            default=4,
-            show_default=True,
-            help="Of its refinement.",
+            help="Of its refinement.  [default: 4]",
         ),
         click.option(
             "--prior",
@@ -161,6 +164,19 @@ def _with_fold(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"fold": FoldSettings(prior=prior, **fold)}
 
 
+def _with_cycles(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the number of cycles where none is asked for.
+
+    Raises:
+        InputError: cycles are asked for, and there is no final model to refine.
+    """
+    if settings["cycles"] is None:
+        return {name: value for name, value in settings.items() if name != "cycles"}
+    if not settings["states"]:
+        raise InputError("--cycles is of the final model, which --no-states leaves out; drop one of the two")
+    return settings
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="densemble")
 def main() -> None:
@@ -219,7 +235,11 @@ def xray(
     from densemble.progress import Progress, TerminalProgress
     from densemble.report import summary
 
+<<<<<<< HEAD
     chosen = Settings(guides=(guide,), map=map_kind, **_with_fold(settings))  # type: ignore[arg-type]
+=======
+    chosen = Settings(guides=(guide,), map=map_kind, **_with_cycles(settings))  # type: ignore[arg-type]
+>>>>>>> ux
     progress = Progress() if quiet else TerminalProgress()
     result = run_xray(chosen, out, reference=reference, force=force, resume=resume, progress=progress)
     click.echo(summary(result, out))
@@ -341,7 +361,8 @@ def demo(*, out: Path, force: bool, resume: bool, quiet: bool, **settings: Any) 
     from densemble.progress import Progress, TerminalProgress
 
     progress = Progress() if quiet else TerminalProgress()
-    click.echo(run_demo(out, force=force, resume=resume, progress=progress, **settings))
+    said = run_demo(out, force=force, resume=resume, progress=progress, **_with_cycles(settings))
+    click.echo(said)
     _report(out)
 
 

@@ -180,7 +180,10 @@ def run(
         progress=progress,
     )
     click.echo(summary(records, out))
-    if any(record.state == "failed" for record in records.values()):
+    states = {record.state for record in records.values()}
+    if states == {"not run"}:
+        click.echo("No job could be run; the table says why of each.", err=True)
+    if "failed" in states or states == {"not run"}:
         raise click.exceptions.Exit(1)
 
 
@@ -237,6 +240,5 @@ def from_folder(
     write_text(out, suite_text(made))
     for sentence in left_out:
         click.echo(f"left out: {sentence}")
-    click.echo(
-        f"{len(made.crystals)} cases in {out}; next: densemble run {out} --data {folder} --out results"
-    )
+    cases = f"{len(made.crystals)} case{'' if len(made.crystals) == 1 else 's'}"
+    click.echo(f"{cases} in {out}; next: densemble run {out} --data {folder} --out results")

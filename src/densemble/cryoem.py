@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.atoms import Region
-from densemble.em.evaluation import Judge, Seen, check_reference
+from densemble.em.evaluation import Judge, Seen, check_reference, selected
 from densemble.em.flexible import Flexible, RegionPlan, flexible, region_method
 from densemble.em.folding import Fold, check_steps, fold_of, fold_steps, opened, record_of, unguided
 from densemble.em.inputs import StateInputs, StateSettings, load
@@ -235,7 +235,7 @@ def run_cryoem(
             fold = begun(settings, inputs, boltz, checkpoints, tell)
     start = inputs.model if fold is None else fold.model
     assert start is not None  # load has seen to it
-    chosen = [] if over is None else over.resolve(start.topology)
+    chosen = [] if over is None or known is None else selected(over, start, known)
     plan = None if drawn_by is None else RegionPlan.of(settings, drawn_by, start, reference)
     with clock("map and docking"):
         kept = checkpoints.finished.get(STANDING)
@@ -263,7 +263,7 @@ def run_cryoem(
             kind=settings.forward,
             held_out=problem.held_out,
             reference=known,
-            selection=[residue for stretch in chosen for residue in stretch],
+            selection=chosen,
         )
         found = judged(judge, samples)
     afterwards = [*found.messages, *beyond(problem, found.members[0].double().numpy())]

@@ -338,6 +338,10 @@ def test_output_folder_that_is_a_file(crystal, tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+def test_cycles_of_a_model_that_is_not_made(complaint):
+    assert "--no-states" in complaint("--no-states", "--cycles", 2)
+
+
 def test_force_with_bad_input_removes_nothing(crystal, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

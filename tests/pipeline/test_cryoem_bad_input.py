@@ -171,7 +171,7 @@ def test_region_that_cannot_be_sampled(complaint, state):
     )
 
 
-def test_selection_says_where_a_distance_is_stated(complaint, state, monkeypatch):
+def test_selection_says_where_a_distance_is_stated(complaint, state, tmp_path, monkeypatch):
     assert "give --reference" in complaint("--selection", "A:70-75")
     monkeypatch.setattr("densemble.cryoem.problem_of", None)  # said before the model is docked
     assert "'everything' is not of the form" in complaint(
@@ -179,3 +179,11 @@ def test_selection_says_where_a_distance_is_stated(complaint, state, monkeypatch
     )
     said = complaint("--reference", state.truth, "--selection", "B:70-75")
     assert "residue B:70 is not in the model" in said
+    said = complaint("--reference", state.truth, "--selection", "A:60-107")
+    assert "--selection A:60-107: fewer than three other CA atoms" in said
+    half = gemmi.read_structure(str(state.truth))
+    for r in reversed(range(20)):
+        del half[0]["A"][r]
+    half.make_mmcif_document().write_file(str(tmp_path / "half.cif"))
+    said = complaint("--reference", tmp_path / "half.cif", "--selection", "A:62-70")
+    assert "half.cif has no backbone there" in said

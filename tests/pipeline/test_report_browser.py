@@ -160,5 +160,6 @@ def test_without_a_3d_view_the_figure_is_shown(browser, report):
     opened.goto(report.as_uri())
     opened.wait_for_selector('#view-figure[data-state="failed"]', timeout=WAIT)
     assert opened.locator("#view-figure .flat").is_visible()
+    assert "Drag to turn" not in opened.locator("#view-figure").inner_text()
     assert "cannot be drawn" in opened.locator("#view-problem").inner_text()
     opened.close()

@@ -150,6 +150,23 @@ def test_a_suite_runs_to_its_table_and_says_what_did_not(suite_file, crystal, tm
     assert (out / "jobs/loop/guided/seed-1/result.json").stat().st_mtime_ns == before
 
 
+def test_a_suite_of_which_nothing_can_be_run_ends_with_code_1(suite_file, crystal, tmp_path):
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    arguments = ["run", str(suite_file()), "--out", str(out), "--offline", "--cache", str(cache), "--quiet"]
+    without = CliRunner().invoke(main, [*arguments, "--only", "loop"])
+    assert without.exit_code == 2
+    assert "(--data)" in without.output
+    elsewhere = CliRunner().invoke(main, [*arguments, "--data", str(tmp_path / "nowhere")])
+    assert elsewhere.exit_code == 2
+    assert "nowhere: there is no such folder" in elsewhere.output
+    assert not out.exists()
+    done = CliRunner().invoke(main, [*arguments, "--only", "absent"])
+    assert done.exit_code == 1, done.output
+    assert "1 job: 1 not run" in done.output
+    assert "No job could be run" in done.output
+    assert "\n" not in table(out)[0]["remark"], "the files that could be put there by hand are several"
+
+
 def test_two_workers_find_what_one_finds(suite_file, files, tmp_path):
     suite = load_suite(str(suite_file()))
     for workers in (1, 2):

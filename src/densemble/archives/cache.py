@@ -8,6 +8,7 @@ can be opened.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -67,9 +68,14 @@ class Cache:
         place = self.place(source)
         try:
             (place.parent / "partial").mkdir(parents=True, exist_ok=True)
-            with FileLock(place.parent / "partial" / f"{place.name}.lock"):
-                held = self._held(source)
-                return held if held is not None and not refresh else self._fetch(source, held)
+            lock = place.parent / "partial" / f"{place.name}.lock"
+            with FileLock(lock):
+                try:
+                    held = self._held(source)
+                    return held if held is not None and not refresh else self._fetch(source, held)
+                finally:  # while it is held: whoever waits for it opens the file anew at every try
+                    with suppress(OSError):  # Windows keeps files that are open
+                        lock.unlink()
         except OSError as error:
             raise InputError(
                 f"cache {self.folder}: cannot be used ({error.strerror}); choose another with --cache"

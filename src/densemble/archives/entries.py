@@ -174,11 +174,12 @@ def _obtain(sources: list[Source], cache: Cache, refresh: bool) -> tuple[list[_P
 def _without_network(error: ArchiveError, sources: list[Source], cache: Cache) -> str:
     """What to do where the archive cannot be reached: which files to put where."""
     missing = [source for source in sources if not cache.place(source).is_file()]
-    places = "; ".join(f"{source.url} as {cache.place(source)}" for source in missing)
-    more = ", then the files that it names" if any(source.role == "header" for source in missing) else ""
-    return (
-        f"{error}. Without network, put by hand {places}{more}, and run this again" if missing else str(error)
-    )
+    if not missing:
+        return str(error)
+    places = [f"  {source.url} as {cache.place(source)}" for source in missing]
+    header = any(source.role == "header" for source in missing)
+    last = "then the files that it names, and run this again" if header else "and run this again"
+    return "\n".join([f"{error}. Without network, put by hand", *places, last])
 
 
 def _files(parts: list[_Part]) -> list[FetchedFile]:

@@ -8,6 +8,7 @@ keep gzipped files, and a server that labels them as gzip-encoded must not have 
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import requests
 from pydantic import ValidationError
 from requests.adapters import HTTPAdapter
 from urllib3 import BaseHTTPResponse
-from urllib3.exceptions import HTTPError, InvalidHeader
+from urllib3.exceptions import HTTPError, InvalidHeader, NameResolutionError
 from urllib3.util import Retry
 
 from densemble.errors import InputError
@@ -132,7 +133,7 @@ class Client:
         if self.offline:
             raise ArchiveError(f"{url}: is not here, and nothing is fetched (--offline)")
         if host in self._unreachable:
-            raise ArchiveError(f"{url}: {host} was not reached before: {self._unreachable[host]}")
+            raise ArchiveError(f"cannot reach {host}: {self._unreachable[host]}")
         while True:
             before = _size(part)
             try:
@@ -143,6 +144,9 @@ class Client:
                 if failures >= self.manners.attempts:
                     if not error.reached:
                         self._unreachable[host] = str(error)
+                        raise ArchiveError(
+                            f"cannot reach {host}: {error}, {failures} times in a row"
+                        ) from error
                     raise ArchiveError(f"{url}: {error}, {failures} times in a row") from error
                 if wait > self.manners.longest_wait:
                     raise ArchiveError(
@@ -170,6 +174,10 @@ class Client:
         except requests.TooManyRedirects as error:
             raise ArchiveError(f"{url}: is redirected in a circle") from error
         except (requests.ConnectionError, requests.Timeout, HTTPError) as error:
+            if _no_such_name(error):  # no network, or no such server: the next second does not change that
+                host = urlsplit(url).netloc
+                self._unreachable[host] = "its name cannot be resolved"
+                raise ArchiveError(f"cannot reach {host}: its name cannot be resolved") from error
             silent = isinstance(error, requests.ConnectionError | requests.ConnectTimeout)
             raise _PassingError(_plain(error), reached=not silent) from error
         except requests.RequestException as error:
@@ -248,6 +256,16 @@ def _version_file(part: Path) -> Path:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _no_such_name(error: BaseException) -> bool:
+    """Whether the name of the server could not be resolved, by whichever of the errors below this one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror | NameResolutionError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _plain(error: Exception) -> str:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.align.chains import chain_groups, matched_rmsd
-from densemble.atoms import BACKBONE, Topology
+from densemble.atoms import BACKBONE, Region, Topology
 from densemble.em.state import refinable
 from densemble.errors import InputError
 from densemble.forward.cryoem import AtomForm, FormKind
@@ -61,6 +61,27 @@ def check_reference(start: Model, reference: Model) -> None:
             f"reference {reference.path} has {shared} CA atoms of the chains and numbers of {start.path}, "
             "too few to compare; name chains and residues alike"
         )
+
+
+def selected(selection: Region, start: Model, reference: Model) -> list[int]:
+    """Indices of the residues over which a distance from the reference is stated too.
+
+    Raises:
+        InputError: the start lacks some of them, the reference has nothing of their backbone, or too few CA
+            atoms are left to superpose on.
+    """
+    topology = start.topology
+    residues = [residue for stretch in selection.resolve(topology) for residue in stretch]
+    known, names = np.isfinite(matched(topology, reference)).all(axis=1), np.array(topology.names)
+    chosen = np.isin(topology.residue_index, residues)
+    if not (known & chosen & np.isin(names, BACKBONE)).any():
+        raise InputError(f"--selection {selection}: reference {reference.path} has no backbone there")
+    if (known & ~chosen & (names == "CA")).sum() < 3:
+        raise InputError(
+            f"--selection {selection}: fewer than three other CA atoms are in {reference.path} to superpose "
+            "on; select less"
+        )
+    return residues
 
 
 @dataclass(frozen=True, eq=False)

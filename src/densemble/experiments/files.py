@@ -69,4 +69,4 @@ class Files:
         try:
             return fetch(entry, self.folder / entry, self.cache, servers=self.servers)
         except InputError as error:
-            return error
+            return InputError(" ".join(line.strip() for line in str(error).splitlines()))  # a cell of a table

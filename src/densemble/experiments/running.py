@@ -46,10 +46,11 @@ def run_suite(
 
     Raises:
         InputError: the folder is not empty and ``resume`` is not given, or another run is in it; a pattern
-            matches no job.
+            matches no job; all jobs need a folder of data, and it was not given or is not there.
     """
     tell = progress or Progress()
     jobs = jobs_of(suite, only)
+    _check_data(jobs, files)
     if out.exists() and any(out.iterdir()) and not resume:
         raise InputError(
             f"output folder {out}: exists and is not empty; choose another, or --resume to go on in it"
@@ -60,6 +61,19 @@ def run_suite(
             return _run(suite, jobs, out, files, engine, tell)
     except Timeout as error:
         raise InputError(f"output folder {out}: another run is at work in it") from error
+
+
+def _check_data(jobs: Sequence[Job], files: Files) -> None:
+    """See that the folder of data is there if no job can be run without it, before anything is made."""
+    if files.data is not None and not files.data.is_dir():
+        raise InputError(f"--data {files.data}: there is no such folder")
+    if files.data is None and all(_needs_data(job) for job in jobs):
+        raise InputError("all jobs need files of the folder that the suite calls data:...; name it (--data)")
+
+
+def _needs_data(job: Job) -> bool:
+    """Whether a file of the case is in the folder of data."""
+    return '"data:' in job.case.model_dump_json(exclude={"printed", "note", "figures"})
 
 
 def _run(
@@ -85,4 +99,5 @@ def summary(records: dict[str, JobRecord], out: Path) -> str:
     """How many jobs came to which end, and where the table is."""
     states = [record.state for record in records.values()]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("done", "not run", "failed") if s in states)
-    return f"{len(records)} jobs: {counts}\nTable: {out / TABLE}.csv, .md, .html; runs: {out / 'jobs'}"
+    jobs = f"{len(records)} job{'' if len(records) == 1 else 's'}"
+    return f"{jobs}: {counts}\nTable: {out / TABLE}.csv, .md, .html; runs: {out / 'jobs'}"

@@ -24,6 +24,8 @@ def command_of(result: Result | StateResult) -> str:
     guides = settings.pop("guides", ["ensemble"])
     if isinstance(guides, list) and len(guides) == 1:
         settings["guide"] = guides[0]
+        if not settings.get("states", True):
+            settings.pop("cycles", None)
         return _shell("xray", ["model", "data"], settings, reference)
     return _python(settings | {"guides": guides}, reference)
 

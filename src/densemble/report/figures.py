@@ -25,6 +25,8 @@ INK, SOFT, MUTED, LINE = "#22272e", "#5d6670", "#8b949e", "#d9dde2"
 WIDTH = 7.0
 """Inches: two columns of a journal."""
 BINS = 20
+SCALE_BAR_BELOW = 0.1
+"""Of half the height of the states: how far below the drawing its scale is."""
 SLAB = 3.0
 """Å on either side of the atoms within which the map is projected."""
 STYLE: Any = {
@@ -214,8 +216,9 @@ def overview(scene: Scene, density: DensityMap | None, level: float) -> Figure:
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
     length = 5 if camera.reach[0] < 40 else 20
     (x, _), (y, _) = axes.get_xlim(), axes.get_ylim()
+    y -= SCALE_BAR_BELOW * camera.reach[1]
     axes.plot([x, x + length], [y, y], color=INK, linewidth=1.5)
-    axes.annotate(f"{length} Å", (x + length / 2, y), (0, 3), textcoords="offset points", ha="center")
+    axes.annotate(f"{length} Å", (x + length, y), (4, 0), textcoords="offset points", va="center")
     return figure
 
 

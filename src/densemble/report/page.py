@@ -88,7 +88,7 @@ def scene_part(scene: Scene, view: View, density: DrawnMap | None, overview: Dra
     if several:
         for state, c in zip(states, scene.conformations, strict=True):
             state["label"] = f"{c.part}  {state['label']}"
-    caption = f"{scene.file}, every state in its colour. Drag to turn; click and scroll to come nearer."
+    caption = f"{scene.file}, every state in its colour."
     if density is not None:
         level = density.level
         caption += f" The map ({scene.map_file}) is contoured first at {level.value:.3g} {level.unit}, "

@@ -1,5 +1,6 @@
 """Transfers against a server on this machine: whole, resumed, refused, cut off, silent."""
 
+import socket
 import time
 
 import numpy as np
@@ -188,13 +189,28 @@ def test_what_is_known_is_not_sent_again(archive, client, part):
 
 
 def test_nobody_there(client, part, waits):
-    with pytest.raises(ArchiveError, match=r"127\.0\.0\.1:9/x: .*refused.*3 times in a row"):
+    with pytest.raises(ArchiveError, match=r"cannot reach 127\.0\.0\.1:9: .*refused.*3 times in a row"):
         client.download("http://127.0.0.1:9/x", part)
-    with pytest.raises(
-        ArchiveError, match=r"127\.0\.0\.1:9/y: 127\.0\.0\.1:9 was not reached before: .*refused"
-    ):
+    with pytest.raises(ArchiveError, match=r"cannot reach 127\.0\.0\.1:9: .*refused"):
         client.download("http://127.0.0.1:9/y", part)
     assert waits == [1.0, 2.0]
+
+
+def test_a_name_that_cannot_be_resolved_is_asked_for_once(client, part, waits, monkeypatch):
+    asked = []
+
+    def nobody(host, *more, **options):
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    for name in ("x", "y"):
+        with pytest.raises(
+            ArchiveError, match=r"^cannot reach archive\.invalid: its name cannot be resolved$"
+        ):
+            client.download(f"http://archive.invalid/{name}", part)
+    assert asked == ["archive.invalid"]
+    assert waits == []
 
 
 def test_an_address_that_is_none(client, part):

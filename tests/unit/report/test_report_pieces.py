@@ -52,6 +52,13 @@ def test_command_states_every_option_and_quotes_names():
     assert "--reference" not in command_of(result(guides=["ensemble"], known=False))
 
 
+def test_a_command_without_a_final_model_names_no_cycles():
+    found = result(guides=["each"], known=False)
+    with_none = found.model_copy(update={"settings": found.settings | {"states": False, "cycles": 4}})
+    assert "--no-states" in command_of(with_none)
+    assert "--cycles" not in command_of(with_none)
+
+
 def test_commands_are_those_of_the_command_line():
     """Every option that a record may turn into exists."""
     from densemble.cli import main
