@@ -235,11 +235,7 @@ def xray(
     from densemble.progress import Progress, TerminalProgress
     from densemble.report import summary
 
-<<<<<<< HEAD
-    chosen = Settings(guides=(guide,), map=map_kind, **_with_fold(settings))  # type: ignore[arg-type]
-=======
-    chosen = Settings(guides=(guide,), map=map_kind, **_with_cycles(settings))  # type: ignore[arg-type]
->>>>>>> ux
+    chosen = Settings(guides=(guide,), map=map_kind, **_with_fold(_with_cycles(settings)))  # type: ignore[arg-type]
     progress = Progress() if quiet else TerminalProgress()
     result = run_xray(chosen, out, reference=reference, force=force, resume=resume, progress=progress)
     click.echo(summary(result, out))
