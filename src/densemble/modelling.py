@@ -207,14 +207,18 @@ def model_density(problem: CrystalProblem, parts: Sequence[Ensemble]) -> Float[T
     return torch.stack(densities).sum(0)
 
 
-def write_model(folder: Path, problem: CrystalProblem, ensemble: Ensemble, modelled: Modelled) -> None:
+def write_model(
+    folder: Path, problem: CrystalProblem, ensemble: Ensemble, modelled: Modelled, *, tell: Progress
+) -> None:
     """The final model, where it fits as PDB too, and what goes on from it.
 
     ``model.cif`` and ``model.pdb``, parameters for phenix.refine and REFMAC5, and ``residues.csv`` with the
     fit of each residue in the start, the ensemble and the model.
     """
     stretches = problem.stretches
-    programs.write_model(folder, stretches.model, modelled.parts, stretches.model_atoms)
+    _, obstacle = programs.write_model(folder, stretches.model, modelled.parts, stretches.model_atoms)
+    if obstacle is not None:
+        tell.message(f"no {PDB_FILE}: the model does not fit the PDB format ({obstacle}); use {MODEL_FILE}")
     start = start_ensemble(problem)
     densities = {
         "start": ensemble_density(problem.forward, start),

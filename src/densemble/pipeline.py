@@ -130,7 +130,7 @@ def model_or_failure(
     """Make and write the final model; where that fails, why, in words. The ensemble stands without it."""
     try:
         made = final_model(inputs, problem, run.final, cycles=cycles, references=references, tell=tell)
-        write_model(folder, problem, run.ensemble, made)
+        write_model(folder, problem, run.ensemble, made, tell=tell)
     except Exception as error:  # whatever it is, the hours of sampling before it are not lost
         for name in OWN_MODEL_FILES:
             (folder / name).unlink(missing_ok=True)

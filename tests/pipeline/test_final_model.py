@@ -76,7 +76,7 @@ def test_the_model_is_better_than_the_start_refined_alike(case):
 
 def test_files_say_what_the_record_says(case, tmp_path):
     _, problem, modelled = case
-    write_model(tmp_path, problem, start_ensemble(problem), modelled)
+    write_model(tmp_path, problem, start_ensemble(problem), modelled, tell=Progress())
     structure = gemmi.read_structure(str(tmp_path / "model.cif"))
     (part,) = modelled.record.states.parts
     for residue in structure[0]["A"]:
@@ -103,11 +103,22 @@ def test_files_say_what_the_record_says(case, tmp_path):
     assert better.mean() > 0.01
 
 
+def test_why_there_is_no_pdb_file_is_said(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("densemble.refinement.programs.pdb_obstacle", lambda structure: "chain 'AA'")
+    _, problem, modelled = case
+    said = Said()
+    write_model(tmp_path, problem, start_ensemble(problem), modelled, tell=said)
+    assert said.messages == [
+        "no model.pdb: the model does not fit the PDB format (chain 'AA'); use model.cif"
+    ]
+    assert not (tmp_path / "model.pdb").exists()
+
+
 def test_residues_are_judged_where_the_model_s_states_stand_too(case, tmp_path):
     """Voxels within 2 Å of any conformation compared: without the model's, its own places would not count."""
     _, problem, modelled = case
     start = start_ensemble(problem)
-    write_model(tmp_path, problem, start, modelled)
+    write_model(tmp_path, problem, start, modelled, tell=Progress())
     rows = {r["residue"]: r for r in csv.DictReader((tmp_path / "residues.csv").read_text().splitlines())}
     topology, target = problem.stretches.topology, problem.target
     number = next(r for r, residue in enumerate(topology.residues) if residue.id.number == 182)
@@ -152,7 +163,7 @@ def test_the_terminal_says_what_the_model_is(case, crystal):
 
 def test_waters_stand_where_the_model_leaves_them_room_and_the_record_says_which_gave_way(case, tmp_path):
     inputs, problem, modelled = case
-    write_model(tmp_path, problem, start_ensemble(problem), modelled)
+    write_model(tmp_path, problem, start_ensemble(problem), modelled, tell=Progress())
     structure = gemmi.read_structure(str(tmp_path / "model.cif"))
     assert len(modelled.record.waters_displaced) + len(modelled.record.waters_partial) >= 2
     waters = {f"W:{r.seqid}": r for r in structure[0]["W"]}
