@@ -7,7 +7,7 @@ CHROMA := .venv-chroma
 DOCS := .venv-docs
 PIP := -m pip install -q --disable-pip-version-check
 
-.PHONY: env boltz demo test lint bench docs chroma test-chroma clean
+.PHONY: env boltz demo test lint bench docs chroma test-chroma test-browser clean
 
 env: $(VENV)/.ready
 
@@ -30,6 +30,11 @@ demo: env
 
 test: env boltz
 	$(BIN)/python -m pytest -n 2
+
+# A report opened in a browser: needs a Chromium on the machine (Debian: apt-get install chromium).
+test-browser: env
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest tests/pipeline/test_report_browser.py
 
 lint: env boltz
 	$(BIN)/ruff check .
