@@ -3,7 +3,8 @@
 The definition of MolProbity (Word et al. 1999, J. Mol. Biol. 285, 1711-1733; Chen et al. 2010, Acta Cryst.
 D66, 12-21): two atoms clash if their van der Waals spheres overlap by 0.4 Å or more, they are more than three
 bonds apart (four where one is a hydrogen), and they are no hydrogen bond's donor and acceptor. Atoms of
-different altlocs do not meet; atoms of occupancy 0.1 or less, and pairs of waters, do not count. The overlap
+different altlocs do not meet; atoms of occupancy 0.1 or less, and pairs of waters, do not count; nor do
+atoms that one metal coordinates, with it and with each other. The overlap
 must be open to the outside: of dots on the sphere of one atom (16 a square Å), one that no atom bonded to it
 covers must lie 0.4 Å or more inside the other atom, and inside no third atom more deeply. No dot need lie on
 the line between the atoms, so what the dots see is up to 0.02 Å less than the overlap of the spheres; the
@@ -16,8 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import gemmi
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from densemble.metrics.conformers import Conformers
@@ -31,6 +33,8 @@ OVERLAP = 0.4
 """Å, from which an overlap is a clash."""
 LOW_OCCUPANCY = 0.1
 """Up to which an atom does not count."""
+COORDINATION = 2.8
+"""Å from a metal, up to which it coordinates a heavy atom."""
 _DENSITY = 16.0  # dots a square Å
 
 
@@ -66,22 +70,34 @@ def find_clashes(model: Conformers, stereo: Stereochemistry) -> AllAtomContacts:
     hydrogens = place_hydrogens(model, paths)
     atoms, hydrogens = orient(ContactAtoms.of(model, hydrogens, paths), hydrogens)
     water = np.array([r.kind == "water" for r in model.residues])[model.residue_index][atoms.parents]
+    metal = np.array([gemmi.Element(e).is_metal for e in model.elements])
+    coordinated = _coordinated(atoms, np.flatnonzero(metal))
     present = model.occupancy[atoms.parents] > LOW_OCCUPANCY + 1e-6  # files are read in single precision
     return AllAtomContacts(
         atoms=atoms,
         names=(*model.names, *hydrogens.names),
         counted=present & ~water,
-        clashes=_clashes(atoms, present, water),
+        clashes=_clashes(atoms, present, water, coordinated),
     )
 
 
-def _clashes(atoms: ContactAtoms, present: np.ndarray, water: np.ndarray) -> list[Clash]:
+def _coordinated(atoms: ContactAtoms, metals: Int[np.ndarray, " k"]) -> Bool[np.ndarray, "m k"]:
+    """Which heavy atoms, itself included, each metal coordinates."""
+    apart = np.linalg.norm(atoms.coords[:, None] - atoms.coords[metals], axis=-1)
+    apart[atoms.heavy :] = np.inf
+    return np.asarray(apart <= COORDINATION)
+
+
+def _clashes(
+    atoms: ContactAtoms, present: np.ndarray, water: np.ndarray, coordinated: Bool[np.ndarray, "m k"]
+) -> list[Clash]:
     tree = cKDTree(atoms.coords)
     pairs = tree.query_pairs(2 * float(atoms.radii.max(initial=0.0)) - OVERLAP, output_type="ndarray")
     i, j = pairs[:, 0], pairs[:, 1]
     keep = (atoms.overlap(i, j) >= OVERLAP) & present[i] & present[j] & ~(water[i] & water[j])
     i, j = i[keep], j[keep]
     keep = atoms.touches(i, j) & ~atoms.hydrogen_bonds(i, j)
+    keep &= ~(coordinated[i] & coordinated[j]).any(1)
     i, j = i[keep], j[keep]
     deepest: dict[tuple[int, int], float] = {}
     for a, b in ((i, j), (j, i)):

@@ -45,6 +45,15 @@ def test_two_carbons_clash_from_an_overlap_of_0_4(distance, clashes):
     assert found.counted.sum() == 2
 
 
+def test_what_one_metal_coordinates_does_not_clash():
+    """CO and a nitrogen of haem, 2.77 Å apart, are both bound to its iron; without it they clash."""
+    pair = ligand(1, 0.0), ligand(2, 2.77, element="N")
+    iron = atom("FE", "FE", 3, (1.385, 1.4, 0.0), element="Fe")
+    away = atom("FE", "FE", 3, (1.385, 2.5, 0.0), element="Fe")  # 2.86 Å from both
+    assert overlaps(*pair) == overlaps(*pair, away) == near(0.48)
+    assert overlaps(*pair, iron) == []
+
+
 def test_radii_are_those_of_the_elements():
     """Sulphur 1.80, bromine 1.95 Å."""
     assert overlaps(ligand(1, 0, element="S"), ligand(2, 3.2, element="Br")) == near(0.55)
