@@ -57,7 +57,7 @@ def test_result_json_follows_the_schema(finished, crystal):
     written = json.loads((finished.folder / "result.json").read_text())
     assert written.keys() == {
         *("schema", "inputs", "settings", "seed", "versions", "device", "timings", "region"),
-        *("metrics", "r_factors", "members", "model"),
+        *("metrics", "r_factors", "members"),
     }
     assert written["schema"] == "densemble.result/1"
     assert {(f["name"], f["sha256"]) for f in written["inputs"]} == {
@@ -271,7 +271,7 @@ def test_force_replaces_its_own_files_and_no_others(crystal, tmp_path):
 def test_command_line_does_what_the_api_does(finished, crystal, tmp_path):
     arguments = [
         *("xray", crystal.model, crystal.data, "--region", LOOP, "--members", 3, "--keep", 2, "--quiet"),
-        *("--prior", "gaussian", "--steps", 12, "--seed", 1, "--recipe", crystal.recipe),
+        *("--prior", "gaussian", "--steps", 12, "--seed", 1, "--recipe", crystal.recipe, "--no-states"),
         *("--out", tmp_path / "out"),
     ]
     done = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
