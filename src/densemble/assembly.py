@@ -17,7 +17,6 @@ from densemble.errors import InputError
 from densemble.guidance.guided import AllAtom
 from densemble.io.models import Model
 from densemble.io.output import InputFile
-from densemble.priors.boltz.package import require_boltz
 from densemble.priors.chroma.networks import Loaded, load_backbone, load_design, package_version
 from densemble.priors.chroma.prior import ChromaPrior
 from densemble.priors.edm import EDM
@@ -167,7 +166,6 @@ class FoldMethod:
         Raises:
             InputError: the network's input or weights are missing or wrong, or do not go with the model.
         """
-        require_boltz()
         from densemble.priors.boltz.model import open_boltz
 
         if fold.sequence is not None and not fold.sequence.is_file():
