@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Complex, Float
+from jaxtyping import Bool, Complex, Float
 from scipy.optimize import minimize_scalar
 from scipy.special import i0e, i1e
 
@@ -19,6 +19,8 @@ from densemble.crystal.scaling import resolution_shells
 from densemble.io.reflections import Reflections
 
 _BOUNDS = (1e-3, 0.9995)
+_LEAST_F = 1e-6
+"""Electrons."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,29 +78,38 @@ def model_error(
     return ModelError(m, d, variance)
 
 
-def log_likelihood(
-    reflections: Reflections,
+def log_rice(
     f_obs: Float[np.ndarray, " n"],
-    f_model: Complex[np.ndarray, " n"],
-    error: ModelError,
-) -> float:
-    """Log probability of the working amplitudes given a model and its error, up to what is theirs alone.
+    f_model: Float[np.ndarray, " n"],
+    variance: Float[np.ndarray, " n"],
+    centric: Bool[np.ndarray, " n"],
+) -> Float[np.ndarray, " n"]:
+    """Log density of amplitudes, given those of a model and the variance of a structure factor's error.
 
-    Rice's distribution of an acentric amplitude and the sum of two normal ones of a centric (Read 1986).
-
-    Args:
-        reflections: as for ``model_error``.
-        f_obs: amplitudes on the model's scale.
-        f_model: structure factors of the model with solvent.
-        error: of this model or of one like it.
+    Rice's distribution; of a centric reflection the sum of two normal ones (Read 1986, Woolfson's).
+    An amplitude measured as zero, where the density is none, counts as a small one: models are compared,
+    and what depends on the amplitude alone is the same for all of them.
     """
-    work = ~reflections.free
-    variance = (error.variance * reflections.epsilon)[work]
-    f_calc = error.d[work] * np.abs(f_model[work])
-    square, x = (f_obs[work] ** 2 + f_calc**2) / variance, 2 * f_obs[work] * f_calc / variance
-    acentric = -square + x + np.log(i0e(x))
-    centric = -square / 2 + x / 2 + np.log1p(np.exp(-x))
-    return float(np.where(reflections.centric[work], centric, acentric).sum())
+    square = (f_obs - f_model) ** 2 / variance
+    x = 2 * f_obs * f_model / variance
+    acentric = np.log(2 * np.maximum(f_obs, _LEAST_F) / variance) - square + np.log(i0e(x))
+    both_signs = 0.5 * np.log(1 / (2 * np.pi * variance)) - square / 2 + np.log1p(np.exp(-x))
+    return np.where(centric, both_signs, acentric)
+
+
+def slopes(
+    f_obs: Float[np.ndarray, " n"],
+    f_model: Float[np.ndarray, " n"],
+    variance: Float[np.ndarray, " n"],
+    centric: Bool[np.ndarray, " n"],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """First derivative of ``log_rice`` by the model's amplitude, and its second, negated."""
+    x = 2 * f_obs * f_model / variance
+    m = np.where(centric, np.tanh(x / 2), i1e(x) / i0e(x))
+    ratio = np.where(x > 1e-6, m / np.maximum(x, 1e-6), 0.5)
+    twice = np.where(centric, 1.0, 2.0)
+    bend = np.where(centric, 1 - m**2, 1 - ratio - m**2)
+    return twice * (m * f_obs - f_model) / variance, twice / variance - (twice * f_obs / variance) ** 2 * bend
 
 
 def fit_sigma_a(

@@ -15,12 +15,12 @@ import gemmi
 import numpy as np
 from jaxtyping import Bool, Complex, Float, Int
 from scipy.optimize import minimize_scalar
-from scipy.special import i0e, i1e
 
 from densemble.atoms import ResidueId, Topology
 from densemble.crystal.direct import DirectFactors
 from densemble.crystal.omit import scaled_models
 from densemble.crystal.scaling import bulk_solvent, resolution_shells
+from densemble.crystal.sigmaa import log_rice, slopes
 from densemble.forward.scattering import FormFactors, xray_form_factors
 from densemble.forward.solvent import displaced_volumes, displacement_factors
 from densemble.io.reflections import Reflections
@@ -29,8 +29,6 @@ from densemble.selection.intervals import Blocks
 _BLOCKS = 500
 """Groups of working reflections that are drawn together; each has dozens, near to none of its own."""
 
-_LEAST_F = 1e-6
-"""Electrons."""
 _LEAST_HELD_OUT = 20
 """Free reflections below which their scatter has no standard error worth the name."""
 
@@ -64,39 +62,6 @@ def choosing_half(reflections: Reflections) -> Bool[np.ndarray, " n"]:
     """
     half = hashed(reflections.hkl, reflections.spacegroup) % 2 == 0
     return np.asarray(reflections.free & half)
-
-
-def log_rice(
-    f_obs: Float[np.ndarray, " n"],
-    f_model: Float[np.ndarray, " n"],
-    variance: Float[np.ndarray, " n"],
-    centric: Bool[np.ndarray, " n"],
-) -> Float[np.ndarray, " n"]:
-    """Log density of amplitudes, given those of a model and the variance of a structure factor's error.
-
-    An amplitude measured as zero, where the density is none, counts as a small one: models are compared,
-    and what depends on the amplitude alone is the same for all of them.
-    """
-    square = (f_obs - f_model) ** 2 / variance
-    x = 2 * f_obs * f_model / variance
-    acentric = np.log(2 * np.maximum(f_obs, _LEAST_F) / variance) - square + np.log(i0e(x))
-    both_signs = 0.5 * np.log(1 / (2 * np.pi * variance)) - square / 2 + np.log1p(np.exp(-x))
-    return np.where(centric, both_signs, acentric)
-
-
-def slopes(
-    f_obs: Float[np.ndarray, " n"],
-    f_model: Float[np.ndarray, " n"],
-    variance: Float[np.ndarray, " n"],
-    centric: Bool[np.ndarray, " n"],
-) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """First derivative of ``log_rice`` by the model's amplitude, and its second, negated."""
-    x = 2 * f_obs * f_model / variance
-    m = np.where(centric, np.tanh(x / 2), i1e(x) / i0e(x))
-    ratio = np.where(x > 1e-6, m / np.maximum(x, 1e-6), 0.5)
-    twice = np.where(centric, 1.0, 2.0)
-    bend = np.where(centric, 1 - m**2, 1 - ratio - m**2)
-    return twice * (m * f_obs - f_model) / variance, twice / variance - (twice * f_obs / variance) ** 2 * bend
 
 
 def error_variance(

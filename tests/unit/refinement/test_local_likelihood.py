@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from densemble.crystal.sigmaa import log_likelihood, model_error
+from densemble.crystal.sigmaa import log_rice, model_error
 from densemble.io.reflections import Reflections
 from densemble.refinement.amplitudes import ModelAndData, local_likelihood
 
@@ -68,7 +68,9 @@ class Case:
 
     def exact(self, coords, occupancy, b_iso):
         f = self.rest + self.factors(coords, occupancy, b_iso)
-        return log_likelihood(self.reflections(), self.f_obs, f, self.error)
+        data, error = self.reflections(), self.error
+        each = log_rice(self.f_obs, error.d * np.abs(f), error.variance * data.epsilon, data.centric)
+        return float(each[~data.free].sum())
 
     def local(self):
         state = ModelAndData(self.f_obs, self.f, self.error)

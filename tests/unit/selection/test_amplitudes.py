@@ -6,6 +6,7 @@ import pytest
 from scipy.integrate import quad
 
 from densemble.crystal.direct import DirectFactors
+from densemble.crystal.sigmaa import log_rice, slopes
 from densemble.forward.scattering import xray_form_factors
 from densemble.io.reflections import Reflections
 from densemble.selection.amplitudes import (
@@ -13,8 +14,6 @@ from densemble.selection.amplitudes import (
     choosing_half,
     error_variance,
     hashed,
-    log_rice,
-    slopes,
 )
 from densemble.selection.judge import fit_shares
 
