@@ -22,9 +22,9 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from densemble.atoms import Region
-from densemble.crystal.fcalc import residue_id
 from densemble.crystal.scaling import model_factors, r_factors
 from densemble.io.models import Model, read_model
+from densemble.io.naming import residue_id
 from densemble.io.reflections import Reflections, read_reflections
 from densemble.scan import Evidence, Window, find_windows
 
@@ -133,23 +133,8 @@ def _add_ligand(truth: gemmi.Structure, coords: np.ndarray, rng: np.random.Gener
 
 def _without_waters(model: Model, part: float, rng: np.random.Generator) -> Model:
     """The model without some of its waters."""
-    lacking = [i for i, r in enumerate(model.topology.residues) if r.kind == "water" and rng.uniform() < part]
-    names = {model.topology.residues[i].id for i in lacking}
-    structure = model.structure.clone()
-    for chain in structure[0]:
-        for i in reversed(range(len(chain))):
-            if residue_id(chain, chain[i]) in names:
-                del chain[i]
-    structure.remove_empty_chains()
-    keep = np.setdiff1d(np.arange(len(model.topology)), model.topology.atoms_of(lacking))
-    return replace(
-        model,
-        structure=structure,
-        topology=model.topology.subset(keep),
-        coords=model.coords[keep],
-        b_iso=model.b_iso[keep],
-        occupancy=model.occupancy[keep],
-    )
+    residues = model.topology.residues
+    return model.only([i for i, r in enumerate(residues) if not (r.kind == "water" and rng.uniform() < part)])
 
 
 def _refined(model: Model, reflections: Reflections, rounds: int = 3) -> Model:

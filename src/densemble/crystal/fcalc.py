@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Complex, Int32
 
 from densemble.atoms import ResidueId
+from densemble.io.naming import residue_id
 
 _OVERSAMPLING = 1.5  # grid for Fcalc: spacing d_min / (2 * 1.5)
 _MASK_SPACING = 0.55  # Å; between 0.35 and 0.8 R-free of the packaged example varies by 0.002, without trend
@@ -29,11 +30,6 @@ def without_residues(structure: gemmi.Structure, residues: Sequence[ResidueId]) 
                 del chain[i]
     partial.remove_empty_chains()
     return partial
-
-
-def residue_id(chain: gemmi.Chain, residue: gemmi.Residue) -> ResidueId:
-    """Author naming of a residue."""
-    return ResidueId(chain.name, int(residue.seqid.num or 0), residue.seqid.icode.strip())
 
 
 def atom_factors(

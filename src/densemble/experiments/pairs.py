@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,21 +32,8 @@ def common(first: Model, second: Model) -> tuple[Model, Model]:
 
 
 def _only(model: Model, numbers: set[int]) -> Model:
-    structure = model.structure.clone()
-    for chain in structure[0]:
-        for r in reversed(range(len(chain))):
-            if chain[r].seqid.num not in numbers:
-                del chain[r]
-    atoms = model.topology.atoms_of(
-        [i for i, r in enumerate(model.topology.residues) if r.id.number in numbers]
-    )
-    return replace(
-        model,
-        structure=structure,
-        topology=model.topology.subset(atoms),
-        coords=model.coords[atoms],
-        b_iso=model.b_iso[atoms],
-        occupancy=model.occupancy[atoms],
+    return model.only(
+        [r for r, residue in enumerate(model.topology.residues) if residue.id.number in numbers]
     )
 
 

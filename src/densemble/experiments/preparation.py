@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import gemmi
-import numpy as np
 
 from densemble.em.inputs import StateSettings
 from densemble.errors import InputError
@@ -153,15 +152,8 @@ def _kept(model: Model, keep: str) -> Model:
         raise InputError(
             "the paper does not print which chains the Fab is; draw the map in a suite of your own"
         )
-    kinds = [model.topology.residues[r].kind for r in model.topology.residue_index]
-    atoms = np.flatnonzero([keep == "all" or kind == "protein" for kind in kinds])
-    return replace(
-        model,
-        topology=model.topology.subset(atoms),
-        coords=model.coords[atoms],
-        b_iso=model.b_iso[atoms],
-        occupancy=model.occupancy[atoms],
-    )
+    residues = model.topology.residues
+    return model.only([r for r, residue in enumerate(residues) if keep == "all" or residue.kind == "protein"])
 
 
 def _pair(case: Map, files: Files, folder: Path) -> tuple[Path, Path]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from densemble.atoms import Ensemble, ResidueId
 from densemble.io.models import NO_ALTLOC, Model
+from densemble.io.naming import author_id
 
 _LETTERS = string.ascii_uppercase
 _CENTS = 100  # PDB files have two decimals for the occupancy; mmCIF is written with the same
@@ -173,7 +174,7 @@ def update_links(structure: gemmi.Structure, region: set[ResidueId]) -> None:
     """
 
     def within(chain: str, seqid: gemmi.SeqId) -> bool:
-        return ResidueId(chain, seqid.num or 0, seqid.icode.strip()) in region
+        return author_id(chain, seqid) in region
 
     links = []
     for link in list(structure.connections):

@@ -9,8 +9,8 @@ arrays list the same atoms in the same order.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 
 from densemble.atoms import BACKBONE, Residue, ResidueId, Topology
 from densemble.errors import InputError
+from densemble.io.naming import author_id, residue_id
 
 NO_ALTLOC = "\0"
 """How gemmi spells the blank altloc."""
@@ -55,6 +56,26 @@ class Model:
     b_iso: Float[np.ndarray, " n"]
     occupancy: Float[np.ndarray, " n"]
     messages: tuple[str, ...] = ()
+
+    def only(self, residues: Collection[int]) -> Model:
+        """The model of some of its residues, given as indices into ``topology.residues``."""
+        kept, structure = set(residues), self.structure.clone()
+        r = len(self.topology.residues)
+        for chain in reversed(list(structure[0])):
+            for i in reversed(range(len(chain))):
+                r -= 1
+                if r not in kept:
+                    del chain[i]
+        structure.remove_empty_chains()
+        atoms = self.topology.atoms_of(sorted(kept))
+        return replace(
+            self,
+            structure=structure,
+            topology=self.topology.subset(atoms),
+            coords=self.coords[atoms],
+            b_iso=self.b_iso[atoms],
+            occupancy=self.occupancy[atoms],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +176,7 @@ def alternates(path: str | Path, topology: Topology) -> dict[str, Alternate]:
     wanted = {topology.residues[r].id for r in set(topology.residue_index.tolist())}
     found: dict[tuple[ResidueId, str], dict[str, gemmi.Atom]] = {}
     for chain, residue in _residues(structure):
-        rid = _residue_id(chain, residue)
+        rid = residue_id(chain, residue)
         if rid in wanted:
             for atom in residue:
                 found.setdefault((rid, atom.name), {})[_letter(atom)] = atom
@@ -261,7 +282,7 @@ def _resolve_altlocs(structure: gemmi.Structure, path: Path, altloc: str | None)
             letters = _conformers(chain, group, path)
             if not letters:
                 continue
-            rid = _residue_id(chain, chain[group[0]])
+            rid = residue_id(chain, chain[group[0]])
             letter = altloc if altloc in letters else max(letters, key=lambda x: letters[x])
             if altloc not in (None, letter):
                 missing = sum(letters.values()) < ABSENT_BELOW
@@ -324,7 +345,7 @@ def _conformers(chain: gemmi.Chain, group: list[int], path: Path) -> dict[str, f
             if n > 1:
                 label = f" with altloc {letter}" if letter != NO_ALTLOC else ""
                 raise InputError(
-                    f"model {path}: atom {name} of {residue.name} {_residue_id(chain, residue)} occurs "
+                    f"model {path}: atom {name} of {residue.name} {residue_id(chain, residue)} occurs "
                     f"{n} times{label}; remove or rename the copies"
                 )
         for atom in residue:
@@ -362,7 +383,7 @@ def _resolve_connections(structure: gemmi.Structure, kept: dict[tuple[ResidueId,
     remaining = []
     for link in list(structure.connections):
         for partner in (link.partner1, link.partner2):
-            rid = _author_id(partner.chain_name, partner.res_id.seqid)
+            rid = author_id(partner.chain_name, partner.res_id.seqid)
             if partner.altloc == kept.get((rid, partner.atom_name)):
                 partner.altloc = NO_ALTLOC
         ends = (link.partner1, link.partner2)
@@ -379,7 +400,7 @@ def _topology(structure: gemmi.Structure) -> Topology:
             names.append(atom.name)
             elements.append(atom.element.name)
             index.append(len(residues))
-        residues.append(Residue(_residue_id(chain, residue), residue.name, residue_kind(residue)))
+        residues.append(Residue(residue_id(chain, residue), residue.name, residue_kind(residue)))
     return Topology(tuple(names), tuple(elements), np.array(index, dtype=np.int64), tuple(residues))
 
 
@@ -401,15 +422,6 @@ def residue_kind(residue: gemmi.Residue) -> str:
 
 def _residues(structure: gemmi.Structure) -> Iterator[tuple[gemmi.Chain, gemmi.Residue]]:
     return ((chain, residue) for chain in structure[0] for residue in chain)
-
-
-def _residue_id(chain: gemmi.Chain, residue: gemmi.Residue) -> ResidueId:
-    return _author_id(chain.name, residue.seqid)
-
-
-def _author_id(chain: str, seqid: gemmi.SeqId) -> ResidueId:
-    # mmCIF written without author numbers has none at all for ligands and waters: 0.
-    return ResidueId(chain, seqid.num or 0, seqid.icode.strip())
 
 
 def _letter(atom: gemmi.Atom) -> str:

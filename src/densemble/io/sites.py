@@ -12,6 +12,7 @@ from jaxtyping import Float
 from densemble.atoms import ResidueId
 from densemble.errors import InputError
 from densemble.io.models import Model, read_model
+from densemble.io.naming import residue_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +70,7 @@ class Sites:
         return cls(
             model=model,
             structure=structure,
-            residues=tuple(
-                ResidueId(s.chain.name, s.residue.seqid.num or 0, s.residue.seqid.icode.strip())
-                for s in sites
-            ),
+            residues=tuple(residue_id(site.chain, site.residue) for site in sites),
             residue_names=tuple(site.residue.name for site in sites),
             names=tuple(atom.name for atom in atoms),
             elements=tuple(atom.element.name for atom in atoms),

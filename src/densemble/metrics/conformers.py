@@ -16,10 +16,11 @@ import gemmi
 import numpy as np
 from jaxtyping import Float, Int
 
-from densemble.atoms import Region, Residue, ResidueId, Topology
+from densemble.atoms import Region, Residue, Topology
 from densemble.errors import InputError
 from densemble.geometry.restraints import LINK_DISTANCE
 from densemble.io.models import residue_kind
+from densemble.io.naming import residue_id
 
 Atoms = tuple[int, ...]
 """Indices of atoms that one figure is calculated from."""
@@ -67,11 +68,9 @@ class Conformers:
                 own = [a for a in residue if not a.is_hydrogen() and a.element.atomic_number > 0]
                 if not own:
                     continue
-                seqid = residue.seqid
-                rid = ResidueId(chain.name, seqid.num or 0, seqid.icode.strip())
                 atoms += own
                 index += [len(residues)] * len(own)
-                residues.append(Residue(rid, residue.name, residue_kind(residue)))
+                residues.append(Residue(residue_id(chain, residue), residue.name, residue_kind(residue)))
         if not atoms:
             raise InputError(f"model {structure.name}: nothing but hydrogens and unknown atoms in it")
         coords = np.array([a.pos.tolist() for a in atoms], dtype=np.float64)

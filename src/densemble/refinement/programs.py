@@ -15,10 +15,10 @@ import gemmi
 import numpy as np
 
 from densemble.atoms import Ensemble, ResidueId
-from densemble.crystal.fcalc import residue_id
 from densemble.io.altlocs import letters_of
 from densemble.io.model_results import MODEL_FILE
 from densemble.io.models import Model
+from densemble.io.naming import residue_id
 from densemble.io.output import write_text
 from densemble.io.results import pdb_obstacle, write_structure
 from densemble.refinement.waters import PartialWater, model_structure

@@ -21,12 +21,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from densemble.atoms import Ensemble
-from densemble.crystal.fcalc import residue_id
 from densemble.crystal.scaling import r_factors, r_free_error
 from densemble.evaluation import NEAR
 from densemble.geometry.objective import GeometryObjective
 from densemble.io.altlocs import build_altlocs, letters_of
 from densemble.io.model_results import Refined, Refinement
+from densemble.io.naming import residue_id
 from densemble.io.reflections import Reflections
 from densemble.metrics.maps import rscc, voxels_near
 from densemble.problem import RegionProblem

@@ -19,10 +19,10 @@ import gemmi
 import numpy as np
 
 from densemble.atoms import Ensemble, ResidueId
-from densemble.crystal.fcalc import residue_id
 from densemble.geometry.contacts import CONTACT_SD, contact_limit
 from densemble.io.altlocs import build_altlocs, update_links
 from densemble.io.models import NO_ALTLOC, Model
+from densemble.io.naming import residue_id
 
 _POLAR = {"N", "O"}
 _REACH = 3.5  # Å, further than any contact of an oxygen is limited

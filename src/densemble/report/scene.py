@@ -15,6 +15,7 @@ from densemble.atoms import Region, ResidueId
 from densemble.errors import InputError
 from densemble.io.model_results import MODEL_FILE, Part
 from densemble.io.models import NO_ALTLOC, read_model
+from densemble.io.naming import residue_id
 from densemble.io.output import MAP_FILE
 from densemble.io.results import ENSEMBLE_FILE, Result
 from densemble.io.state_results import MODELS_FILE, START_FILE
@@ -176,7 +177,7 @@ def _of_altlocs(folder: Path, file: str, parts: list[tuple[str, Part | None]], m
                     coords=_coords(_only(structure, own, letter)),
                 )
             )
-    everything = {_id(chain, residue) for chain in structure[0] for residue in chain}
+    everything = {residue_id(chain, residue) for chain in structure[0] for residue in chain}
     around = _only(structure, everything - several, None)
     _remove_far_waters(around, np.concatenate([c.coords for c in conformations]))
     return Scene(file, tuple(conformations), around, map_file)
@@ -230,16 +231,12 @@ def _model(structure: gemmi.Structure, k: int) -> gemmi.Structure:
     return alone
 
 
-def _id(chain: gemmi.Chain, residue: gemmi.Residue) -> ResidueId:
-    return ResidueId(chain.name, residue.seqid.num or 0, residue.seqid.icode.strip())
-
-
 def _letters(structure: gemmi.Structure, own: Iterable[ResidueId]) -> dict[str, float]:
     """Altlocs of some residues, with their mean occupancies; one without a name where there are none."""
     ids, found = set(own), dict[str, list[float]]()
     for chain in structure[0]:
         for residue in chain:
-            if _id(chain, residue) in ids:
+            if residue_id(chain, residue) in ids:
                 for atom in residue:
                     if atom.altloc != NO_ALTLOC:
                         found.setdefault(atom.altloc, []).append(atom.occ)
@@ -256,7 +253,7 @@ def _only(structure: gemmi.Structure, ids: set[ResidueId], letter: str | None) -
     for chain in kept[0]:
         for r in reversed(range(len(chain))):
             residue = chain[r]
-            if _id(chain, residue) not in ids:
+            if residue_id(chain, residue) not in ids:
                 del chain[r]
                 continue
             for i in reversed(range(len(residue))):

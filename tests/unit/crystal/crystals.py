@@ -4,7 +4,7 @@ import gemmi
 import numpy as np
 
 from densemble.atoms import ResidueId
-from densemble.crystal.fcalc import residue_id
+from densemble.io.naming import residue_id
 from densemble.io.reflections import Reflections
 
 CELLS = {

@@ -10,11 +10,12 @@ from scipy.spatial import cKDTree
 
 import densemble
 from densemble.atoms import ResidueId
-from densemble.crystal.fcalc import residue_id, without_residues
+from densemble.crystal.fcalc import without_residues
 from densemble.crystal.omit import omit_map
 from densemble.crystal.sampling import sample, simulate
 from densemble.crystal.scaling import r_factors
 from densemble.grid import Grid
+from densemble.io.naming import residue_id
 from densemble.io.reflections import check_same_crystal, read_reflections
 
 EXAMPLE = Path(densemble.__file__).parent / "data" / "7rin"

@@ -104,6 +104,23 @@ def test_arrays_follow_the_structure_atom_by_atom(tmp_path):
     assert set(model.b_iso[4:]) == {31.25}
 
 
+def test_some_residues_alone_stay_one_in_structure_and_arrays():
+    """Waters among those left out, and a whole chain of them: what remains is as it was."""
+    model = read_model(EXAMPLE / "deposited.cif", altloc="B")
+    kept = [r for r, residue in enumerate(model.topology.residues) if residue.kind == "protein"][5:60:3]
+    some = model.only(kept)
+    assert [r.id for r in some.topology.residues] == [model.topology.residues[r].id for r in kept]
+    atoms = [cra.atom for cra in some.structure[0].all()]
+    assert tuple(atom.name for atom in atoms) == some.topology.names
+    assert np.array([atom.pos.tolist() for atom in atoms]) == pytest.approx(some.coords, abs=1e-9)
+    own = model.topology.atoms_of(kept)
+    assert (some.coords == model.coords[own]).all()
+    assert (some.b_iso == model.b_iso[own]).all()
+    assert (some.occupancy == model.occupancy[own]).all()
+    assert all(len(chain) for chain in some.structure[0])
+    assert model.structure[0].count_atom_sites() == len(model.topology)
+
+
 def test_label_numbers_exist_without_a_sequence(tmp_path):
     model = read_model(save(tmp_path, residue("GLY", 51, 0) + residue("SER", 52, 1)))
     assert [r.label_seq for r in model.structure[0][0]] == [1, 2]

@@ -1,0 +1,18 @@
+"""Residues by the names that the author gave them, as a region is written in."""
+
+from __future__ import annotations
+
+import gemmi
+
+from densemble.atoms import ResidueId
+
+
+def residue_id(chain: gemmi.Chain, residue: gemmi.Residue) -> ResidueId:
+    """Of a residue in its chain."""
+    return author_id(chain.name, residue.seqid)
+
+
+def author_id(chain: str, seqid: gemmi.SeqId) -> ResidueId:
+    """Of a place in a chain."""
+    # mmCIF written without author numbers has none at all for ligands and waters: 0.
+    return ResidueId(chain, seqid.num or 0, seqid.icode.strip())
