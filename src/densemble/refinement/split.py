@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import gemmi
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from densemble.atoms import BACKBONE, Ensemble, Topology
-from densemble.io.altlocs import build_altlocs, occupancies
-from densemble.io.models import PEPTIDE_BOND_LIMIT, Model
+from densemble.io.altlocs import occupancies
+from densemble.io.models import PEPTIDE_BOND_LIMIT
 from densemble.metrics.coordinates import nearest_naming
 from densemble.refinement.conformers import atom_keys
 
@@ -28,25 +27,6 @@ BOND_TOLERANCE = 0.05
 
 _MAIN = (*BACKBONE, "OXT")
 _SHARED, _SIDE_CHAIN, _WHOLE = 0, 1, 2
-
-
-def altloc_structure(
-    model: Model, parts: Sequence[Ensemble], region_atoms: np.ndarray, coordinate_error: float
-) -> gemmi.Structure:
-    """The model with the region's parts, altlocs only where their states differ.
-
-    Letters go by occupancy, the most occupied state of each part being A.
-
-    Args:
-        model: what was read.
-        parts: of the region; see ``split_where_different``.
-        region_atoms: indices into ``model.topology`` of the atoms that the parts replace.
-        coordinate_error: Å.
-
-    Raises:
-        ValueError: see ``densemble.io.altlocs.build_altlocs``.
-    """
-    return build_altlocs(model, split_where_different(parts, coordinate_error), region_atoms)
 
 
 def by_occupancy(part: Ensemble) -> list[int]:

@@ -18,7 +18,7 @@ from densemble.errors import InputError
 from densemble.io.altlocs import build_altlocs
 from densemble.io.models import alternates, read_model
 from densemble.io.results import write_structure
-from densemble.refinement.split import BOND_TOLERANCE, altloc_structure, split_where_different
+from densemble.refinement.split import BOND_TOLERANCE, split_where_different
 
 EXAMPLE = Path(densemble.__file__).parent / "data" / "7rin"
 ERROR = 0.15
@@ -33,6 +33,11 @@ def model():
 
 def atoms_of(model, text):
     return model.topology.atoms_of([r for s in Region.parse(text).resolve(model.topology) for r in s])
+
+
+def altlocs(model, parts, atoms, error):
+    """The model with parts that are split where their states differ."""
+    return build_altlocs(model, split_where_different(parts, error), atoms)
 
 
 def loop_part(model):
@@ -104,7 +109,7 @@ def assert_valid(structure):
 
 
 def test_the_example_has_its_two_states(model):
-    structure = altloc_structure(model, [loop_part(model)], atoms_of(model, LOOP), ERROR)
+    structure = altlocs(model, [loop_part(model)], atoms_of(model, LOOP), ERROR)
     found = altlocs_by_residue(structure)
     assert set(found) <= {str(n) for n in range(176, 192)}
     assert {letters for letters, _ in found.values()} == {"AB"}
@@ -122,7 +127,7 @@ def test_the_example_has_its_two_states(model):
 def test_what_does_not_differ_is_written_once_at_the_mean(model):
     move = {(2, "CB"): [0.10, 0, 0], (0, "CA"): [0, 0.1, 0]}
     part = part_of(model, STRAND, move, weights=[0.25, 0.75])
-    structure = altloc_structure(model, [part], atoms_of(model, STRAND), ERROR)
+    structure = altlocs(model, [part], atoms_of(model, STRAND), ERROR)
     assert not any(site.atom.has_altloc() for site in structure[0].all())
     atom = structure[0]["A"]["92"][0].find_atom("CB", "*")
     shift = np.array(atom.pos.tolist()) - part.coords[0, part.topology.atom_index[2, "CB"]].numpy()
@@ -135,7 +140,7 @@ def test_a_side_chain_alone_is_split_from_cb_on(model):
     side = [n for n in part_of(model, "A:92").topology.names if n not in ("N", "CA", "C", "O")]
     assert len(side) > 2, name
     part = part_of(model, STRAND, {(2, side[-1]): [1.0, 1.0, 0]})
-    structure = altloc_structure(model, [part], atoms_of(model, STRAND), ERROR)
+    structure = altlocs(model, [part], atoms_of(model, STRAND), ERROR)
     assert altlocs_by_residue(structure) == {"92": ("AB", side)}
     names = [a.name + a.altloc.strip("\0") for a in structure[0]["A"]["92"][0]]
     assert names == ["N", "CA", "C", "O", *(n + x for n in side for x in "AB")]
@@ -144,7 +149,7 @@ def test_a_side_chain_alone_is_split_from_cb_on(model):
 
 def test_a_moved_backbone_atom_splits_the_residue_whole(model):
     part = part_of(model, STRAND, {(2, "O"): [0, 0, 0.4]})
-    structure = altloc_structure(model, [part], atoms_of(model, STRAND), ERROR)
+    structure = altlocs(model, [part], atoms_of(model, STRAND), ERROR)
     every = [n for r, n in zip(part.topology.residue_index, part.topology.names, strict=True) if r == 2]
     assert altlocs_by_residue(structure) == {"92": ("AB", every)}
 
@@ -169,7 +174,7 @@ def test_bonds_to_shared_neighbours_hold(model):
     """Rotated by little, residues at the ends differ by less than the error, and yet their bonds must fit."""
     for angle in (0.1, 0.2, 0.4, 0.8):
         part = part_of(model, "A:88-96", rigid(model, "A:88-96", angle))
-        structure = altloc_structure(model, [part], atoms_of(model, "A:88-96"), ERROR)
+        structure = altlocs(model, [part], atoms_of(model, "A:88-96"), ERROR)
         bonds = bonds_by_altloc(structure, range(88, 96))
         reference = bonds_by_altloc(model.structure, range(88, 96))
         assert len(bonds) > len(reference)
@@ -190,10 +195,10 @@ def test_a_neighbour_is_split_where_a_bond_would_not_fit(model):
     }
     region = atoms_of(model, STRAND)
     # the mean of the next residue is 0.13 Å from its place in state 1, whose bond would be as much too long
-    uneven = altloc_structure(model, [part_of(model, STRAND, move, weights=[0.1, 0.9])], region, ERROR)
+    uneven = altlocs(model, [part_of(model, STRAND, move, weights=[0.1, 0.9])], region, ERROR)
     assert {"92", "93"} <= set(altlocs_by_residue(uneven))
     far = {key: vector for key, vector in move.items() if key[0] == 2}
-    one = altloc_structure(model, [part_of(model, STRAND, far, weights=[0.1, 0.9])], region, ERROR)
+    one = altlocs(model, [part_of(model, STRAND, far, weights=[0.1, 0.9])], region, ERROR)
     assert set(altlocs_by_residue(one)) == {"92"}  # what does not move at all fits both
 
 
@@ -226,7 +231,7 @@ def parts_of_three(model):
 
 def test_two_parts_have_letters_and_occupancies_of_their_own(model):
     parts, atoms = parts_of_three(model)
-    structure = altloc_structure(model, parts, atoms, ERROR)
+    structure = altlocs(model, parts, atoms, ERROR)
     assert_valid(structure)
     found = altlocs_by_residue(structure)
     assert found["92"][0] == "ABC"
@@ -288,7 +293,7 @@ def test_parts_that_share_an_atom_or_a_residue(model):
 @pytest.mark.parametrize("suffix", [".cif", ".pdb"])
 def test_round_trip_keeps_everything_else(model, tmp_path, suffix):
     parts, atoms = parts_of_three(model)
-    structure = altloc_structure(model, parts, atoms, ERROR)
+    structure = altlocs(model, parts, atoms, ERROR)
     path = write_structure(tmp_path / f"model{suffix}", structure)
     start = write_structure(tmp_path / f"start{suffix}", model.structure)
     back, before = gemmi.read_structure(str(path)), gemmi.read_structure(str(start))
@@ -317,7 +322,7 @@ def test_round_trip_keeps_everything_else(model, tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".cif", ".pdb"])
 def test_biopython_and_biotite_read_the_states(model, tmp_path, suffix):
     parts, atoms = parts_of_three(model)
-    structure = altloc_structure(model, parts, atoms, ERROR)
+    structure = altlocs(model, parts, atoms, ERROR)
     path = write_structure(tmp_path / f"model{suffix}", structure)
     parser = MMCIFParser(QUIET=True) if suffix == ".cif" else PDBParser(QUIET=True)
     chain = parser.get_structure("x", str(path))[0]["A"]
@@ -345,7 +350,7 @@ def test_insertion_codes(tmp_path):
     source.make_mmcif_document().write_file(str(tmp_path / "start.cif"))
     model = read_model(tmp_path / "start.cif")
     part = part_of(model, "A:90-94", rigid(model, "A:90-94", 0.7, 1))
-    structure = altloc_structure(model, [part], atoms_of(model, "A:90-94"), ERROR)
+    structure = altlocs(model, [part], atoms_of(model, "A:90-94"), ERROR)
     for suffix in (".cif", ".pdb"):
         back = gemmi.read_structure(str(write_structure(tmp_path / f"model{suffix}", structure)))
         found = altlocs_by_residue(back)
@@ -359,12 +364,12 @@ def test_a_disulfide_to_a_split_cysteine(tmp_path):
     small_structure().make_mmcif_document().write_file(str(path))
     model = read_model(path)
     part = part_of(model, "A:2-3", {(0, "SG"): [1.0, 0, 0]}, {(0, "SG"): [0, 1.0, 0]})
-    structure = altloc_structure(model, [part], atoms_of(model, "A:2-3"), ERROR)
+    structure = altlocs(model, [part], atoms_of(model, "A:2-3"), ERROR)
     links = [(x.name, x.partner1.altloc, x.partner2.altloc) for x in structure.connections]
     assert links == [(f"disulf1{x}", x, "\0") for x in "ABC"]
     # another atom of the same residue split: the link is one, to the atom that stands once
     part = part_of(model, "A:2-3", {(1, "CB"): [1.0, 0, 0]})
-    structure = altloc_structure(model, [part], atoms_of(model, "A:2-3"), ERROR)
+    structure = altlocs(model, [part], atoms_of(model, "A:2-3"), ERROR)
     assert [x.name for x in structure.connections] == ["disulf1"]
     back = gemmi.read_structure(str(write_structure(tmp_path / "model.cif", structure)))
     assert [(x.name, x.type) for x in back.connections] == [("disulf1", gemmi.ConnectionType.Disulf)]
