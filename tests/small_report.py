@@ -3,6 +3,7 @@
 import csv
 import shutil
 from pathlib import Path
+from typing import Any
 
 from densemble.io.model_results import (
     MODEL_FILE,
@@ -17,9 +18,15 @@ from densemble.io.model_results import (
     Validation,
 )
 from densemble.io.output import write_record
-from densemble.io.results import read_result_json
+from densemble.io.results import Member, Result, read_result_json
 
 OCCUPANCY = {"B": 0.61, "A": 0.39}
+
+
+def bare_result(**parts: Any) -> Result:
+    """A crystal's record with nothing in it but what is given, and one member."""
+    empty = {"inputs": [], "settings": {}, "seed": 0, "versions": {}, "device": "cpu", "timings": {}}
+    return Result(**{**empty, "members": [Member(id=1, selected=True, weight=1.0, rscc=0.8)], **parts})
 
 
 def final_model(region: str) -> FinalModel:

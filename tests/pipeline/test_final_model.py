@@ -8,11 +8,12 @@ import pytest
 import torch
 from Bio.PDB.MMCIFParser import MMCIFParser
 from small_crystal import OCCUPANCY
+from small_report import bare_result
 
 from densemble.evaluation import ensemble_density, reference_states, start_ensemble
 from densemble.inputs import load
 from densemble.io.models import alternates
-from densemble.io.results import Member, Metrics, Result, RFactor, RFactors, read_result_json
+from densemble.io.results import Metrics, RFactor, RFactors, read_result_json
 from densemble.metrics.maps import rscc, voxels_near
 from densemble.modelling import final_model, write_model
 from densemble.pipeline import problem_of, run_xray
@@ -133,20 +134,12 @@ def test_residues_are_judged_where_the_model_s_states_stand_too(case, tmp_path):
 
 def test_the_terminal_says_what_the_model_is(case, crystal):
     record = case[2].record
-    members = [Member(id=1, selected=True, weight=1.0, rscc=0.8)]
     factor = RFactor(r_work=0.2, r_free=0.2)
     fits = {"start": 0.8, "ensemble": 0.9}
-    result = Result(
-        inputs=[],
-        settings={},
-        seed=0,
-        versions={},
-        device="cpu",
-        timings={},
+    result = bare_result(
         region=REGION,
         metrics=Metrics(voxels="somewhere", rscc=fits, cosine=fits),
         r_factors=RFactors(start=factor, ensemble=factor),
-        members=members,
         model=record,
     )
     text = summary(result, crystal.model.parent)

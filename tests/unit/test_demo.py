@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from small_report import bare_result
 
 from densemble.demo import SUBJECTS, comparison, core_rmsd, example, recovered
 from densemble.io.models import read_model
-from densemble.io.results import Member, Metrics, Result, RFactor, RFactors, write_structure
+from densemble.io.results import Member, Metrics, RFactor, RFactors, write_structure
 
 
 @pytest.fixture
@@ -25,13 +26,7 @@ def members(tmp_path):
 def result():
     values = {subject: 0.5 + 0.1 * i for i, subject in enumerate(SUBJECTS)}
     factors = {subject: RFactor(r_work=0.18, r_free=0.19 + 0.001 * i) for i, subject in enumerate(SUBJECTS)}
-    return Result(
-        inputs=[],
-        settings={},
-        seed=0,
-        versions={},
-        device="cpu",
-        timings={},
+    return bare_result(
         region="A:176-191",
         metrics=Metrics(voxels="somewhere", rscc=values, cosine=values),
         r_factors=RFactors(**factors),

@@ -1,6 +1,7 @@
 """The first lines of a crystal's report: every kind of answer, in words and figures."""
 
 import pytest
+from small_report import bare_result
 
 from densemble.io.model_results import (
     Evidence,
@@ -13,7 +14,7 @@ from densemble.io.model_results import (
     States,
     Validation,
 )
-from densemble.io.results import Member, Metrics, Result, RFactor, RFactors
+from densemble.io.results import Metrics, Result, RFactor, RFactors
 from densemble.report.crystal_headline import headline, held_out, last_step
 
 FITS = {"start": 0.8, "ensemble": 0.9}
@@ -52,19 +53,12 @@ def result(
     if free is not None:
         start, ensemble = (RFactor(r_work=0.18, r_free=value) for value in free)
         factors = RFactors(start=start, ensemble=ensemble)
-    return Result(
-        inputs=[],
-        settings={},
-        seed=0,
-        versions={},
-        device="cpu",
-        timings={},
+    return bare_result(
         region="A:1-20",
         metrics=Metrics(
             voxels="", rscc={"start": 0.8, "ensemble": 0.9}, cosine={"start": 0.8, "ensemble": 0.9}
         ),
         r_factors=factors,
-        members=[Member(id=1, selected=True, weight=1.0, rscc=0.8)],
         model=model,
     )
 

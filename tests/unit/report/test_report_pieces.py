@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from small_report import bare_result
 
 from densemble.grid import Grid
 from densemble.io.maps import read_map
@@ -22,7 +23,7 @@ FILES = [InputFile(name=name, sha256="0" * 64) for name in ("my model.cif", "dat
 
 def result(*, guides: list[str], known: bool) -> Result:
     fits = {"start": 0.8, "ensemble": 0.9}
-    return Result(
+    return bare_result(
         inputs=FILES,
         settings={
             "model": "my model.cif",
@@ -35,9 +36,6 @@ def result(*, guides: list[str], known: bool) -> Result:
             "recipe_values": {"noise": {"steps": 3}},
         },
         seed=7,
-        versions={},
-        device="cpu",
-        timings={},
         region="A:1-9,B:2-3",
         metrics=Metrics(voxels="", rscc=fits, cosine=fits),
         members=[Member(id=1, selected=True, weight=1.0, rscc=0.9, rmsd={"A": 1.0} if known else None)],

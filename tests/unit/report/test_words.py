@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from small_report import bare_result
 
 from densemble.io.model_results import FinalModel, Part, Refined, Refinement, State, States, Validation
 from densemble.io.results import Member, Metrics, Result, RFactor, RFactors
@@ -17,13 +18,7 @@ def result(*, free_of_ensemble: float | None = 0.19) -> Result:
             start=RFactor(r_work=0.18, r_free=0.2),
             ensemble=RFactor(r_work=0.17, r_free=free_of_ensemble),
         )
-    return Result(
-        inputs=[],
-        settings={},
-        seed=0,
-        versions={},
-        device="cpu",
-        timings={},
+    return bare_result(
         region="A:176-191",
         metrics=Metrics(
             voxels="within 2 Å of something",
