@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from densemble.archives.layout import SERVERS
+from densemble.archives.servers import SERVERS, Servers
 from densemble.cli_options import PATH, column_options, plain_errors
 from densemble.errors import InputError
 
@@ -46,7 +46,7 @@ def fetch(
     from densemble.archives.cache import Cache, default_folder
     from densemble.archives.entries import fetch as have
     from densemble.archives.entries import summary
-    from densemble.archives.layout import Servers, parse_entry
+    from densemble.archives.layout import parse_entry
     from densemble.archives.transfer import Client
     from densemble.progress import Progress, TerminalProgress
 

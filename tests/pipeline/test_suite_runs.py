@@ -287,6 +287,13 @@ def test_two_runs_in_one_folder_are_refused(suite_file, files, tmp_path):
         run_suite(suite, tmp_path / "out", files, resume=True)
 
 
+def test_a_file_is_no_folder_for_a_run(suite_file, files, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="a file of this name exists"):
+        run_suite(load_suite(str(suite_file())), tmp_path / "out", files)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_patterns(suite_file, files, tmp_path):
     suite = load_suite(str(suite_file()))
     assert len(jobs_of(suite)) == 5

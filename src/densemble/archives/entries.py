@@ -14,9 +14,7 @@ from densemble.archives.cache import Cache, Held
 from densemble.archives.emdb import read_header
 from densemble.archives.layout import (
     HALF_MAPS,
-    SERVERS,
     Role,
-    Servers,
     Source,
     crystal_files,
     fitted_model,
@@ -25,9 +23,10 @@ from densemble.archives.layout import (
     map_file,
     parse_entry,
 )
+from densemble.archives.servers import SERVERS, Servers
 from densemble.archives.transfer import ArchiveError, NotInArchiveError
 from densemble.errors import InputError
-from densemble.io.output import InputFile, Record, write_record
+from densemble.io.output import InputFile, Record, check_folder, write_record
 
 RECORD_FILE = "fetched.json"
 SCHEMA: Literal["densemble.fetched/1"] = "densemble.fetched/1"
@@ -94,7 +93,7 @@ def fetch(text: str, out: Path, cache: Cache, *, servers: Servers = SERVERS, for
         ArchiveError: a file cannot be had; the message says how to go on without network.
     """
     entry = parse_entry(text)
-    _check_folder(out)
+    check_folder(out)
     if entry.startswith("EMD-"):
         parts, record = _fetch_map(entry, cache, servers, force)
     else:
@@ -194,11 +193,6 @@ def _files(parts: list[_Part]) -> list[FetchedFile]:
         )
         for part in parts
     ]
-
-
-def _check_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: a file of this name exists; choose another name")
 
 
 def _deliver(parts: list[_Part], cache: Cache, out: Path, *, force: bool) -> None:

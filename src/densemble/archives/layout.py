@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from densemble.archives.checks import Kind
+from densemble.archives.servers import Servers
 from densemble.archives.transfer import ArchiveError, NotInArchiveError
 from densemble.errors import InputError
 
@@ -34,18 +35,6 @@ HALF_MAPS: tuple[Role, Role] = ("half map 1", "half map 2")
 
 _PDB = re.compile(r"^(?:pdb_0000)?([0-9][a-z0-9]{3})$", re.IGNORECASE)
 _EMDB = re.compile(r"^EMD-?([0-9]{4,5})$", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Servers:
-    """Addresses of the archives, of which mirrors have others."""
-
-    pdb: str = "https://files.wwpdb.org/pub/pdb/data/structures/divided"
-    redo: str = "https://pdb-redo.eu/db"
-    emdb: str = "https://files.wwpdb.org/pub/emdb/structures"
-
-
-SERVERS = Servers()
 
 
 @dataclass(frozen=True)

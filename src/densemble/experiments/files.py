@@ -8,7 +8,7 @@ from pathlib import Path
 
 from densemble.archives.cache import Cache
 from densemble.archives.entries import Fetched, fetch
-from densemble.archives.layout import SERVERS, Servers
+from densemble.archives.servers import SERVERS, Servers
 from densemble.errors import InputError
 
 

@@ -14,6 +14,7 @@ from densemble.experiments.files import Files
 from densemble.experiments.jobs import Job, JobRecord, jobs_of, read_record
 from densemble.experiments.preparation import prepare
 from densemble.experiments.tables import TABLE, rows_of, write_tables
+from densemble.io.output import check_folder
 from densemble.progress import Progress
 from densemble.suites import Suite
 
@@ -51,6 +52,7 @@ def run_suite(
     tell = progress or Progress()
     jobs = jobs_of(suite, only)
     _check_data(jobs, files)
+    check_folder(out)
     if out.exists() and any(out.iterdir()) and not resume:
         raise InputError(
             f"output folder {out}: exists and is not empty; choose another, or --resume to go on in it"

@@ -92,6 +92,16 @@ def write_record(path: str | Path, record: Record) -> Path:
     return write_text(path, record.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")
 
 
+def check_folder(directory: Path) -> None:
+    """See that a folder is there or can be.
+
+    Raises:
+        InputError: it is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"output folder {directory}: a file of this name exists; choose another name")
+
+
 def check_output(directory: str | Path, *, force: bool = False, resume: bool = False) -> None:
     """See that an output folder may be used; nothing is written or removed.
 
@@ -100,8 +110,7 @@ def check_output(directory: str | Path, *, force: bool = False, resume: bool = F
             holds a finished run that is to be resumed.
     """
     directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"output folder {directory}: a file of this name exists; choose another name")
+    check_folder(directory)
     if resume and (directory / RESULT_FILE).is_file():
         raise InputError(f"output folder {directory}: its run is finished; --force to run it anew")
     if directory.is_dir() and any(directory.iterdir()) and not (force or resume):

@@ -18,7 +18,8 @@ from small_crystal import EXAMPLE, write_crystal
 from densemble.archives.cache import Cache
 from densemble.archives.emdb import read_header
 from densemble.archives.entries import fetch, summary
-from densemble.archives.layout import SERVERS, Servers, crystal_files, header_file, parse_entry
+from densemble.archives.layout import crystal_files, header_file, parse_entry
+from densemble.archives.servers import SERVERS, Servers
 from densemble.archives.transfer import ArchiveError, Client, Manners, NotInArchiveError
 from densemble.cli import main
 from densemble.errors import InputError

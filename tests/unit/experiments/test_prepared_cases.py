@@ -11,7 +11,7 @@ import torch
 from archive_server import Archive, serving
 
 from densemble.archives.cache import Cache
-from densemble.archives.layout import Servers
+from densemble.archives.servers import Servers
 from densemble.archives.transfer import Client, Manners
 from densemble.demo import example
 from densemble.em.inputs import StateSettings

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 import densemble
-from densemble.archives.layout import SERVERS, crystal_files, parse_entry
+from densemble.archives.layout import crystal_files, parse_entry
+from densemble.archives.servers import SERVERS
 from densemble.atoms import Region, ResidueId, Topology
 from densemble.demo import example
 from densemble.errors import InputError
