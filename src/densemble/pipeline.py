@@ -45,11 +45,10 @@ from densemble.modelling import FAILURE_FILE, OWN_MODEL_FILES, final_model, writ
 from densemble.problem import CrystalProblem, Guide
 from densemble.progress import Clock, Progress
 from densemble.region import Draw, GuideRun, run_guide
-from densemble.report.writing import OWN_REPORT_FILES
 from densemble.run import Checkpoints, passes_of, run_key
 
-OWN = (*OWN_FILES, *OWN_MODEL_FILES, *OWN_REPORT_FILES)
-"""What a run and its report write into an output folder, and may replace there."""
+OWN = (*OWN_FILES, *OWN_MODEL_FILES)
+"""What a run writes into an output folder, and may replace there."""
 
 
 @dataclass(frozen=True)

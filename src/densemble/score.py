@@ -27,7 +27,7 @@ import gemmi
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from densemble.atoms import Region, Topology
 from densemble.crystal.omit import atoms_map, omit_map
@@ -41,7 +41,7 @@ from densemble.forward.xray import SymmetryImages, XrayDensity
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import read_crystal_map, read_map
 from densemble.io.models import alternates, read_model, require_cell
-from densemble.io.output import InputFile
+from densemble.io.output import InputFile, Record
 from densemble.io.reflections import MapCoefficients, Reflections, check_same_crystal, read_reflections
 from densemble.io.results import RFactor
 from densemble.io.sites import Sites
@@ -53,13 +53,7 @@ from densemble.simulate import xray_density
 SCHEMA: Literal["densemble.score/1"] = "densemble.score/1"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True
-    )
-
-
-class State(_Record):
+class State(Record):
     """One altloc of the model in the region, ``""`` where there are none, against the reference.
 
     ``rmsd`` is that of the backbone in place, in Å, to each state of the reference; ``bimodality`` is -1 at
@@ -72,8 +66,10 @@ class State(_Record):
     bimodality: float | None
 
 
-class Score(_Record):
+class Score(Record):
     """What ``densemble score --json`` prints; None where the input does not give it."""
+
+    model_config = ConfigDict(populate_by_name=True)
 
     schema_: Literal["densemble.score/1"] = Field(default=SCHEMA, alias="schema")
     inputs: list[InputFile]

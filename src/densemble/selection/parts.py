@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.spatial.distance import pdist
 
-from densemble.atoms import ResidueId, Topology
+from densemble.atoms import ResidueId, Span, Topology
 from densemble.metrics.coordinates import nearest_naming
 
 _LINK = (("CA", "C", "O"), ("N", "CA"))
@@ -111,6 +111,4 @@ def spans_of(residues: Sequence[ResidueId]) -> str:
             runs[-1].append(rid)
         else:
             runs.append([rid])
-    return ",".join(
-        str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1].number}{run[-1].icode}" for run in runs
-    )
+    return ",".join(str(Span(run[0], run[-1])) for run in runs)
