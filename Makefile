@@ -7,7 +7,7 @@ CHROMA := .venv-chroma
 DOCS := .venv-docs
 PIP := -m pip install -q --disable-pip-version-check
 
-.PHONY: env boltz demo test lint bench docs chroma test-chroma test-browser clean
+.PHONY: env boltz demo test lint bench docs chroma test-chroma clean
 
 env: $(VENV)/.ready
 
@@ -15,7 +15,7 @@ env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) -c constraints.txt torch==2.13.0
-	$(BIN)/python $(PIP) -c constraints.txt -e '.[test,lint,report,dask]'
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[test,lint,report,dask,browser]'
 	touch $@
 
 # The released package boltz, for the priors boltz1 and boltz2 and the tests that compare with it.
@@ -28,13 +28,9 @@ $(VENV)/.boltz: $(VENV)/.ready
 demo: env
 	$(BIN)/densemble demo --out demo --force
 
+# That a report works in a browser is tested where a Chromium is (Debian: apt-get install chromium).
 test: env boltz
 	$(BIN)/python -m pytest -n 2
-
-# A report opened in a browser: needs a Chromium on the machine (Debian: apt-get install chromium).
-test-browser: env
-	$(BIN)/python $(PIP) -c constraints.txt -e '.[browser]'
-	$(BIN)/python -m pytest tests/pipeline/test_report_browser.py
 
 lint: env boltz
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
 """The chemical dictionary that Boltz would download, for standard residues and a few ligands, from RDKit.
 
 Names, elements and bonds are those of the PDB's chemical components. Protonation is not: all is neutral but
-the ions. Conformers are RDKit's, from a fixed seed. Built in about two seconds, and only once per folder.
+the ions. Conformers are RDKit's, from a fixed seed. Built once in a process, and written once per folder.
 """
 
+import functools
 import pickle
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _BACKBONE_OF_NUCLEOTIDES = set(const.nucleic_backbone_atom_names) | {"OP3"}
 _LEAVING = {"OXT", "OP3"}
 
 
+@functools.cache
 def molecules():
     """RDKit molecules by component code, as Boltz's ``ccd.pkl`` and ``mols/`` have them."""
     found = {}

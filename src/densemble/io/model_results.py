@@ -70,6 +70,11 @@ class Part(Record):
             raise ValueError("the occupancies of a part's states must sum to one")
         return self
 
+    @property
+    def taken(self) -> int:
+        """How many states were taken; refinement may since have brought some of them together."""
+        return next((e.states for e in self.evidence if e.chosen), len(self.states))
+
 
 class States(Record):
     """How many states the data support, part by part.
@@ -83,6 +88,11 @@ class States(Record):
     rule: str
     coordinate_error: float
     parts: list[Part]
+
+    @property
+    def by_held_out(self) -> bool:
+        """Whether data held out of the fit had a say in the number of states."""
+        return any(e.held_out is not None for part in self.parts for e in part.evidence)
 
 
 class Refined(Record):

@@ -86,7 +86,7 @@ def has_several(model: FinalModel) -> bool:
 
 def chosen_with_held_out(result: Result) -> bool:
     """Whether data held out of the fit had a say in the number of states."""
-    return any(e.held_out is not None for part in _parts(result) for e in part.evidence)
+    return result.model is not None and result.model.states.by_held_out
 
 
 def _had_a_say(result: Result, held: HeldOut | None) -> list[str]:
@@ -158,7 +158,7 @@ def verdict_of(part: Part, held: HeldOut | None) -> str:
 def _held_out_gain(part: Part) -> float | None:
     """Log-likelihood of the data held out under the states taken, less that under one; None if unknown."""
     by_number = {e.states: e.held_out for e in part.evidence}
-    taken = next((e.states for e in part.evidence if e.chosen), len(part.states))
+    taken = part.taken
     one, several = by_number.get(1), by_number.get(taken)
     return None if one is None or several is None else several - one
 
@@ -214,7 +214,7 @@ def last_step(part: Part) -> tuple[float, float, int] | None:
 
     None where no step has an error.
     """
-    taken = next((e.states for e in part.evidence if e.chosen), len(part.states))
+    taken = part.taken
     by_number = {e.states: e for e in part.evidence}
     for number in (taken, taken + 1):
         above, below = by_number.get(number), by_number.get(number - 1)

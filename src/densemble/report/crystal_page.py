@@ -105,7 +105,7 @@ def _evidence(part: Part) -> Table:
         f"What the number of states in {part.region} rests on. Scores are in the unit of the rule above, "
         "larger is better; the error is that of the last step."
     )
-    taken = next((e.states for e in part.evidence if e.chosen), len(part.states))
+    taken = part.taken
     if taken > len(part.states):
         caption += f" Refinement brought {taken} states together to {len(part.states)}."
     strong = tuple(i for i, e in enumerate(part.evidence) if e.chosen)

@@ -13,7 +13,6 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 
 from densemble.grid import DensityMap, Grid
-from densemble.io.maps import read_map
 from densemble.io.results import Result
 from densemble.io.state_results import StateResult
 from densemble.report.scene import Scene
@@ -72,13 +71,8 @@ def level_of(result: Result | StateResult, density: DensityMap, scene: Scene) ->
     return Level(float(density.values.double().std()), "the standard deviation of the map", unit)
 
 
-def drawn(path: Path, result: Result | StateResult, scene: Scene) -> DrawnMap:
-    """The map of a run for its page: around what is shown, and coarser if it is still too large.
-
-    Raises:
-        InputError: the file is not a map.
-    """
-    density = read_map(path)
+def drawn(density: DensityMap, result: Result | StateResult, scene: Scene) -> DrawnMap:
+    """The map of a run for its page: around what is shown, and coarser if it is still too large."""
     level = level_of(result, density, scene)
     grid, values = density.grid, density.values.double().numpy()
     note = "drawn with 8 bits for each voxel"

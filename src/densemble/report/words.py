@@ -68,7 +68,7 @@ def model_lines(model: FinalModel) -> list[str]:
             + ("." if error is None else f" (standard error of the difference of R-free {error:.4f}).")
         )
     lines += _validation_line(model)
-    if any(e.held_out is not None for part in parts for e in part.evidence):
+    if model.states.by_held_out:
         lines.append("Nothing was fitted to the free reflections; they had a say in the number of states.")
     return lines
 

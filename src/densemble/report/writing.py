@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from densemble.errors import InputError
+from densemble.grid import DensityMap
 from densemble.io.maps import read_map
 from densemble.io.output import OVERVIEW, OWN_REPORT_FILES, REPORT_FILE, write_bytes, write_text
 from densemble.io.results import Result
@@ -41,8 +42,9 @@ def write_report(folder: Path, *, force: bool = False) -> Path:
         raise InputError(f"{folder / present[0]} exists; --force to replace the report")
     with figures.style():
         scene = scene_of(run)
-        density = _density(run, scene)
-        overview = _overview(folder, scene, density)
+        target = None if scene is None or scene.map_file is None else read_map(folder / scene.map_file)
+        density = None if scene is None or target is None else drawn(target, run.result, scene)
+        overview = _overview(scene, target, density)
         headline, sections = _content(run, scene)
     pictures = {f.name: f.drawing for section in sections for f in section.figures}
     if overview is not None:
@@ -63,16 +65,9 @@ def write_report(folder: Path, *, force: bool = False) -> Path:
     return write_text(folder / REPORT_FILE, text)
 
 
-def _density(run: RunFolder, scene: Scene | None) -> DrawnMap | None:
-    if scene is None or scene.map_file is None:
-        return None
-    return drawn(run.path / scene.map_file, run.result, scene)
-
-
-def _overview(folder: Path, scene: Scene | None, density: DrawnMap | None) -> Drawing | None:
+def _overview(scene: Scene | None, target: DensityMap | None, density: DrawnMap | None) -> Drawing | None:
     if scene is None:
         return None
-    target = None if scene.map_file is None else read_map(folder / scene.map_file)
     level = 0.0 if density is None else density.level.value
     return figures.finished(figures.overview(scene, target, level))
 

@@ -12,7 +12,6 @@ methods; the ``prints`` of a variant says which of them is its own.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from importlib import resources
 from typing import Annotated, Literal
@@ -254,18 +253,3 @@ def suites() -> list[str]:
     """Names of the package's suites."""
     files = (file.name for file in resources.files(__name__).iterdir())
     return sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
-
-
-def xray_command(case: Crystal, variant: Variant) -> str:
-    """The command line that a variant of a crystal's case is, on fetched files."""
-
-    def path(name: str) -> str:
-        return re.sub(r"^(fetch|package|data):", "", name)
-
-    words = ["densemble xray", path(case.model), path(case.data), "--region", case.site.region]
-    words += ["--start-altloc", case.start_altloc] if case.start_altloc else []
-    words += ["--prior", variant.prior, "--map", case.map]
-    words += ["--guide", variant.guide] if variant.guide != "ensemble" else []
-    words += ["--reference", path(case.reference)] if case.reference else []
-    suffix = f"-{variant.guide}" if variant.guide != "ensemble" else ""
-    return " ".join([*words, "--out", case.id + suffix])

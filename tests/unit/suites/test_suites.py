@@ -16,10 +16,25 @@ from densemble.errors import InputError
 from densemble.io.models import read_model
 from densemble.recipes import load_recipe
 from densemble.recipes.state import load_state_recipe
-from densemble.suites import Site, load_suite, suites, xray_command
+from densemble.suites import Crystal, Site, Variant, load_suite, suites
 from densemble.suites.sites import find_site
 
 PAGE = Path(densemble.__file__).parents[2] / "docs" / "reproducing-paper-1.md"
+
+
+def xray_command(case: Crystal, variant: Variant) -> str:
+    """The command line that a variant of a crystal's case is, on fetched files."""
+
+    def path(name: str) -> str:
+        return re.sub(r"^(fetch|package|data):", "", name)
+
+    words = ["densemble xray", path(case.model), path(case.data), "--region", case.site.region]
+    words += ["--start-altloc", case.start_altloc] if case.start_altloc else []
+    words += ["--prior", variant.prior, "--map", case.map]
+    words += ["--guide", variant.guide] if variant.guide != "ensemble" else []
+    words += ["--reference", path(case.reference)] if case.reference else []
+    suffix = f"-{variant.guide}" if variant.guide != "ensemble" else ""
+    return " ".join([*words, "--out", case.id + suffix])
 
 
 def file_names(suite):
