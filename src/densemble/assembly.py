@@ -168,8 +168,7 @@ class FoldMethod:
         """
         from densemble.priors.boltz.model import open_boltz
 
-        if fold.sequence is not None and not fold.sequence.is_file():
-            raise InputError(f"sequence file {fold.sequence} does not exist; give FASTA or a Boltz YAML")
+        fold.check()
         return cls(recipe, open_boltz(fold, model, progress=progress))
 
     def drawn(self, stretches: Stretches, *, seed: int) -> tuple[BoltzSubstructure, AllAtom]:

@@ -112,6 +112,7 @@ def test_stopped_and_resumed_it_ends_the_same(crystal, kind, weights, recipe, tm
         (["--recipe", "chroma-2024"], ["recipe chroma-2024", "window = 0"]),
         (["--sequence", "no.fasta"], ["no.fasta", "does not exist"]),
         (["--sequence", "OTHER"], ["start.cif"]),
+        (["--from-noise", "0.005"], ["--from-noise", "0.01"]),
         (["--region", "A:173-193"], ["A:173-193", "too few to hold"]),
         (["--prior", "embedded"], ["--weights", "--prior boltz1 or boltz2"]),
     ],

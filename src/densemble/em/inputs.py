@@ -23,8 +23,6 @@ from densemble.recipes.state import StateRecipe, load_state_recipe
 
 STATE_RECIPES = {"boltz1": "cryoboltz-2025", "boltz2": "cryoboltz-2025"}
 """The recipe made for a prior, where it is not ``densemble``."""
-LEAST_NOISE = 0.01
-"""Å, of a fold that starts from a model: above the last level of Boltz-1 (0.0064) and of Boltz-2 (0.0016)."""
 
 
 @dataclass(frozen=True)
@@ -206,21 +204,6 @@ def check_start(settings: StateSettings) -> None:
     if settings.model is None and settings.placed:
         raise InputError("--placed is said of a --model, and there is none; a fold stands nowhere")
     if fold is not None:
-        check_sampler(fold)
+        fold.check()
     if fold is not None and fold.from_noise is not None and settings.model is None:
         raise InputError("--from-noise starts from a --model, and there is none")
-    if fold is not None and fold.sequence is not None and not fold.sequence.is_file():
-        raise InputError(f"sequence file {fold.sequence} does not exist; give FASTA or a Boltz YAML")
-
-
-def check_sampler(fold: FoldSettings) -> None:
-    """See that the noise and the steps of a fold are of some size.
-
-    Raises:
-        InputError: says which option is not.
-    """
-    scale, noise = fold.step_scale, fold.from_noise
-    if scale is not None and not 0 < scale < float("inf"):
-        raise InputError(f"--step-scale {scale:g}: must be above zero; Boltz takes 1.638 (Boltz-1) or 1.5")
-    if noise is not None and not LEAST_NOISE <= noise < float("inf"):
-        raise InputError(f"--from-noise {noise:g} Å: must be at least {LEAST_NOISE:g}, for example 5")

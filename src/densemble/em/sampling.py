@@ -209,6 +209,8 @@ def sampled(
     if settings.whole_ensemble:
         together = [range(1, settings.members + 1)]
 
+    realign = realignment(problem.likelihood.to(sampling.device), recipe, together=settings.whole_ensemble)
+
     def finish(members: Tensor) -> Tensor:
         members = members.cpu()
         likelihood = fitted_to_best(problem.likelihood, members, settings.forward)
@@ -233,9 +235,7 @@ def sampled(
                 seed=settings.seed * 10_000 + batch[0],
                 checkpoints=checkpoints,
                 on_step=partial(_after, on_step, steps * index),
-                realign=realignment(
-                    problem.likelihood.to(sampling.device), recipe, together=settings.whole_ensemble
-                ),
+                realign=realign,
             )
             opinion = None if sampling.rate is None else sampling.rate(members)
             checkpoints.finish(name, {"atoms": members, "trace": trace, "confidence": opinion})

@@ -8,6 +8,11 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from densemble.errors import InputError
+
+LEAST_NOISE = 0.01
+"""Å, of a fold that starts from a model: above the last level of Boltz-1 (0.0064) and of Boltz-2 (0.0016)."""
+
 
 @dataclass(frozen=True)
 class FoldSettings:
@@ -32,6 +37,22 @@ class FoldSettings:
     potentials: bool = False
     recycling: int = 3
     from_noise: float | None = None
+
+    def check(self) -> None:
+        """See that the sequences are there, and that noise and steps are of some size.
+
+        Raises:
+            InputError: says which option is wrong.
+        """
+        scale, noise = self.step_scale, self.from_noise
+        if scale is not None and not 0 < scale < float("inf"):
+            raise InputError(
+                f"--step-scale {scale:g}: must be above zero; Boltz takes 1.638 (Boltz-1) or 1.5"
+            )
+        if noise is not None and not LEAST_NOISE <= noise < float("inf"):
+            raise InputError(f"--from-noise {noise:g} Å: must be at least {LEAST_NOISE:g}, for example 5")
+        if self.sequence is not None and not self.sequence.is_file():
+            raise InputError(f"sequence file {self.sequence} does not exist; give FASTA or a Boltz YAML")
 
     def record(self) -> dict[str, JsonValue]:
         """Plain values, files by name, for ``result.json``."""
