@@ -48,7 +48,7 @@ _session_options = _with(
         click.option("--seed", type=int, default=0, show_default=True, help="Of all randomness."),
         click.option("--force", is_flag=True, help="Replace an earlier result in the output folder."),
         click.option("--resume", is_flag=True, help="Go on with a run that was stopped."),
-        click.option("--quiet", is_flag=True, help="No progress on stderr."),
+        click.option("--quiet", is_flag=True, help="No progress on stderr, only warnings."),
     ]
 )
 """Options of everything that samples."""
@@ -232,11 +232,11 @@ def xray(
     uncertainties and a free set (MTZ or SF-mmCIF).
     """
     from densemble.pipeline import Settings, run_xray
-    from densemble.progress import Progress, TerminalProgress
+    from densemble.progress import TerminalProgress
     from densemble.report import summary
 
     chosen = Settings(guides=(guide,), map=map_kind, **_with_fold(_with_cycles(settings)))  # type: ignore[arg-type]
-    progress = Progress() if quiet else TerminalProgress()
+    progress = TerminalProgress(quiet=quiet)
     result = run_xray(chosen, out, reference=reference, force=force, resume=resume, progress=progress)
     click.echo(summary(result, out))
     _report(out)
@@ -324,12 +324,12 @@ def cryoem(
     """
     from densemble.cryoem import run_cryoem
     from densemble.em.inputs import STATE_RECIPES, StateSettings
-    from densemble.progress import Progress, TerminalProgress
+    from densemble.progress import TerminalProgress
     from densemble.report import state_summary
 
     settings["recipe"] = settings["recipe"] or STATE_RECIPES.get(settings["prior"], "densemble")
     chosen = StateSettings(**_with_fold(settings))
-    progress = Progress() if quiet else TerminalProgress()
+    progress = TerminalProgress(quiet=quiet)
     result = run_cryoem(
         chosen,
         out,
@@ -354,9 +354,9 @@ def demo(*, out: Path, force: bool, resume: bool, quiet: bool, **settings: Any) 
     on two cores, and no network.
     """
     from densemble.demo import run_demo
-    from densemble.progress import Progress, TerminalProgress
+    from densemble.progress import TerminalProgress
 
-    progress = Progress() if quiet else TerminalProgress()
+    progress = TerminalProgress(quiet=quiet)
     said = run_demo(out, force=force, resume=resume, progress=progress, **_with_cycles(settings))
     click.echo(said)
     _report(out)
@@ -447,7 +447,7 @@ def validate(*, model: Path, data: Path | None, json_file: Path | None, force: b
     "--out", type=_PATH, help="Placed model to write, .cif or .pdb; a record goes beside it, .json."
 )
 @click.option("--force", is_flag=True, help="Replace the files if they exist.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr, only warnings.")
 @_plain_errors
 def dock(*, model: Path, map_path: Path, quiet: bool, **options: Any) -> None:
     """Place MODEL, from wherever it is, in a cryo-EM map.
@@ -457,9 +457,9 @@ def dock(*, model: Path, map_path: Path, quiet: bool, **options: Any) -> None:
     best or the map seems to have the wrong hand.
     """
     from densemble.docking import dock_files, summary
-    from densemble.progress import Progress, TerminalProgress
+    from densemble.progress import TerminalProgress
 
-    progress = Progress() if quiet else TerminalProgress()
+    progress = TerminalProgress(quiet=quiet)
     record = dock_files(model, map_path, progress=progress, **options)
     click.echo(summary(record))
     if options["out"] is not None:

@@ -25,7 +25,7 @@ from densemble.errors import InputError
 @click.option("--redo-server", default=SERVERS.redo, show_default=True, help="PDB-REDO.")
 @click.option("--emdb-server", default=SERVERS.emdb, show_default=True, help="EMDB or a mirror.")
 @click.option("--force", is_flag=True, help="Look for newer versions, and replace other files in the folder.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr, only warnings.")
 @plain_errors
 def fetch(
     *,
@@ -48,10 +48,10 @@ def fetch(
     from densemble.archives.entries import summary
     from densemble.archives.layout import parse_entry
     from densemble.archives.transfer import Client
-    from densemble.progress import Progress, TerminalProgress
+    from densemble.progress import TerminalProgress
 
     folder = Path(parse_entry(entry)) if out is None else out
-    client = Client(progress=Progress() if quiet else TerminalProgress())
+    client = Client(progress=TerminalProgress(quiet=quiet))
     servers = Servers(*(url.rstrip("/") for url in (pdb_server, redo_server, emdb_server)))
     record = have(entry, folder, Cache(cache or default_folder(), client), servers=servers, force=force)
     click.echo(summary(record, folder))
@@ -130,7 +130,7 @@ def scan(*, model: Path, data: Path, json_file: Path | None, force: bool, **opti
 )
 @click.option("--cache", type=PATH, envvar="DENSEMBLE_CACHE", help="As of densemble fetch.")
 @click.option("--resume", is_flag=True, help="Go on in the folder: what is done there is not done again.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr, only warnings.")
 @plain_errors
 def run(
     *,
@@ -159,12 +159,12 @@ def run(
     from densemble.experiments.engine import LocalEngine
     from densemble.experiments.files import Files
     from densemble.experiments.running import run_suite, summary
-    from densemble.progress import Progress, TerminalProgress
+    from densemble.progress import TerminalProgress
     from densemble.suites import load_suite
 
     if scheduler is not None and engine != "dask":
         raise InputError("--scheduler is Dask's; add --engine dask")
-    progress = Progress() if quiet else TerminalProgress()
+    progress = TerminalProgress(quiet=quiet)
     kept = Cache(cache or default_folder(), Client(progress=progress, offline=offline))
     records = run_suite(
         load_suite(suite),
@@ -205,7 +205,7 @@ def suite() -> None:
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each case.")
 @click.option("--out", type=PATH, required=True, help="Suite to write (.toml).")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr, only warnings.")
 @plain_errors
 def from_folder(
     *,
@@ -226,14 +226,14 @@ def from_folder(
     from densemble.experiments.folder import suite_of_folder, suite_text
     from densemble.inputs import RECIPES
     from densemble.io.output import check_output_file, write_text
-    from densemble.progress import Progress, TerminalProgress
+    from densemble.progress import TerminalProgress
     from densemble.suites import Variant
 
     check_output_file(out, force=force)
     variant = Variant(
         id=prior, prior=prior, recipe=RECIPES[prior], members=members, seeds=tuple(range(seeds))
     )
-    progress = Progress() if quiet else TerminalProgress()
+    progress = TerminalProgress(quiet=quiet)
     made, left_out = suite_of_folder(
         folder, variants=[variant], region=region, start_altloc=start_altloc, progress=progress
     )

@@ -155,7 +155,7 @@ def dock_files(
             raise InputError(f"{out}: give a name that ends in .cif or .pdb")
     model, density = read_model(model_path), read_map(map_path)
     for message in (*model.messages, *_coarse_voxels(density, resolution)):
-        tell.message(message)
+        tell.warning(message)
     source = f"map {map_path}"
     docking = dock_model(model, density, resolution=resolution, level=level, source=source, progress=tell)
     record = _record(docking, [model_path, map_path], resolution=resolution, level=level)

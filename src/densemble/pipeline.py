@@ -135,7 +135,7 @@ def model_or_failure(
             (folder / name).unlink(missing_ok=True)
         write_text(folder / FAILURE_FILE, traceback.format_exc())
         why = f"{type(error).__name__}: {error}"
-        tell.message(f"No final model was made ({why}); see {FAILURE_FILE}. The ensemble stands without it.")
+        tell.warning(f"No final model was made ({why}); see {FAILURE_FILE}. The ensemble stands without it.")
         return None, why
     return made.record, None
 
@@ -176,7 +176,7 @@ def run_xray(
         inputs = load(settings, progress=tell)
         states = reference_states(reference, inputs.stretches)
     for message in inputs.messages:
-        tell.message(message)
+        tell.warning(message)
     with clock("map"):
         tell.message(f"calculating the {settings.map} map of {settings.region}")
         problem = problem_of(settings, inputs)

@@ -18,6 +18,10 @@ class Progress:
     def message(self, text: str) -> None:
         """One sentence for the user."""
 
+    def warning(self, text: str) -> None:
+        """A sentence that the user should read to judge the result."""
+        self.message(text)
+
     @contextmanager
     def steps(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """Of a part with a known number of steps; call with the number done."""
@@ -26,18 +30,31 @@ class Progress:
 
 
 class TerminalProgress(Progress):
-    """Messages and bars on stderr."""
+    """Messages and bars on stderr.
 
-    def __init__(self) -> None:
+    Args:
+        quiet: warnings alone.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, highlight=False)
+        self._quiet = quiet
 
     def message(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(text, style="dim", markup=False)
+        """Print a line, unless quiet."""
+        if not self._quiet:
+            self._console.print(text, style="dim", markup=False)
+
+    def warning(self, text: str) -> None:
+        """Print a line, quiet or not."""
+        self._console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def steps(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show a bar."""
+        """Show a bar, unless quiet."""
+        if self._quiet:
+            yield lambda done: None
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

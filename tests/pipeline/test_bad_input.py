@@ -1,6 +1,5 @@
 """Bad input: exit code 2, one sentence that names the culprit, and nothing left behind."""
 
-import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -11,31 +10,12 @@ import gemmi
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from command_line import invoke, sentence
 from small_crystal import LOOP, SmallCrystal, contents, read_columns, write_mtz
 
-from densemble.cli import main
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import write_map
 from densemble.priors import embedded
-
-
-def invoke(*arguments: object) -> Result:
-    separate = "mix_stderr" in inspect.signature(CliRunner).parameters  # click before 8.2
-    runner = CliRunner(mix_stderr=False) if separate else CliRunner()
-    return runner.invoke(main, [str(a) for a in arguments])
-
-
-def sentence(done: Result) -> str:
-    """The one line on stderr of a command that ended with code 2 and no traceback."""
-    assert isinstance(done.exception, SystemExit), done.exception
-    assert done.exit_code == 2
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("densemble: ")
-    return lines[0].removeprefix("densemble: ")
 
 
 @pytest.fixture

@@ -1,15 +1,12 @@
 """Bad input to ``densemble cryoem``: exit code 2, one sentence with the culprit, nothing left behind."""
 
-import inspect
-
 import gemmi
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import invoke, sentence
 from small_state import RESOLUTION, write_state
 
-from densemble.cli import main
 from densemble.cryoem import run_cryoem
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import read_map, write_map
@@ -30,16 +27,9 @@ def complaint(state, tmp_path):
         settings = ["--model", model, "--recipe", state.recipe, "--steps", 2, "--members", 1, "--quiet"]
         if resolution is not None:
             settings += ["--resolution", resolution]
-        separate = "mix_stderr" in inspect.signature(CliRunner).parameters  # click before 8.2
-        runner = CliRunner(mix_stderr=False) if separate else CliRunner()
-        done = runner.invoke(main, list(map(str, ["cryoem", density, *settings, "--out", out, *options])))
-        assert isinstance(done.exception, SystemExit), done.exception
-        assert done.exit_code == 2
-        assert done.stdout == ""
-        lines = done.stderr.splitlines()
-        assert len(lines) == 1, done.stderr
+        said = sentence(invoke("cryoem", density, *settings, "--out", out, *options))
         assert not out.exists()
-        return lines[0].removeprefix("densemble: ")
+        return said
 
     return run
 
@@ -126,8 +116,7 @@ def test_output_that_exists(state, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("kept")
     options = ["--model", state.placed, "--resolution", RESOLUTION, "--out", tmp_path / "out"]
-    done = CliRunner().invoke(main, list(map(str, ["cryoem", state.map, *options])))
-    assert done.exit_code == 2
+    sentence(invoke("cryoem", state.map, *options))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command_line import invoke
 from small_crystal import LOOP, outcome, read_columns, truth, write_mtz
 
-from densemble.cli import main
 from densemble.crystal.scaling import bulk_solvent, fit_scale, model_factors, r_factors
 from densemble.io.maps import read_map
 from densemble.io.models import read_model
@@ -274,9 +273,22 @@ def test_command_line_does_what_the_api_does(finished, crystal, tmp_path):
         *("--prior", "gaussian", "--steps", 12, "--seed", 1, "--recipe", crystal.recipe, "--no-states"),
         *("--out", tmp_path / "out"),
     ]
-    done = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
-    assert done.exit_code == 0
+    done = invoke(*arguments)
+    assert done.exit_code == 0, done.exception
     assert outcome(tmp_path / "out") == outcome(finished.folder)
     r_free = f"{finished.result.r_factors.ensemble.r_free:.4f}"
     assert r_free in done.output
     assert str(tmp_path / "out") in done.output
+
+
+def test_quiet_run_says_its_warnings_and_no_more(crystal, tmp_path):
+    """The start has both states; that one was chosen is for the user to know, how the run goes on is not."""
+    words = [crystal.reference, crystal.data, "--region", LOOP, "--recipe", crystal.recipe, "--no-states"]
+    words += ["--prior", "gaussian", "--members", 1, "--steps", 2, "--out", tmp_path / "out"]
+    quiet = invoke("xray", *words, "--quiet")
+    assert quiet.exit_code == 0, quiet.stderr
+    (warning,) = quiet.stderr.splitlines()
+    assert warning.startswith("truth.cif: residues with altlocs keep one conformer: B in ")
+    aloud = invoke("xray", *words, "--force")
+    assert warning in aloud.stderr.splitlines()
+    assert "calculating the omit map" in aloud.stderr

@@ -1,18 +1,18 @@
 """Scores against data made here, whose answers are known; and agreement with what a run records."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import gemmi
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import invoke, sentence
 from scipy.spatial import cKDTree
 
 import densemble
 from densemble.atoms import Ensemble, Region
-from densemble.cli import main
 from densemble.crystal.omit import omit_map
 from densemble.crystal.sampling import simulate
 from densemble.crystal.scaling import r_factors
@@ -32,26 +32,16 @@ KEYS = ["schema", "inputs", "region", "voxels", "rscc", "cosine", "r_work", "r_f
 LOOP = "A:176-191"
 
 
-def run(*arguments):
-    return CliRunner().invoke(main, ["score", *map(str, arguments)])
+run = partial(invoke, "score")
 
 
 def scored(*arguments):
     """What --json prints, and nothing else on stdout."""
     result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert list(found) == KEYS
     return found
-
-
-def refused(*arguments):
-    """The message of an error, one line with exit code 2."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    assert len(result.output.splitlines()) == 1
-    return result.output
 
 
 def save(structure, path):
@@ -101,8 +91,8 @@ def folder(loop, tmp_path_factory):
 
 def simulated(folder, model, name, resolution=2.0, spacing=0.6):
     arguments = [folder / model, "--resolution", resolution, "--spacing", spacing, "--out", folder / name]
-    result = CliRunner().invoke(main, ["simulate", *map(str, arguments), "--force"])
-    assert result.exit_code == 0, result.output
+    result = invoke("simulate", *arguments, "--force")
+    assert result.exit_code == 0, result.stderr
     return folder / name
 
 
@@ -210,7 +200,7 @@ def test_a_map_of_the_crystal_with_its_symmetry(folder, loop, group):
     ccp4.write_ccp4_map(str(path))
     arguments = (folder / "loop.cif", path, "--resolution", 2.0, "--region", LOOP)
     if group == "P 1":  # nothing tells it from a box
-        assert "does not hold" in refused(*arguments)
+        assert "does not hold" in sentence(run(*arguments))
     else:
         assert scored(*arguments)["rscc"] == pytest.approx(1.0, abs=1e-4)
 
@@ -282,8 +272,7 @@ def test_bad_input(folder, loop, arguments, message):
         (folder / name).write_text("nothing of the kind\n" * 100)
     if not (folder / "box.ccp4").exists():
         make_bad_models(folder, loop)
-    output = refused(*(folder / a if "." in a and a != LOOP else a for a in arguments))
-    assert message in output
+    assert message in sentence(run(*(folder / a if "." in a and a != LOOP else a for a in arguments)))
 
 
 def make_bad_models(folder, loop):

@@ -1,7 +1,6 @@
 """Whole entries from a server on this machine, in the formats and under the paths of the archives."""
 
 import gzip
-import inspect
 import json
 import shutil
 from hashlib import sha256
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from archive_server import Archive, Fault, serving
-from click.testing import CliRunner
+from command_line import invoke, sentence
 from small_crystal import EXAMPLE, write_crystal
 
 from densemble.archives.cache import Cache
@@ -21,7 +20,6 @@ from densemble.archives.entries import fetch, summary
 from densemble.archives.layout import crystal_files, header_file, parse_entry
 from densemble.archives.servers import SERVERS, Servers
 from densemble.archives.transfer import ArchiveError, Client, Manners, NotInArchiveError
-from densemble.cli import main
 from densemble.errors import InputError
 from densemble.grid import DensityMap, Grid
 from densemble.io.maps import read_map, write_map
@@ -367,18 +365,15 @@ def test_headers_that_make_no_sense(tmp_path, old, new, said):
         read_header(tmp_path / "h.xml")
 
 
-def test_on_the_command_line(archive, tmp_path, deposited):
-    separate = "mix_stderr" in inspect.signature(CliRunner).parameters  # click before 8.2
-    runner = CliRunner(mix_stderr=False) if separate else CliRunner()
+def test_on_the_command_line(archive, tmp_path, deposited, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     own = servers(archive)
     options = ["--pdb-server", own.pdb + "/", "--redo-server", own.redo, "--emdb-server", own.emdb]
-    with runner.isolated_filesystem(tmp_path) as folder:
-        done = runner.invoke(main, ["fetch", "emd-40226", "--cache", "kept", "--quiet", *options])
-        assert done.exit_code == 0, done.stderr
-        assert done.stderr == ""
-        assert "map: EMD-40226/emd_40226.map.gz" in done.stdout
-        assert (Path(folder) / "EMD-40226" / "emd_40226.map.gz").read_bytes() == deposited[MAP]
-        shutil.rmtree("kept")
-        done = runner.invoke(main, ["fetch", "1xyz", "--cache", "kept", "--quiet", *options])
-        assert done.exit_code == 2
-        assert "no such file (404)" in done.stderr
+    done = invoke("fetch", "emd-40226", "--cache", "kept", "--quiet", *options)
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr == ""
+    assert "map: EMD-40226/emd_40226.map.gz" in done.stdout
+    assert (tmp_path / "EMD-40226" / "emd_40226.map.gz").read_bytes() == deposited[MAP]
+    shutil.rmtree("kept")
+    said = sentence(invoke("fetch", "1xyz", "--cache", "kept", "--quiet", *options))
+    assert "no such file (404)" in said
