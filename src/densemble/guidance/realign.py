@@ -175,14 +175,6 @@ class FollowingProcess:
         """As that of the prior's own."""
         return self.process.precondition(gradient, t)
 
-    def unwhiten(self, z: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
-        """As that of the prior's own."""
-        return self.process.unwhiten(z)
-
-    def whiten(self, x: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
-        """As that of the prior's own."""
-        return self.process.whiten(x)
-
     def gain(self, held: Bool[Tensor, " n"]) -> Float[Tensor, "f h"]:
         """As that of the prior's own."""
         return self.process.gain(held)

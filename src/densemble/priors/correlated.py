@@ -23,11 +23,14 @@ def regression(factor: Float[Tensor, "n m"], held: Bool[Tensor, " n"]) -> Float[
     return torch.linalg.solve(s[held][:, held], s[held][:, ~held]).T.to(factor)
 
 
-def conditional_factor(factor: Float[Tensor, "n m"], held: Bool[Tensor, " n"]) -> Float[Tensor, "f f"]:
-    """Lower-triangular L' of what is left free when the noise of the held atoms is known.
+def conditional(
+    factor: Float[Tensor, "n m"], held: Bool[Tensor, " n"]
+) -> tuple[Float[Tensor, "f h"], Float[Tensor, "f f"]]:
+    """K (``regression``), and lower-triangular L' of what is left free when the noise of held atoms is known.
 
     ``L' L'^T = S_ff - S_fh S_hh^-1 S_hf``.
     """
     s = covariance(factor)
     known = torch.linalg.solve(s[held][:, held], s[held][:, ~held])
-    return torch.linalg.cholesky(s[~held][:, ~held] - s[~held][:, held] @ known).to(factor)
+    left = torch.linalg.cholesky(s[~held][:, ~held] - s[~held][:, held] @ known)
+    return known.T.to(factor), left.to(factor)

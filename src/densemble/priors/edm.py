@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from densemble.priors.correlated import conditional_factor, regression
+from densemble.priors.correlated import conditional, regression
 from densemble.priors.protocol import Denoiser
 
 
@@ -61,16 +61,6 @@ class EDM:
         """The noise level is its own label."""
         return sigma
 
-    def unwhiten(self, z: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
-        """L z."""
-        return z if self.factor is None else self.factor @ z
-
-    def whiten(self, x: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
-        """L^-1 x, for a lower-triangular L."""
-        if self.factor is None:
-            return x
-        return torch.linalg.solve_triangular(self.factor.expand(x.shape[0], -1, -1), x, upper=False)
-
     def precondition(self, gradient: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """sigma^2 L L^T gradient: the shift of x0_hat that a score causes."""
         if self.factor is not None:
@@ -83,14 +73,16 @@ class EDM:
             return self.center.new_zeros(int((~held).sum()), int(held.sum()))
         return regression(self.factor, held)
 
-    def given(self, known: Float[Tensor, "n 3"], held: Bool[Tensor, " n"]) -> EDM:
-        """The process of the other atoms when those held are in known places.
+    def given(
+        self, known: Float[Tensor, "n 3"], held: Bool[Tensor, " n"]
+    ) -> tuple[EDM, Float[Tensor, "f h"]]:
+        """The process of the other atoms when those held are in known places; and K.
 
         It is centred where the noise alone would have them, with the covariance that is left to them.
         """
         missed = (known.to(self.center) - self.center)[held]
-        factor = None if self.factor is None else conditional_factor(self.factor, held)
-        return replace(self, center=self.center[~held] + self.gain(held) @ missed, factor=factor)
+        gain, factor = (self.gain(held), None) if self.factor is None else conditional(self.factor, held)
+        return replace(self, center=self.center[~held] + gain @ missed, factor=factor), gain
 
     def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
         """Noise of the first level about ``center``."""
@@ -125,4 +117,4 @@ class EDM:
     def _noise(self, members: int, generator: torch.Generator) -> Tensor:
         shape = (members, *self.center.shape)
         z = torch.randn(shape, generator=generator, dtype=self.center.dtype, device=self.center.device)
-        return self.unwhiten(z)
+        return z if self.factor is None else self.factor @ z

@@ -82,10 +82,10 @@ class Substructure:
             raise ValueError(f"Substructure: {type(process).__name__} has no noise of some atoms alone")
         self.prior = prior
         self.topology = prior.topology.subset(free.nonzero()[:, 0].numpy())
-        self.process: NoiseProcess = process.given(known, ~free)
+        self.process: NoiseProcess
+        self.process, self._gain = process.given(known, ~free)
         self._known = known
         self._free = free
-        self._gain = process.gain(~free)
 
     def whole(self, x: Float[Tensor, "k f 3"]) -> Float[Tensor, "k n 3"]:
         """All atoms: the free ones where given, the others in their known places."""

@@ -64,14 +64,6 @@ class NoiseProcess(Protocol):
         """
         ...
 
-    def unwhiten(self, z: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
-        """L z, noise as the process has it from standard normal noise."""
-        ...
-
-    def whiten(self, x: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
-        """L^-1 x."""
-        ...
-
     def gain(self, held: Bool[Tensor, " n"]) -> Float[Tensor, "f h"]:
         """The regression K of the noise of the other atoms on that of the held ones (``correlated``)."""
         ...
@@ -81,8 +73,10 @@ class NoiseProcess(Protocol):
 class ConditionalNoise(NoiseProcess, Protocol):
     """Noise of each atom where it is, which leaves a process of its own to some of them."""
 
-    def given(self, known: Float[Tensor, "n 3"], held: Bool[Tensor, " n"]) -> NoiseProcess:
-        """The noise of the other atoms when those held are in known places, Å."""
+    def given(
+        self, known: Float[Tensor, "n 3"], held: Bool[Tensor, " n"]
+    ) -> tuple[NoiseProcess, Float[Tensor, "f h"]]:
+        """The noise of the other atoms when those held are in known places, Å; and K (``gain``)."""
         ...
 
 

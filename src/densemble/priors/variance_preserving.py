@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from densemble.priors.correlated import conditional_factor, regression
+from densemble.priors.correlated import conditional, regression
 from densemble.priors.protocol import Denoiser
 
 
@@ -127,14 +127,6 @@ class VariancePreserving:
             low, high = (middle, high) if self.sigma(middle) < sigma else (low, middle)
         return float(torch.tensor(high, dtype=torch.float32))
 
-    def unwhiten(self, z: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
-        """L z."""
-        return self.factor.to(z) @ z
-
-    def whiten(self, x: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
-        """L^-1 x."""
-        return torch.linalg.solve(self.factor.to(x), x)
-
     def precondition(self, gradient: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """sigma^2 / alpha L L^T gradient: the shift of x0_hat that a score causes."""
         alpha, sigma = self.schedule.alpha_sigma(t)
@@ -149,18 +141,18 @@ class VariancePreserving:
         """K, with which the noise of held atoms foretells that of the others."""
         return regression(self.factor, held)
 
-    def given(self, known: Float[Tensor, "n 3"], held: Bool[Tensor, " n"]) -> VariancePreserving:
-        """The process of the other atoms when those held are in known places, whatever the noise.
+    def given(
+        self, known: Float[Tensor, "n 3"], held: Bool[Tensor, " n"]
+    ) -> tuple[VariancePreserving, Float[Tensor, "f h"]]:
+        """The process of the other atoms when those held are in known places, whatever the noise; and K.
 
         It is centred where the noise alone would have them, ``c_f + K (x_h - c_h)``, with the covariance that
         the held atoms leave them. Without a centre, c is the mean of the held atoms.
         """
         center = known[held].mean(0).expand_as(known) if self.center is None else self.center
-        return replace(
-            self,
-            factor=conditional_factor(self.factor, held),
-            center=center[~held] + self.gain(held).to(known) @ (known - center)[held],
-        )
+        gain, factor = conditional(self.factor, held)
+        middle = center[~held] + gain.to(known) @ (known - center)[held]
+        return replace(self, factor=factor, center=middle), gain
 
     def initial(self, members: int, generator: torch.Generator) -> Float[Tensor, "k n 3"]:
         """Noise of the first label about the centre."""
@@ -208,7 +200,7 @@ class VariancePreserving:
 
     def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
         z = torch.randn(like.shape, generator=generator, dtype=self.factor.dtype, device=self.factor.device)
-        return self.unwhiten(z).to(like)
+        return (self.factor @ z).to(like)
 
     @cached_property
     def _spread(self) -> float:

@@ -153,10 +153,9 @@ def test_noise_of_the_atoms_is_independent_and_not_of_some_alone(case, generator
     prior = case.prior()
     process, held = prior.process, torch.arange(case.atoms) < 4
     noisy = process.diffuse(torch.zeros(4000, case.atoms, 3), 3.0, generator)
-    z = process.whiten(noisy)[:, :8] / 3.0
+    z = noisy[:, :8] / 3.0
     covariance = torch.einsum("kid,kjd->ij", z, z) / 12000
     assert torch.allclose(covariance, torch.eye(8), atol=6 / 12000**0.5)
-    assert torch.equal(process.unwhiten(process.whiten(noisy)), noisy)
     known = torch.randn(2, case.atoms, 3, generator=generator)
     x = known + torch.randn(known.shape, generator=generator)
     found = Held(prior, known, held.expand(2, -1)).denoise(x, 5.0)

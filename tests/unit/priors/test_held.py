@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from densemble.priors.correlated import conditional_factor, regression
+from densemble.priors.correlated import conditional, regression
 from densemble.priors.edm import EDM
 from densemble.priors.gaussian import GaussianPrior
 from densemble.priors.held import Held, Substructure
@@ -33,7 +33,8 @@ class LikeNoise:
 def test_regression_and_rest_are_those_of_the_joint_covariance():
     factor, held = factor_of(10), torch.arange(10) % 3 == 0
     s = factor @ factor.T
-    gain, left = regression(factor, held), conditional_factor(factor, held)
+    gain, left = conditional(factor, held)
+    assert torch.equal(gain, regression(factor, held))
     precision = torch.linalg.inv(s)[~held][:, ~held]  # the independent route
     assert torch.allclose(left @ left.T, torch.linalg.inv(precision))
     assert torch.allclose(gain, -torch.linalg.inv(precision) @ torch.linalg.inv(s)[~held][:, held])

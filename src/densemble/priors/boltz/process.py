@@ -242,14 +242,6 @@ class BoltzProcess:
         """sigma^2 gradient: the shift of x0_hat that a score causes."""
         return t**2 * gradient
 
-    def unwhiten(self, z: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
-        """Noise as the process has it: that of all atoms is independent."""
-        return z
-
-    def whiten(self, x: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
-        """Standard normal noise, which it is already."""
-        return x
-
     def gain(self, held: Bool[Tensor, " n"]) -> Float[Tensor, "f h"]:
         """Zero: the noise of held atoms foretells nothing."""
         return self.centre.new_zeros(int((~held).sum()), int(held.sum()))
