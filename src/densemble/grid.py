@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 
@@ -83,3 +84,9 @@ class DensityMap:
             raise ValueError(
                 f"DensityMap: values {tuple(self.values.shape)} on a grid of shape {self.grid.shape}"
             )
+
+    def at(self, points: Float[np.ndarray, "*n 3"], *, order: int) -> Float[np.ndarray, "*n"]:
+        """Values at points in Å by splines of an order, linear 1 or cubic 3; zero outside the box."""
+        place = (points - np.array(self.grid.origin)) / np.array(self.grid.spacing)
+        values = self.values.cpu().numpy()
+        return map_coordinates(values, np.moveaxis(place, -1, 0), output=np.float64, order=order)

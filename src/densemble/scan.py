@@ -28,7 +28,6 @@ import gemmi
 import numpy as np
 from jaxtyping import Float, Int
 from pydantic import ConfigDict, Field
-from scipy.ndimage import map_coordinates
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
@@ -234,7 +233,7 @@ class Evidence:
         )
         topology, owner = model.topology, model.topology.residue_index
         count = len(topology.residues)
-        d, rho = (_at(density, model.coords) for density in (difference, calculated))
+        d, rho = (density.at(model.coords, order=3) for density in (difference, calculated))
         electrons = np.array([gemmi.Element(name).atomic_number for name in topology.elements])
         residues = np.array([r for r, x in enumerate(topology.residues) if x.kind == "protein"], dtype=int)
         overlap, norm, weight = (
@@ -249,12 +248,6 @@ class Evidence:
     def median_rscc(self) -> float:
         """Of the protein residues."""
         return float(np.nanmedian(self.rscc[self.residues]))
-
-
-def _at(density: DensityMap, coords: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
-    """Values of a map at some points, by cubic splines."""
-    index = (coords - np.array(density.grid.origin)) / np.array(density.grid.spacing)
-    return map_coordinates(density.values.double().numpy(), index.T, order=3)
 
 
 def _peaks(model: Model, difference: DensityMap) -> tuple[csr_matrix, Float[np.ndarray, " p"]]:

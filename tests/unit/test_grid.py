@@ -77,3 +77,15 @@ def test_a_map_has_one_value_for_each_voxel():
     assert DensityMap(grid, torch.zeros(2, 3, 4)).values.shape == (2, 3, 4)
     with pytest.raises(ValueError, match=r"values \(4, 3, 2\) on a grid of shape \(2, 3, 4\)"):
         DensityMap(grid, torch.zeros(4, 3, 2))
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_values_of_a_map_at_points(order):
+    """At voxels those of the voxels; between them, of a plane, those of the plane; zero outside."""
+    grid = Grid(origin=(3.0, -2.0, 1.0), spacing=(0.5, 1.0, 0.8), shape=(24, 23, 22))
+    slope, points = np.array([2.0, -1.0, 0.5]), grid.points()
+    density = DensityMap(grid, torch.as_tensor(points @ slope))
+    np.testing.assert_allclose(density.at(points, order=order), points @ slope, atol=1e-9)
+    middle = points[12, 11, 10] + np.random.default_rng(0).uniform(-0.5, 0.5, size=(7, 3))
+    np.testing.assert_allclose(density.at(middle, order=order), middle @ slope, atol=1e-4)
+    assert density.at(points[:1, 0, 0] - 2.0, order=order).tolist() == [0.0]

@@ -224,8 +224,6 @@ def overview(scene: Scene, density: DensityMap | None, level: float) -> Figure:
 
 def _projected(axes: Axes, camera: Camera, density: DensityMap, level: float, atoms: np.ndarray) -> None:
     """Contour lines of the map's largest values along the line of sight."""
-    from scipy.ndimage import map_coordinates
-
     flat = camera.project(atoms)
     low, high = flat.min(axis=0) - SLAB, flat.max(axis=0) + SLAB
     steps = [
@@ -233,15 +231,12 @@ def _projected(axes: Axes, camera: Camera, density: DensityMap, level: float, at
     ]
     x, y, z = (np.linspace(a, b, n) for a, b, n in zip(low, high, steps, strict=True))
     largest = np.full((len(y), len(x)), -np.inf)
-    values, spacing = density.values.double().numpy(), np.array(density.grid.spacing)
     for depth in z:
         u, v = np.meshgrid(x, y)
         points = (
             camera.target + u[..., None] * camera.right + v[..., None] * camera.up + depth * camera.towards
         )
-        place = ((points - density.grid.origin) / spacing).reshape(-1, 3).T
-        found = map_coordinates(values, place, order=1, mode="constant").reshape(u.shape)
-        largest = np.maximum(largest, found)
+        largest = np.maximum(largest, density.at(points, order=1))
     if largest.max() > level:
         above = [step * level for step in (1, 2, 3) if step * level < largest.max()]
         axes.contourf(x, y, largest, levels=[level, largest.max()], colors=[MAP_COLOUR], alpha=0.12)

@@ -9,7 +9,6 @@ from pathlib import Path
 import gemmi
 import numpy as np
 from jaxtyping import Float
-from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 
 from densemble.grid import DensityMap, Grid
@@ -62,10 +61,7 @@ def level_of(result: Result | StateResult, density: DensityMap, scene: Scene) ->
     """Where to contour at first: half of what the map is at the atoms of the state that is best seen."""
     unit = "e/Å³" if isinstance(result, Result) else "map units"
     first = max(scene.conformations, key=lambda c: c.occupancy or 0.0)
-    grid = density.grid
-    place = (first.coords - grid.origin) / np.array(grid.spacing)
-    found = map_coordinates(density.values.double().numpy(), place.T, order=1)
-    value = float(np.median(found)) / 2
+    value = float(np.median(density.at(first.coords, order=1))) / 2
     if value > 0:
         return Level(value, f"half of the map's median at the atoms of {first.name}", unit)
     return Level(float(density.values.double().std()), "the standard deviation of the map", unit)
