@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from densemble.demo import SUBJECTS, core_rmsd, run_demo
+from densemble.io.finished import read_run
 from densemble.io.models import read_model
-from densemble.io.results import read_result_json
 from densemble.progress import Progress
 from densemble.report import table
 
@@ -28,7 +28,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder)
             run_demo(out, progress=Progress(), seed=seed, prior=args.prior)
-            result = read_result_json(out / "result.json")
+            result = read_run(out)
             for subject in SUBJECTS:
                 r_free = getattr(result.r_factors, subject).r_free
                 found[subject].append((result.metrics.rscc[subject], result.metrics.cosine[subject], r_free))

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from densemble.io.finished import read_run
 from densemble.io.model_results import (
     MODEL_FILE,
     Evidence,
@@ -18,7 +19,7 @@ from densemble.io.model_results import (
     Validation,
 )
 from densemble.io.output import write_record
-from densemble.io.results import Member, Result, read_result_json
+from densemble.io.results import Member, Result
 
 OCCUPANCY = {"B": 0.61, "A": 0.39}
 
@@ -87,7 +88,7 @@ def write_finished(run: Path, model: Path, region: str, folder: Path, *, residue
     """
     shutil.copytree(run, folder)
     shutil.copyfile(model, folder / MODEL_FILE)
-    result = read_result_json(folder / "result.json")
+    result = read_run(folder)
     write_record(folder / "result.json", result.model_copy(update={"model": final_model(region)}))
     with (folder / "residues.csv").open("w", newline="") as stream:
         rows = csv.writer(stream)

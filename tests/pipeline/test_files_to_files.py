@@ -11,10 +11,10 @@ from command_line import invoke
 from small_crystal import LOOP, outcome, read_columns, truth, write_mtz
 
 from densemble.crystal.scaling import bulk_solvent, fit_scale, model_factors, r_factors
+from densemble.io.finished import read_run
 from densemble.io.maps import read_map
 from densemble.io.models import read_model
 from densemble.io.reflections import read_reflections
-from densemble.io.results import read_result_json
 from densemble.pipeline import run_xray
 
 NUMBERS = range(179, 187)
@@ -78,7 +78,7 @@ def test_result_json_follows_the_schema(finished, crystal):
         assert -1 <= member["bimodality"] <= 1
         assert member["rmsd"].keys() == {"A", "B"}
     assert sum(m["weight"] for m in written["members"]) == pytest.approx(1, abs=1e-6)
-    assert read_result_json(finished.folder / "result.json") == finished.result
+    assert read_run(finished.folder) == finished.result
 
 
 def test_a_guide_run_alone_stands_under_its_own_name_and_as_the_ensemble(crystal, tmp_path):

@@ -12,8 +12,9 @@ from small_report import bare_result
 
 from densemble.evaluation import ensemble_density, reference_states, start_ensemble
 from densemble.inputs import load
+from densemble.io.finished import read_run
 from densemble.io.models import alternates
-from densemble.io.results import Metrics, RFactor, RFactors, read_result_json
+from densemble.io.results import Metrics, RFactor, RFactors
 from densemble.metrics.maps import rscc, voxels_near
 from densemble.modelling import final_model, write_model
 from densemble.pipeline import problem_of, run_xray
@@ -180,7 +181,7 @@ def test_a_run_writes_its_model_and_can_leave_it(crystal, tmp_path):
     result = run_xray(settings, tmp_path / "out")
     assert result.model is not None
     assert (tmp_path / "out" / "model.cif").exists()
-    assert read_result_json(tmp_path / "out" / "result.json").model == result.model
+    assert read_run(tmp_path / "out").model == result.model
     assert result.model.refinement.cycles == 1
     again = run_xray(crystal.settings(members=2, steps=3), tmp_path / "out", force=True)
     assert again.model is None
@@ -202,7 +203,7 @@ def test_a_model_that_cannot_be_made_does_not_cost_the_ensemble(crystal, tmp_pat
     assert result.model is None
     assert result.model_failure == "LinAlgError: Singular matrix"
     assert any("LinAlgError: Singular matrix" in text for text in said.messages)
-    assert read_result_json(tmp_path / "out" / "result.json") == result
+    assert read_run(tmp_path / "out") == result
     written = {f.name for f in (tmp_path / "out").iterdir()}
     assert written == {"ensemble.cif", "members", "map.ccp4", "trace.csv", "result.json", "model.log"}
     assert "Singular matrix" in (tmp_path / "out" / "model.log").read_text()

@@ -16,9 +16,10 @@ from small_report import OCCUPANCY, final_model, write_finished
 
 from densemble.cli import main
 from densemble.errors import InputError
+from densemble.io.finished import read_run
 from densemble.io.maps import read_map
 from densemble.io.output import write_record
-from densemble.io.results import Member, read_result_json
+from densemble.io.results import Member
 from densemble.report.folder import RunFolder
 from densemble.report.scene import scene_of
 from densemble.report.viewer import unpacked
@@ -131,7 +132,7 @@ def test_headline_says_how_many_how_sure_and_whether_held_out_data_agree(full, b
     assert "agrees better than the start with data that the fit never saw" in text
     assert "0.55–0.66" in text
     assert "R-free −0.0078: 0.1919 to 0.1841" in text
-    kept = sum(m.selected for m in read_result_json(bare / "result.json").members)
+    kept = sum(m.selected for m in read_run(bare).members)
     text = page(bare).text
     assert kept == 2
     assert f"Two conformations of {LOOP} together explain the map." in text
@@ -141,7 +142,7 @@ def test_headline_says_how_many_how_sure_and_whether_held_out_data_agree(full, b
 
 def test_a_result_that_is_no_better_is_said_to_be_none(bare, tmp_path):
     """The small run is too short to be better; the page must not hide that."""
-    factors = read_result_json(bare / "result.json").r_factors
+    factors = read_run(bare).r_factors
     assert factors.ensemble.r_free > factors.start.r_free
     assert "do not prefer it" in page(bare).text
 
@@ -153,7 +154,7 @@ def test_parts_are_there_only_if_their_data_are(full, bare, tmp_path):
     assert {"states", "residues", "validation"}.isdisjoint(page(bare).ids())
     poor = tmp_path / "poor"
     poor.mkdir()
-    result = read_result_json(bare / "result.json")
+    result = read_run(bare)
     plain = [Member(id=m.id, selected=m.selected, weight=m.weight, rscc=m.rscc) for m in result.members]
     write_record(poor / "result.json", result.model_copy(update={"members": plain, "r_factors": None}))
     write_report(poor)
@@ -228,7 +229,7 @@ def test_a_region_of_one_state_is_drawn_too(full, tmp_path):
     """Where all members agree no part has states, and there is a model all the same."""
     folder = tmp_path / "one"
     shutil.copytree(full, folder)
-    record = read_result_json(folder / "result.json")
+    record = read_run(folder)
     states = record.model.states.model_copy(update={"parts": []})
     model = record.model.model_copy(update={"states": states})
     write_record(folder / "result.json", record.model_copy(update={"model": model}))
@@ -283,7 +284,7 @@ def test_what_comes_from_files_is_escaped(full, tmp_path):
     hostile = "</script><img src=x onerror=alert(1)><b>&amp;"
     folder = tmp_path / "hostile"
     shutil.copytree(full, folder)
-    result = read_result_json(folder / "result.json")
+    result = read_run(folder)
     model = final_model(LOOP)
     states = model.states.model_copy(update={"rule": hostile})
     changed = result.model_copy(
@@ -314,7 +315,7 @@ def test_a_chain_s_name_is_no_command(full, tmp_path):
     structure = gemmi.read_structure(str(folder / "model.cif"))
     structure[0]["A"].name = "A;quit"
     structure.make_mmcif_document().write_file(str(folder / "model.cif"))
-    result = read_result_json(folder / "result.json")
+    result = read_run(folder)
     region = LOOP.replace("A:", "A;quit:")
     write_record(folder / "result.json", result.model_copy(update={"model": final_model(region)}))
     write_report(folder, force=True)

@@ -24,7 +24,7 @@ from densemble.experiments.files import Files
 from densemble.experiments.jobs import jobs_of, read_record
 from densemble.experiments.preparation import prepare
 from densemble.experiments.running import run_suite
-from densemble.io.results import read_result_json
+from densemble.io.finished import read_run
 from densemble.suites import Suite, load_suite
 
 SUITE = """
@@ -125,7 +125,7 @@ def test_a_suite_runs_to_its_table_and_says_what_did_not(suite_file, crystal, tm
     assert "5 jobs: 3 done, 2 not run" in done.output
     rows = {(row["case"], row["method"], row["measure"]): row for row in table(out)}
     guided = rows["loop", "guided", "cosine"]
-    results = [read_result_json(out / f"jobs/loop/guided/seed-{seed}/result.json") for seed in (1, 2)]
+    results = [read_run(out / f"jobs/loop/guided/seed-{seed}") for seed in (1, 2)]
     values = [result.metrics.cosine["ensemble"] for result in results]
     assert float(guided["ours"].split(" ± ")[0]) == pytest.approx(sum(values) / 2, abs=5e-5)
     half_width = 12.7062 * abs(values[0] - values[1]) / 2  # Student's t of one degree of freedom
@@ -314,4 +314,4 @@ def test_a_job_that_was_changed_is_done_anew(suite_file, files, tmp_path):
     assert read_record(other, out) is None
     execute(prepare(other, files, out), other.record_file(out))
     assert read_record(other, out) is not None
-    assert len(read_result_json(job.folder(out) / "result.json").members) == 3
+    assert len(read_run(job.folder(out)).members) == 3

@@ -17,8 +17,9 @@ from densemble.errors import InputError
 from densemble.experiments.jobs import Found, Job, JobRecord
 from densemble.experiments.preparation import Task
 from densemble.inputs import Settings
+from densemble.io.finished import read_run
 from densemble.io.output import RESULT_FILE, write_record, write_text
-from densemble.io.results import Result, read_result_json
+from densemble.io.results import Result
 from densemble.io.state_results import StateResult
 from densemble.pipeline import run_xray
 
@@ -83,13 +84,10 @@ def not_run(job: Job, why: str) -> JobRecord:
 def _result(task: Task, *, own: bool) -> Result | StateResult:
     """Of a run that is finished, or of the run now."""
     settings, folder = task.settings, task.folder
-    finished = own and (folder / RESULT_FILE).is_file()
+    if own and (folder / RESULT_FILE).is_file():
+        return read_run(folder)
     if isinstance(settings, Settings):
-        if finished:
-            return read_result_json(folder / RESULT_FILE)
         return run_xray(settings, folder, reference=task.reference, resume=own, force=not own)
-    if finished:
-        return StateResult.model_validate_json((folder / RESULT_FILE).read_bytes())
     return run_cryoem(settings, folder, reference=task.reference, resume=own, force=not own)
 
 

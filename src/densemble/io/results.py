@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import gemmi
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from densemble.atoms import Ensemble
 from densemble.errors import InputError
@@ -189,19 +189,3 @@ class Result(RunRecord):
 def write_result_json(path: str | Path, result: Result) -> Path:
     """Write ``result.json``."""
     return write_record(path, result)
-
-
-def read_result_json(path: str | Path) -> Result:
-    """Read ``result.json`` back.
-
-    Raises:
-        InputError: there is no such file, or it does not follow the schema.
-    """
-    try:
-        return Result.model_validate_json(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"result {path}: cannot be read ({error.strerror})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"result {path}: does not follow {SCHEMA}: {where}: {first['msg']}") from error

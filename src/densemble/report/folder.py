@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import ValidationError
 
 from densemble.errors import InputError
-from densemble.io.output import RESULT_FILE, TRACE_FILE
-from densemble.io.results import SCHEMA, Result
+from densemble.io.finished import read_run
+from densemble.io.output import TRACE_FILE
+from densemble.io.results import Result
 from densemble.io.state_results import RESIDUES_FILE, StateResult
-from densemble.io.state_results import SCHEMA as STATE_SCHEMA
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,33 +50,6 @@ class RunFolder:
             residue_figures={name: _numbers(rows, name, path / RESIDUES_FILE) for name in columns},
             trace=_trace(path / TRACE_FILE),
         )
-
-
-def read_run(folder: Path) -> Result | StateResult:
-    """The record of a finished run of either kind.
-
-    Raises:
-        InputError: there is no such file, or it does not follow a schema of this version.
-    """
-    path = folder / RESULT_FILE
-    try:
-        text = path.read_bytes()
-        schema = json.loads(text).get("schema")
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give the output folder of a finished run"
-        ) from error
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: is not a record of a run ({error})") from error
-    kinds: dict[str, type[Result] | type[StateResult]] = {SCHEMA: Result, STATE_SCHEMA: StateResult}
-    if schema not in kinds:
-        raise InputError(f"{path}: has schema {schema!r}, but reports are made of {' and '.join(kinds)}")
-    try:
-        return kinds[schema].model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path}: does not follow {schema}: {where}: {first['msg']}") from error
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from small_structure import small_structure
 from densemble.atoms import Ensemble, Region, Residue, ResidueId, Topology
 from densemble.errors import InputError
 from densemble.io.altlocs import build_structure, occupancies
+from densemble.io.finished import read_run
 from densemble.io.models import alternates, read_model
 from densemble.io.output import InputFile, prepare_output, write_text
 from densemble.io.results import (
@@ -26,7 +27,6 @@ from densemble.io.results import (
     Result,
     RFactor,
     RFactors,
-    read_result_json,
     write_ensemble,
     write_members,
     write_result_json,
@@ -466,7 +466,7 @@ def result(**changes):
 
 def test_result_round_trip_and_its_keys(tmp_path):
     path = write_result_json(tmp_path / "result.json", result())
-    assert read_result_json(path) == result()
+    assert read_run(tmp_path) == result()
     data = json.loads(path.read_text(encoding="utf-8"))
     assert list(data) == [
         *("schema", "inputs", "settings", "seed", "versions", "device", "timings", "region"),
@@ -483,7 +483,6 @@ def test_result_round_trip_and_its_keys(tmp_path):
     ("where", "value"),
     [
         (("extra",), 1),
-        (("schema",), "densemble.result/2"),
         (("seed",), "1"),
         (("seed",), 1.5),
         (("inputs", 0, "sha256"), "abc"),
@@ -500,10 +499,9 @@ def test_result_is_strict(tmp_path, where, value):
     for key in where[:-1]:
         place = place[key]
     place[where[-1]] = value
-    bad = tmp_path / "bad.json"
-    bad.write_text(json.dumps(data))
+    (tmp_path / "result.json").write_text(json.dumps(data))
     with pytest.raises(InputError, match=f"does not follow densemble.result/1: {where[0]}"):
-        read_result_json(bad)
+        read_run(tmp_path)
 
 
 def test_metrics_name_the_same_subjects_and_hold_numbers():
@@ -519,10 +517,17 @@ def test_metrics_name_the_same_subjects_and_hold_numbers():
 
 def test_reading_a_result_that_is_missing_or_not_json(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        read_result_json(tmp_path / "none.json")
-    (tmp_path / "x.json").write_text("{")
-    with pytest.raises(InputError, match="does not follow"):
-        read_result_json(tmp_path / "x.json")
+        read_run(tmp_path)
+    for text in ("{", "[]"):
+        (tmp_path / "result.json").write_text(text)
+        with pytest.raises(InputError, match="is not a record of a run"):
+            read_run(tmp_path)
+
+
+def test_reading_a_result_of_another_version(tmp_path):
+    (tmp_path / "result.json").write_text('{"schema": "densemble.result/2"}')
+    with pytest.raises(InputError, match=r"has schema 'densemble\.result/2', and what is known here is"):
+        read_run(tmp_path)
 
 
 def test_input_file_is_recorded_by_name_and_hash(tmp_path):
