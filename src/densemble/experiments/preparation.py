@@ -17,6 +17,7 @@ from densemble.experiments.pairs import common, moved_at_random, with_side_chain
 from densemble.inputs import Settings
 from densemble.io.maps import read_map, write_map
 from densemble.io.models import Model, read_model
+from densemble.io.naming import one_letter
 from densemble.io.output import write_text
 from densemble.priors.fold import FoldSettings
 from densemble.recipes.state import load_state_recipe
@@ -175,7 +176,7 @@ def _fasta(model: Path, path: Path) -> Path:
     for entity in structure.entities:
         if entity.polymer_type == gemmi.PolymerType.PeptideL:
             names = [gemmi.Entity.first_mon(name) for name in entity.full_sequence]
-            letters = "".join(gemmi.find_tabulated_residue(n).one_letter_code.upper() for n in names)
+            letters = "".join(one_letter(name) or "X" for name in names)
             records += [f">{chain}\n{letters}" for chain in entity.subchains]
     if not records:
         raise InputError(f"model {model}: has no protein sequence")

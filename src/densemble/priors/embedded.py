@@ -12,7 +12,6 @@ from copy import copy
 from functools import cache
 from pathlib import Path
 
-import gemmi
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -21,6 +20,7 @@ from torch import Tensor
 from densemble.atoms import BACKBONE, Topology
 from densemble.errors import InputError
 from densemble.io.models import bonded_to_next
+from densemble.io.naming import one_letter
 from densemble.priors.edm import EDM
 from densemble.priors.segment_geometry import OTHER_CHAIN, Segment, describe, stack, types_of
 from densemble.priors.segment_network import Encoded, NetworkConfig, SegmentNetwork
@@ -216,7 +216,4 @@ class _Surroundings:
 
 def kinds_of(topology: Topology) -> np.ndarray:
     """Amino acid of each residue, index into ``ALPHABET``: of the parent for modified ones (MSE is M)."""
-    letters = [
-        gemmi.find_tabulated_residue(r.name).one_letter_code.upper().strip() for r in topology.residues
-    ]
-    return types_of("".join(letter or "X" for letter in letters))
+    return types_of("".join(one_letter(r.name) or "X" for r in topology.residues))

@@ -22,6 +22,7 @@ from scipy.spatial.distance import cdist
 from densemble.atoms import BACKBONE, Residue, ResidueId, Topology
 from densemble.errors import InputError
 from densemble.io.models import Model
+from densemble.io.naming import one_letter
 from densemble.priors.boltz.sequences import chain_names
 
 MIN_IDENTITY = 0.5
@@ -112,8 +113,8 @@ def _polymers(topology: Topology) -> dict[str, list[int]]:
 
 
 def _letter(name: str) -> str:
-    """One-letter code, that of the parent for a modified residue; the whole name if there is none."""
-    return gemmi.find_tabulated_residue(name).one_letter_code.strip().upper() or name
+    """One-letter code, or the whole name if there is none."""
+    return one_letter(name) or name
 
 
 def _aligned(topology: Topology, own: list[int], model: Model, other: list[int]) -> _Alignment:
@@ -198,10 +199,7 @@ def _match_linked(
     theirs = model.topology.residues
     places = [model.coords[model.topology.residue_index == m] for m in range(len(theirs))]
     waiting = [(a, b) for pair in links for a, b in (pair, pair[::-1]) if _is_ligand(topology, b)]
-    while waiting:
-        ready = [(a, b) for a, b in waiting if not _is_ligand(topology, a) or residues[a] >= 0]
-        if not ready:
-            return
+    while ready := [(a, b) for a, b in waiting if not _is_ligand(topology, a) or residues[a] >= 0]:
         for a, b in ready:
             chain = (
                 theirs[residues[a]].id.chain

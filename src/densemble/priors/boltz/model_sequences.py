@@ -10,6 +10,7 @@ import gemmi
 
 from densemble.errors import InputError
 from densemble.io.models import Model
+from densemble.io.naming import one_letter
 from densemble.priors.boltz.sequences import LETTERS, Contents, chain_names
 
 _UNKNOWN = ("UNX", "UNL")  # atoms and ligands that nobody could name
@@ -145,5 +146,5 @@ class _Reader:
 
 def _letter(name: str, kind: str) -> str:
     """One-letter code of a residue, that of the parent if it is modified."""
-    letter = gemmi.find_tabulated_residue(name).one_letter_code.upper()
+    letter = one_letter(name)
     return letter if letter in LETTERS[kind] else "X" if kind == "protein" else "N"

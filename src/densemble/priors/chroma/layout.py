@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import gemmi
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +13,7 @@ from torch import Tensor
 from densemble.atoms import BACKBONE, Topology
 from densemble.errors import InputError
 from densemble.io.models import bonded_to_next
+from densemble.io.naming import one_letter
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 """Chroma's alphabet, in its order."""
@@ -95,5 +95,4 @@ def _missing(topology: Topology, bonded: np.ndarray, before: int, after: int) ->
 
 def _amino_acid(name: str) -> int:
     """Of the parent for modified residues (MSE is M)."""
-    letter = gemmi.find_tabulated_residue(name).one_letter_code.upper()
-    return max(AMINO_ACIDS.find(letter), 0) if letter.strip() else 0
+    return max(AMINO_ACIDS.find(one_letter(name)), 0)
