@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from densemble.assembly import FOLD_RECIPE, RECIPES, FoldMethod, Method, RegionP
 from densemble.atoms import Region
 from densemble.guidance.guided import Completion
 from densemble.io.models import Model, read_model, require_cell
-from densemble.io.output import InputFile
+from densemble.io.output import InputFile, plain
 from densemble.io.reflections import Reflections, check_same_crystal, read_reflections
 from densemble.priors.fold import FoldSettings
 from densemble.priors.protocol import Prior
@@ -78,16 +78,8 @@ class Settings:
 
     def record(self) -> dict[str, JsonValue]:
         """Plain values, files by name, for ``result.json``."""
-        names: dict[str, JsonValue] = {
-            name: None if path is None else path.name
-            for name, path in asdict(self).items()
-            if name in ("model", "data", "weights_backbone", "weights_design")
-        }
-        names |= {"guides": list(self.guides), "recipe": self.recipe_name}
-        names |= {"labels": None if self.labels is None else list(self.labels)}
-        if self.fold is not None:
-            names |= {"prior": self.fold.prior, "fold": self.fold.record()}
-        return asdict(self) | names
+        values = plain(self) | {"recipe": self.recipe_name}
+        return values if self.fold is None else values | {"prior": self.fold.prior}
 
 
 @dataclass(frozen=True, eq=False)

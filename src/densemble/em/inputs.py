@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from densemble.forward.cryoem import FormKind
 from densemble.grid import DensityMap
 from densemble.io.maps import read_map
 from densemble.io.models import Model, read_model
-from densemble.io.output import InputFile
+from densemble.io.output import InputFile, plain
 from densemble.priors.fold import FoldSettings
 from densemble.recipes.state import StateRecipe, load_state_recipe
 
@@ -110,17 +110,8 @@ class StateSettings:
 
     def record(self) -> dict[str, JsonValue]:
         """Plain values, files by name, for ``result.json``."""
-        values = _plain(asdict(self)) | {"region_recipe": self.region_recipe_name}
+        values = plain(self) | {"region_recipe": self.region_recipe_name}
         return values if self.fold is None else values | {"prior": self.fold.prior}
-
-
-def _plain(values: dict[str, Any]) -> dict[str, JsonValue]:
-    """Files by name, also within parts."""
-    found: dict[str, JsonValue] = {}
-    for key, value in values.items():
-        part = _plain(value) if isinstance(value, dict) else value
-        found[key] = part.name if isinstance(part, Path) else part
-    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,10 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -68,6 +69,19 @@ class RunRecord(Record):
     versions: dict[str, str]
     device: str
     timings: dict[str, float]
+
+
+def plain(settings: Any) -> dict[str, JsonValue]:  # noqa: ANN401
+    """A dataclass as plain values for ``result.json``: files by name, also within parts."""
+    return {name: _plain(value) for name, value in asdict(settings).items()}
+
+
+def _plain(value: Any) -> JsonValue:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return value.name if isinstance(value, Path) else value
 
 
 def versions() -> dict[str, str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-from pydantic import JsonValue
 
 from densemble.errors import InputError
 
@@ -53,7 +51,3 @@ class FoldSettings:
             raise InputError(f"--from-noise {noise:g} Å: must be at least {LEAST_NOISE:g}, for example 5")
         if self.sequence is not None and not self.sequence.is_file():
             raise InputError(f"sequence file {self.sequence} does not exist; give FASTA or a Boltz YAML")
-
-    def record(self) -> dict[str, JsonValue]:
-        """Plain values, files by name, for ``result.json``."""
-        return {key: v.name if isinstance(v, Path) else v for key, v in asdict(self).items()}
