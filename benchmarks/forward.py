@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from densemble.forward.electron import ElectronDensity
-from densemble.forward.kernel import count_operations, gaussian_density
+from densemble.forward.kernel import CUTOFF, gaussian_density
 from densemble.forward.xray import XrayDensity
 from densemble.grid import Grid
+from operations import count_operations
 
-CUTOFF = 2e-6
 PAIRS = 6e6  # exponentials of one sample of all pairs, and of one chunk of the scatter-add
 ELEMENTS = ("C", "C", "N", "C", "O", "C", "C", "O", "C", "N")
 
@@ -130,7 +130,7 @@ class Ours:
 
     def forward(self, x: Tensor) -> Tensor:
         """The density."""
-        return gaussian_density(self.problem.grid, x, self.height, self.alpha, cutoff=CUTOFF)
+        return gaussian_density(self.problem.grid, x, self.height, self.alpha)
 
     def __call__(self, gradient: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The density and the gradient of its product with ``gradient``."""
@@ -381,7 +381,7 @@ def main() -> None:
     problem = Problem.of(case)
     found = compare(problem, args.repeats)
     roof = {name: max(value, roof[name]) for name, value in roofline().items()}  # before and after
-    counts = count_operations(problem.grid, *problem.gaussians(), cutoff=CUTOFF)
+    counts = count_operations(problem.grid, *problem.gaussians())
     result |= {
         "atoms": case.atoms * case.members,
         "gaussians": problem.gaussians()[1].numel(),

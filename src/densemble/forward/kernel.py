@@ -25,6 +25,8 @@ from torch.nn.functional import pad
 from densemble.forward.leaves import kd_leaves
 from densemble.grid import Grid
 
+CUTOFF = 2e-6
+"""Of the largest amplitude: where a Gaussian is below it, it is left out (``gaussian_density``)."""
 LEAF = 48, 80  # Gaussians in a leaf. Measured for 1, 3 and 5 an atom: within a tenth of the least time
 VECTOR = 16  # single-precision numbers in a vector of a processor: rows that fill them are a fifth faster
 BATCH = 1 << 19  # Gaussians x voxels of the y-z face of their window in one batch. Measured: flat from 2^18
@@ -291,7 +293,7 @@ def gaussian_density(
     amplitude: Float[Tensor, "*k m j"],
     alpha: Float[Tensor, "*k m j"],
     *,
-    cutoff: float = 2e-6,
+    cutoff: float = CUTOFF,
 ) -> Float[Tensor, "*k nx ny nz"]:
     """``sum_mj amplitude_mj exp(-alpha_mj |r - x_m|^2)`` at the voxel centres r of a box.
 
@@ -312,31 +314,3 @@ def gaussian_density(
     if coords.dim() == 2:
         return gaussian_density(grid, coords[None], amplitude[None], alpha[None], cutoff=cutoff).squeeze(0)
     return _GaussianSum.apply(coords.contiguous(), amplitude.contiguous(), alpha.contiguous(), grid, cutoff)
-
-
-def count_operations(
-    grid: Grid,
-    coords: Float[Tensor, "m 3"],
-    amplitude: Float[Tensor, "m j"],
-    alpha: Float[Tensor, "m j"],
-    *,
-    cutoff: float = 2e-6,
-) -> dict[str, int]:
-    """What ``gaussian_density`` does, forward and backward to the coordinates.
-
-    Returns:
-        ``product_flops``: of the three matrix products, two a multiplication and addition;
-        ``other_flops``: of the faces, made twice, their products with planes, and two sums over these;
-        ``exponentials``; ``window_bytes``: of the windows added and read; ``leaves``; ``batches``.
-    """
-    plan = _Plan.of(grid, coords[None], amplitude[None], alpha[None], cutoff)
-    n = plan.atoms.shape[1] * amplitude.shape[1]
-    windows = [(len(b.first), *b.shape) for b in plan.batches]
-    return {
-        "product_flops": sum(6 * n * leaves * wx * wy * wz for leaves, wx, wy, wz in windows),
-        "other_flops": sum(5 * n * leaves * wy * wz for leaves, _, wy, wz in windows),
-        "exponentials": sum(2 * n * leaves * (wx + wy + wz) for leaves, wx, wy, wz in windows),
-        "window_bytes": sum(3 * 4 * leaves * wx * wy * wz for leaves, wx, wy, wz in windows),
-        "leaves": len(plan.atoms),
-        "batches": len(plan.batches),
-    }

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.errors import InputError
-from densemble.forward.kernel import gaussian_density
+from densemble.forward.kernel import CUTOFF, gaussian_density
 from densemble.forward.scattering import FormFactors, FormFactorTable
 from densemble.forward.xray import XrayDensity
 from densemble.grid import Grid
@@ -43,7 +43,7 @@ class MolmapDensity:
         *,
         resolution: float,
         occupancy: Float[Tensor, " n"] | None = None,
-        cutoff: float = 2e-6,
+        cutoff: float = CUTOFF,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:

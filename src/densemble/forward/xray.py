@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from densemble.forward.kernel import gaussian_density
+from densemble.forward.kernel import CUTOFF, gaussian_density
 from densemble.forward.scattering import FormFactors, FormFactorTable, xray_form_factors
 from densemble.forward.truncation import truncated_form_factors
 from densemble.grid import Grid
@@ -105,7 +105,7 @@ class XrayDensity:
         terms: int = 3,
         extra: FormFactors | None = None,
         images: SymmetryImages | None = None,
-        cutoff: float = 2e-6,
+        cutoff: float = CUTOFF,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,15 +106,16 @@ class StateLikelihood:
         """The same with its map, its mask and its atoms on a device, where coordinates must be then."""
         if torch.device(device) == self.target.values.device:
             return self
-        return StateLikelihood(
-            DensityMap(self.target.grid, self.target.values.to(device)),
-            self.mask.to(device),
-            self.elements,
-            resolution=self.resolution,
-            volume=self.volume,
-            form=self.form,
+        return self._with(
+            target=DensityMap(self.target.grid, self.target.values.to(device)),
+            mask=self.mask.to(device),
             occupancy=None if self.occupancy is None else self.occupancy.to(device),
         )
+
+    def _with(self, **changes: Any) -> StateLikelihood:
+        """The same but for some attributes."""
+        names = ("target", "mask", "elements", "resolution", "volume", "form", "occupancy")
+        return StateLikelihood(**({name: getattr(self, name) for name in names} | changes))
 
     def __call__(
         self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0, solve_b: bool = False
@@ -188,15 +190,7 @@ class StateLikelihood:
         form = fit_form(
             first, self.target, self.mask, self.elements, coords[None], one, occupancy=self.occupancy
         )
-        return StateLikelihood(
-            self.target,
-            self.mask,
-            self.elements,
-            resolution=self.resolution,
-            volume=self.volume,
-            form=form,
-            occupancy=self.occupancy,
-        )
+        return self._with(form=form)
 
     def _level(self, blur: float) -> _Level:
         if blur not in self._levels:
