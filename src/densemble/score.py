@@ -39,7 +39,7 @@ from densemble.forward.scattering import FormFactors
 from densemble.forward.solvent import displaced_volumes, displacement_factors
 from densemble.forward.xray import SymmetryImages, XrayDensity
 from densemble.grid import DensityMap, Grid
-from densemble.io.maps import read_crystal_map, read_map
+from densemble.io.maps import CrystalMap, read_either
 from densemble.io.models import alternates, read_model, require_cell
 from densemble.io.output import InputFile, Record
 from densemble.io.reflections import MapCoefficients, Reflections, check_same_crystal, read_reflections
@@ -142,11 +142,12 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Calculated density and target on one box."""
+    """Calculated density and target on one box; and the map that this is a part of, if it is no crystal's."""
 
     calculated: DensityMap
     target: DensityMap
     r_factor: RFactor | None = None
+    whole: DensityMap | None = None
 
 
 def score(
@@ -357,23 +358,16 @@ def _against_map(subject: Subject, data: Path, resolution: float | None) -> Comp
         raise InputError(f"{data} is a map, which does not say its resolution; give --resolution in Å")
     if not 0 < resolution < float("inf"):
         raise InputError(f"--resolution {resolution:g} Å: must be above zero")
-    target = _crystal_box(subject, data) if is_crystal(data) else cut(read_map(data), subject, data)
-    return Comparison(xray_density(subject.sites, target.grid, d_min=resolution), target)
+    given, whole = read_either(data), None
+    if isinstance(given, DensityMap):
+        target, whole = cut(given, subject, data), given
+    else:
+        target = _crystal_box(subject, given, data)
+    return Comparison(xray_density(subject.sites, target.grid, d_min=resolution), target, whole=whole)
 
 
-def is_crystal(path: Path) -> bool:
-    """Whether a map has symmetry or a skewed cell. What is wrong with a file its reader says later."""
-    try:
-        ccp4 = gemmi.read_ccp4_map(str(path))
-    except (RuntimeError, ValueError):
-        return False
-    angles = [ccp4.header_float(word) for word in (14, 15, 16)]
-    return ccp4.header_i32(23) > 1 or any(abs(angle - 90) > 1e-3 for angle in angles)
-
-
-def _crystal_box(subject: Subject, data: Path) -> DensityMap:
+def _crystal_box(subject: Subject, crystal: CrystalMap, data: Path) -> DensityMap:
     """A crystal's map around the atoms judged, at its own spacing."""
-    crystal = read_crystal_map(data)
     structure = subject.sites.structure
     require_cell(subject.sites.model)
     # a map may be given in P 1 though the crystal is not, so the cells are compared alone

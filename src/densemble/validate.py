@@ -21,7 +21,6 @@ from pydantic import ConfigDict, Field
 from densemble.atoms import Region, ResidueId
 from densemble.errors import InputError
 from densemble.evaluation import NEAR
-from densemble.io.maps import read_map
 from densemble.io.output import InputFile, Record
 from densemble.io.sites import Sites
 from densemble.likelihood.mask import reach_mask
@@ -31,7 +30,7 @@ from densemble.metrics.maps import model_fit
 from densemble.metrics.qscore import q_scores
 from densemble.metrics.validation import ModelValidation, ResidueRow, validate_structure
 from densemble.report import table
-from densemble.score import Comparison, Subject, compare, cut, is_crystal, is_map
+from densemble.score import Comparison, Subject, compare, cut
 from densemble.simulate import xray_density
 
 SCHEMA: Literal["densemble.validate/1"] = "densemble.validate/1"
@@ -136,10 +135,10 @@ def _fit(subject: Subject, compared: Comparison, data: Path, resolution: float |
         ) from error
     keys = [(residue.id, residue.name) for residue in atoms.residues]
     q_score, ends, by_residue = None, None, np.full(len(keys), np.nan)
-    if is_map(data) and not is_crystal(data):
+    if compared.whole is not None:
         assert resolution is not None  # compare() has seen to it
         one = np.where(atoms.first[:, None], atoms.coords, np.nan)
-        whole = cut(read_map(data), subject, data, margin=2 * resolution + NEAR)
+        whole = cut(compared.whole, subject, data, margin=2 * resolution + NEAR)
         scores = q_scores(whole, atoms.topology, one)
         by_residue, judged = scores.residues, scores.atoms[inside & np.isfinite(scores.atoms)]
         q_score = float(judged.mean()) if len(judged) else None

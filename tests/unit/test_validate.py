@@ -70,6 +70,13 @@ def test_a_map_of_the_model_itself_fits_it(small):
     assert found.data.r_free is None
 
 
+def test_a_map_is_read_once(small, monkeypatch):
+    read, files = gemmi.read_ccp4_map, []
+    monkeypatch.setattr(gemmi, "read_ccp4_map", lambda path: files.append(path) or read(path))
+    validate_files(*small, resolution=2.5)
+    assert files == [str(small[1])]
+
+
 def test_a_residue_out_of_place_shows_in_its_rscc(small, tmp_path):
     wrong = gemmi.read_structure(str(small[0]))
     for atom in wrong[0]["A"][5]:

@@ -53,7 +53,10 @@ def read_map(path: Path | str) -> DensityMap:
         InputError: the file is missing, not a map, empty or holds NaNs; its cell is not orthogonal
             or it has symmetry (then it is a crystal's, see `read_crystal_map`); it is a stack of volumes.
     """
-    ccp4 = _open(path)
+    return _box(_open(path), path)
+
+
+def _box(ccp4: gemmi.Ccp4Map, path: Path | str) -> DensityMap:
     cell = np.array([ccp4.header_float(w) for w in range(_CELL, _CELL + 6)])
     if np.abs(cell[3:] - 90).max() > 1e-3:
         raise InputError(f"{path} has a skewed cell, angles {cell[3:].tolist()}; read it as a crystal's map")
@@ -83,7 +86,10 @@ def read_crystal_map(path: Path | str) -> CrystalMap:
         InputError: the file is missing, not a map, empty or holds NaNs; or symmetry does not
             complete it to the whole cell.
     """
-    ccp4 = _open(path)
+    return _whole_cell(_open(path), path)
+
+
+def _whole_cell(ccp4: gemmi.Ccp4Map, path: Path | str) -> CrystalMap:
     try:
         ccp4.setup(float("nan"))
     except RuntimeError as error:
@@ -91,6 +97,20 @@ def read_crystal_map(path: Path | str) -> CrystalMap:
     if np.isnan(np.array(ccp4.grid, copy=False)).any():
         raise InputError(f"{path} covers only a part of the asymmetric unit; give one of the whole cell")
     return CrystalMap(ccp4.grid)
+
+
+def read_either(path: Path | str) -> DensityMap | CrystalMap:
+    """Read a map of either kind: one with symmetry or a skewed cell is a crystal's.
+
+    Raises:
+        InputError: see `read_map` and `read_crystal_map`.
+    """
+    ccp4 = _open(path)
+    angles = [ccp4.header_float(word) for word in range(_CELL + 3, _CELL + 6)]
+    symmetric = ccp4.header_i32(_SPACEGROUP) > 1 and ccp4.header_i32(_SPACEGROUP) not in _STACKS
+    if symmetric or any(abs(angle - 90) > 1e-3 for angle in angles):
+        return _whole_cell(ccp4, path)
+    return _box(ccp4, path)
 
 
 def write_map(path: Path | str, density: DensityMap) -> None:
