@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float
 from scipy.spatial.distance import pdist
 
 from densemble.atoms import ResidueId, Span, Topology
+from densemble.io.models import bonded_to_next
 from densemble.metrics.coordinates import nearest_naming
 
 _LINK = (("CA", "C", "O"), ("N", "CA"))
 """The atoms of a peptide: of the residue before it, and of the one after."""
-_BONDED = 2.0  # Å between C and N
 
 
 def same_naming(topology: Topology, coords: Float[np.ndarray, "k n 3"]) -> Float[np.ndarray, "k n 3"]:
@@ -46,25 +46,19 @@ def find_parts(topology: Topology, coords: Float[np.ndarray, "k n 3"], *, same: 
     Returns:
         Residues of each part, as indices into ``topology.residues``, in chain order.
     """
-    moved = moved_atoms(coords, same=same)
+    moved, bonded = moved_atoms(coords, same=same), bonded_to_next(topology, coords[0])
     parts: list[list[int]] = []
     for r in np.unique(topology.residue_index[moved]).tolist():
-        if parts and parts[-1][-1] == r - 1 and _moved_together(topology, coords, moved, r - 1):
+        if parts and parts[-1][-1] == r - 1 and bonded[r - 1] and _peptide_moved(topology, moved, r - 1):
             parts[-1].append(r)
         else:
             parts.append([r])
     return parts
 
 
-def _moved_together(topology: Topology, coords: np.ndarray, moved: np.ndarray, r: int) -> bool:
-    """Whether residue r is bonded to the next, and an atom of the peptide between them differs."""
-    index = topology.atom_index
-    c, n = index.get((r, "C")), index.get((r + 1, "N"))
-    if c is None or n is None or topology.residues[r].id.chain != topology.residues[r + 1].id.chain:
-        return False
-    if np.linalg.norm(coords[0, c] - coords[0, n]) > _BONDED:
-        return False
-    link = [index.get((r + i, name)) for i, names in enumerate(_LINK) for name in names]
+def _peptide_moved(topology: Topology, moved: np.ndarray, r: int) -> bool:
+    """Whether an atom of the peptide between residue r and the next differs."""
+    link = [topology.atom_index.get((r + i, name)) for i, names in enumerate(_LINK) for name in names]
     return any(moved[atom] for atom in link if atom is not None)
 
 
