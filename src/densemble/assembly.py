@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -189,7 +188,7 @@ class FoldMethod:
     @property
     def versions(self) -> dict[str, str]:
         """Of the network's package."""
-        return {"boltz": version("boltz")}
+        return self.boltz.versions
 
     @property
     def device(self) -> torch.device:

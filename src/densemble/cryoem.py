@@ -281,7 +281,11 @@ def run_cryoem(
         inputs=files if reference is None else [*files, InputFile.of(reference)],
         settings=described,
         seed=settings.seed,
-        versions=versions() | ({} if drawn_by is None else drawn_by.versions),
+        versions={
+            **versions(),
+            **(boltz.versions if boltz else {}),
+            **(drawn_by.versions if drawn_by else {}),
+        },
         device=device(boltz.device if boltz is not None else None if drawn_by is None else drawn_by.device),
         timings=clock.seconds,
         messages=[*messages, *afterwards],

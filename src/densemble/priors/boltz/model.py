@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ class BoltzModel:
     def device(self) -> torch.device:
         """Where the network is; samples, and what guides them, are there too."""
         return self.trunk.z.device
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the network's package."""
+        return {"boltz": version("boltz")}
 
     def prior(
         self,
