@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.atoms import Ensemble, ResidueId
-from densemble.io.models import NO_ALTLOC, Model
-from densemble.io.naming import author_id
+from densemble.io.models import Model
+from densemble.io.naming import NO_ALTLOC, author_id
 
 _LETTERS = string.ascii_uppercase
 _CENTS = 100  # PDB files have two decimals for the occupancy; mmCIF is written with the same

@@ -6,6 +6,9 @@ import gemmi
 
 from densemble.atoms import ResidueId
 
+NO_ALTLOC = "\0"
+"""How gemmi spells the blank altloc."""
+
 
 def residue_id(chain: gemmi.Chain, residue: gemmi.Residue) -> ResidueId:
     """Of a residue in its chain."""

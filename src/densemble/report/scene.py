@@ -14,8 +14,8 @@ from scipy.spatial import cKDTree
 from densemble.atoms import Region, ResidueId
 from densemble.errors import InputError
 from densemble.io.model_results import MODEL_FILE, Part
-from densemble.io.models import NO_ALTLOC, read_model
-from densemble.io.naming import residue_id
+from densemble.io.models import read_model
+from densemble.io.naming import NO_ALTLOC, residue_id
 from densemble.io.output import MAP_FILE
 from densemble.io.results import ENSEMBLE_FILE, Result
 from densemble.io.state_results import MODELS_FILE, START_FILE
