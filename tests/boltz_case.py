@@ -6,20 +6,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from boltz_dictionary import write_cache
-from boltz_networks import EXAMPLE_ATOMS, example_input, reduced_model
+from boltz_networks import EXAMPLE_ATOMS, boltz_files, compact_model, example_input
 
 from densemble.atoms import Residue, ResidueId, Topology
 from densemble.priors.boltz.inputs import read_input
 from densemble.priors.boltz.prior import BoltzPrior
-from densemble.priors.boltz.weights import BoltzFiles
 
 PARTS = ("s_trunk", "z_trunk", "s_inputs", "feats", "relative_position_encoding", "diffusion_conditioning")
 
 
 def boltz_features(kind, folder, *, padded=False):
     """Features of the example, the same in every run; that they are Boltz's is tested elsewhere."""
-    name = "mols" if kind == "boltz2" else "ccd.pkl"
-    files = BoltzFiles(kind, Path(folder) / "none.ckpt", write_cache(Path(folder) / "cache") / name)
+    files = boltz_files(kind, write_cache(Path(folder) / "cache"))
     return read_input(example_input(folder, padded=padded), files).feats
 
 
@@ -28,17 +26,13 @@ class _CaughtError(Exception):
 
 
 class BoltzCase:
-    """The reduced model, its features, and the arguments of its sampler.
-
-    Its estimates are brought to the size of a protein: as drawn, they are ten times as wide.
-    """
+    """A compact model, its features, and the arguments of its sampler."""
 
     def __init__(self, kind, folder, *, padded=False):
         self.kind, self.atoms = kind, EXAMPLE_ATOMS[padded]
         self.feats = boltz_features(kind, folder, padded=padded)
-        self.model = reduced_model(kind)
+        self.model = compact_model(kind)
         self.diffusion = self.model.structure_module
-        self.diffusion.score_model.atom_attention_decoder.atom_feat_to_atom_pos_update[-1].weight.mul_(0.05)
         self.given = self._given()
 
     def _given(self):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from boltz_networks import example_input, reduced_model, save_checkpoint
+from boltz_networks import compact_model, example_input, save_checkpoint
 
 from densemble.em.folding import fold_of, opened, unguided
 from densemble.em.inputs import StateSettings, load
@@ -45,10 +45,7 @@ class Run:
 def prepared(kind, cache, folder):
     """Args: the dictionary as ``write_cache`` lays it out, and a folder for everything else."""
     folder = Path(folder)
-    model = reduced_model(kind)
-    decoder = model.structure_module.score_model.atom_attention_decoder
-    decoder.atom_feat_to_atom_pos_update[-1].weight.mul_(0.05)
-    weights = save_checkpoint(model, folder / "w.ckpt")
+    weights = save_checkpoint(compact_model(kind), folder / "w.ckpt")
     fold = FoldSettings(prior=kind, sequence=example_input(folder), weights=weights, recycling=0)
     settings = StateSettings(
         map=folder / "map.ccp4", resolution=RESOLUTION, fold=fold, recipe="cryoboltz-2025", members=MEMBERS

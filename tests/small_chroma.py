@@ -6,10 +6,10 @@ Import it only after ``pytest.importorskip("chroma", ...)``.
 from pathlib import Path
 
 import torch
-from small_crystal import toml
 
 from densemble.priors.chroma.networks import BACKBONE, DESIGN, Kind, new_network
 from densemble.recipes import load_recipe
+from densemble.recipes.writing import toml_text
 
 SIZES = {"dim_nodes": 16, "dim_edges": 16, "num_neighbors": 12, "num_layers": 2}
 BACKBONE_SIZES = SIZES | {"noise_covariance_model": "globular", "noise_complex_scaling": True}
@@ -52,5 +52,5 @@ def write_quick_recipe(path: Path, **changes: dict) -> Path:
     for own in (quick, changes):
         for name, part in own.items():
             recipe[name] = recipe.get(name, {}) | part if isinstance(part, dict) else part
-    path.write_text(toml(recipe), encoding="utf-8")
+    path.write_text(toml_text(recipe), encoding="utf-8")
     return path

@@ -4,7 +4,6 @@ The truth is residues A:172-194 of the packaged example as deposited, both state
 space group P 21; its amplitudes are summed by gemmi, not by densemble. The start is the second state alone.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import densemble
 from densemble.pipeline import Settings
 from densemble.progress import Progress
 from densemble.recipes import load_recipe
+from densemble.recipes.writing import toml_text
 from densemble.report.writing import OWN_REPORT_FILES
 
 EXAMPLE = Path(densemble.__file__).parent / "data" / "7rin"
@@ -194,22 +194,7 @@ def write_recipe(path: Path, **changes: dict) -> None:
     for own in (QUICK, changes):
         for name, part in own.items():
             recipe[name] = recipe.get(name, {}) | part if isinstance(part, dict) else part
-    path.write_text(toml(recipe), encoding="utf-8")
-
-
-def toml(values: dict) -> str:
-    """A table of tables and lists of tables as TOML; plain values are written alike in JSON."""
-
-    def tables(value: object) -> bool:
-        return isinstance(value, tuple | list) and all(isinstance(item, dict) for item in value)
-
-    lines = [f"{k} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, dict) and not tables(v)]
-    for name, part in values.items():
-        if isinstance(part, dict):
-            lines += [f"[{name}]", toml(part)]
-        elif tables(part):
-            lines += [line for item in part for line in (f"[[{name}]]", toml(item))]
-    return "\n".join(lines)
+    path.write_text(toml_text(recipe), encoding="utf-8")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from small_crystal import OCCUPANCY, one_state, toml, truth
+from small_crystal import OCCUPANCY, one_state, truth
 from small_state import RECIPE
 
 from densemble.em.inputs import StateSettings
@@ -15,6 +15,7 @@ from densemble.io.models import Model, read_model
 from densemble.io.results import forget_frame
 from densemble.likelihood.blur import gaussian_blur
 from densemble.recipes import load_recipe
+from densemble.recipes.writing import toml_text
 
 RESOLUTION = 2.5
 LOOP = "A:176-191"
@@ -89,5 +90,5 @@ def write_flexible(folder: Path) -> SmallFlexible:
     recipe["noise"]["steps"] = 20
     recipe["rounds"] |= {"count": 2, "steps": 10}
     recipe["finish"] |= {"regularise_steps": 20, "refine_steps": 30}
-    names["region_recipe"].write_text(toml(recipe), encoding="utf-8")
+    names["region_recipe"].write_text(toml_text(recipe), encoding="utf-8")
     return SmallFlexible(**names)

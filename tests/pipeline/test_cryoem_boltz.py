@@ -19,7 +19,7 @@ import boltz.model.modules.diffusion as boltz1_diffusion
 import boltz.model.modules.diffusionv2 as boltz2_diffusion
 import gemmi
 import torch
-from boltz_networks import example_input, reduced_model, save_checkpoint
+from boltz_networks import compact_model, example_input, reduced_model, save_checkpoint
 from click.testing import CliRunner
 from small_crystal import StopAt, StoppedError, contents
 
@@ -88,10 +88,7 @@ def cache(boltz_cache, tmp_path_factory):
     for part in boltz_cache.iterdir():
         (folder / part.name).symlink_to(part)
     for kind in ("boltz1", "boltz2"):
-        model = reduced_model(kind)
-        decoder = model.structure_module.score_model.atom_attention_decoder
-        decoder.atom_feat_to_atom_pos_update[-1].weight.mul_(0.05)
-        save_checkpoint(model, folder / f"{kind}_conf.ckpt")
+        save_checkpoint(compact_model(kind), folder / f"{kind}_conf.ckpt")
     return folder
 
 
@@ -162,6 +159,7 @@ def test_from_sequence_and_map_to_files(folding, tmp_path):
     assert {r.id.chain for r in best.topology.residues} == {"A", "B", "L", "Z"}
     result = json.loads((out / "result.json").read_text())
     assert result["settings"]["fold"]["prior"] == folding.kind
+    assert result["versions"]["boltz"] == "2.2.1"
     assert result["settings"]["recipe"] == "cryoboltz-2025"
     assert any("without alignment" in message for message in result["messages"])
     correlations = [m["fit"]["correlation"] for m in result["members"]]

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 from small_crystal import SmallCrystal
-from test_suite_runs import SUITE, figures, until
+from small_suite import figures, files_of, until, write_suite
 
-from densemble.archives.cache import Cache
-from densemble.archives.transfer import Client
 from densemble.errors import InputError
 from densemble.experiments import dask_engine
 from densemble.experiments.dask_engine import DaskEngine
@@ -25,16 +23,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's own, on closing
 
 @pytest.fixture
 def files(crystal: SmallCrystal, tmp_path: Path) -> Files:
-    return Files(tmp_path / "fetched", crystal.model.parent, Cache(tmp_path / "cache", Client(offline=True)))
-
-
-def suite_of(crystal: SmallCrystal, tmp_path: Path, steps: int):
-    (tmp_path / "small.toml").write_text(SUITE.format(recipe=crystal.recipe, steps=steps), encoding="utf-8")
-    return load_suite(str(tmp_path / "small.toml"))
+    return files_of(crystal, tmp_path)
 
 
 def test_a_killed_worker_and_the_figures_of_a_local_run(crystal, files, tmp_path):
-    suite, out = suite_of(crystal, tmp_path, 60), tmp_path / "dask"
+    suite, out = load_suite(str(write_suite(crystal, tmp_path, 60))), tmp_path / "dask"
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, memory_limit=None, dashboard_address=None
     ) as cluster:
@@ -81,10 +74,9 @@ class _Telling:
 
 def test_no_scheduler(crystal, files, tmp_path):
     engine = DaskEngine(address="tcp://127.0.0.1:9")
+    suite = load_suite(str(write_suite(crystal, tmp_path)))
     with pytest.raises(InputError, match=r"--scheduler tcp://127\.0\.0\.1:9: no Dask scheduler"):
-        run_suite(
-            suite_of(crystal, tmp_path, 4), tmp_path / "out", files, only=["loop/unguided"], engine=engine
-        )
+        run_suite(suite, tmp_path / "out", files, only=["loop/unguided"], engine=engine)
 
 
 def test_dask_that_is_not_installed(monkeypatch):

@@ -6,16 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from small_crystal import SmallCrystal
+from small_suite import figures, files_of, until, write_suite
 
-from densemble.archives.cache import Cache
-from densemble.archives.transfer import Client
 from densemble.cli import main
 from densemble.errors import InputError
 from densemble.experiments.engine import ATTEMPTS, LocalEngine
@@ -25,85 +24,22 @@ from densemble.experiments.jobs import jobs_of, read_record
 from densemble.experiments.preparation import prepare
 from densemble.experiments.running import run_suite
 from densemble.io.finished import read_run
-from densemble.suites import Suite, load_suite
-
-SUITE = """
-name = "small"
-source = "the small crystal"
-[[variants]]
-id = "guided"
-prints = "Guided"
-prior = "gaussian"
-recipe = "{recipe}"
-members = 2
-keep = 2
-steps = {steps}
-seeds = [1, 2]
-[[variants]]
-id = "unguided"
-prior = "gaussian"
-recipe = "{recipe}"
-guide = "none"
-members = 2
-steps = 4
-[[crystals]]
-id = "loop"
-printed = "the loop"
-table = "1"
-entry = "7RIN"
-model = "data:start.cif"
-data = "data:data.mtz"
-reference = "data:truth.cif"
-site = {{ chain = "A", first = 180, last = 183, numbering = "author", sequence = "PDFG" }}
-variants = ["guided", "unguided"]
-figures = [
-    {{ table = "1", measure = "cosine", values = {{ "Guided" = 0.8, "Another" = 0.5 }} }},
-]
-[[crystals]]
-id = "wrong"
-printed = "a sequence that is not there"
-table = "1"
-entry = "7RIN"
-model = "data:start.cif"
-data = "data:data.mtz"
-site = {{ chain = "A", first = 180, last = 183, numbering = "author", sequence = "AAAA" }}
-variants = ["unguided"]
-[[crystals]]
-id = "absent"
-printed = "a file that is not there"
-table = "1"
-entry = "7EC8"
-model = "fetch:7EC8/7ec8_final.cif"
-data = "fetch:7EC8/7ec8_final.mtz"
-site = {{ chain = "A", first = 1, last = 4, numbering = "author" }}
-variants = ["unguided"]
-"""
+from densemble.suites import load_suite
 
 
 @pytest.fixture
 def suite_file(crystal: SmallCrystal, tmp_path: Path):
-    def write(steps: int = 4) -> Path:
-        path = tmp_path / "small.toml"
-        path.write_text(SUITE.format(recipe=crystal.recipe, steps=steps), encoding="utf-8")
-        return path
-
-    return write
+    return partial(write_suite, crystal, tmp_path)
 
 
 @pytest.fixture
 def files(crystal: SmallCrystal, tmp_path: Path) -> Files:
-    cache = Cache(tmp_path / "cache", Client(offline=True))
-    return Files(folder=tmp_path / "fetched", data=crystal.model.parent, cache=cache)
+    return files_of(crystal, tmp_path)
 
 
 def table(out: Path) -> list[dict[str, str]]:
     with (out / "results.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def figures(out: Path, suite: Suite) -> dict[str, tuple]:
-    records = {job.id: read_record(job, out) for job in jobs_of(suite)}
-    return {name: record.figures for name, record in records.items() if record is not None}
 
 
 def test_a_suite_runs_to_its_table_and_says_what_did_not(suite_file, crystal, tmp_path):
@@ -188,13 +124,6 @@ def children(pid: int) -> list[int]:
         if parent == pid and b"spawn_main" in command:
             found.append(int(stat.parent.name))
     return found
-
-
-def until(condition, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "this should have happened by now"
-        time.sleep(0.05)
 
 
 def started(path: Path, out: Path, data: Path, *more: str) -> subprocess.Popen:

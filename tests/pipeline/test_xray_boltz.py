@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("boltz", reason="needs boltz 2.2.1: pip install 'densemble[boltz]'")
 
-from boltz_networks import reduced_model, save_checkpoint
+from boltz_networks import compact_model, save_checkpoint
 from click.testing import CliRunner
 from small_crystal import STEPS, StopAt, StoppedError, outcome, write_recipe
 
@@ -28,10 +28,7 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def weights(kind, tmp_path_factory):
-    model = reduced_model(kind)
-    decoder = model.structure_module.score_model.atom_attention_decoder
-    decoder.atom_feat_to_atom_pos_update[-1].weight.mul_(0.05)
-    return save_checkpoint(model, tmp_path_factory.mktemp("weights") / "w.ckpt")
+    return save_checkpoint(compact_model(kind), tmp_path_factory.mktemp("weights") / "w.ckpt")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from small_crystal import toml
 
 from densemble.errors import InputError
 from densemble.guidance.stage import Stage
@@ -14,6 +13,7 @@ from densemble.inputs import Settings
 from densemble.priors.edm import EDM
 from densemble.priors.variance_preserving import VariancePreserving
 from densemble.recipes import ChainNoise, load_recipe
+from densemble.recipes.writing import toml_text
 
 SHIPPED = sorted(
     f.name.removesuffix(".toml")
@@ -29,7 +29,7 @@ def values() -> dict:
 
 
 def written(path: Path, values: dict) -> str:
-    path.write_text(toml(values), encoding="utf-8")
+    path.write_text(toml_text(values), encoding="utf-8")
     return str(path)
 
 

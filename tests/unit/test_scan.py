@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import gemmi
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from shared_data import SHARED, needs
 from small_crystal import EXAMPLE, one_state, truth, write_data
 
 from densemble.cli import main
@@ -17,7 +17,7 @@ from densemble.io.output import InputFile
 from densemble.io.reflections import read_reflections
 from densemble.scan import Scan, Window, _runs, find_windows, scan, summary
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "xray"
+CRYSTALS = SHARED / "data" / "xray"
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +183,9 @@ def test_a_scan_says_what_it_is_of(example):
     assert summary(example).startswith("model.cif and data.mtz: 4 strong windows")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="7RIN and 4HG7 are not on this machine")
+@needs(CRYSTALS, "7RIN and 4HG7")
 def test_one_state_of_4hg7_without_its_ligand_has_nothing_strong():
-    result = scan(SHARED / "4hg7_no_ligand.pdb", SHARED / "4hg7.mtz")
+    result = scan(CRYSTALS / "4hg7_no_ligand.pdb", CRYSTALS / "4hg7.mtz")
     assert not any(w.strong for w in result.windows)
 
 

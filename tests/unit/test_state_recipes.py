@@ -5,12 +5,12 @@ from importlib import resources
 
 import pytest
 import torch
-from small_crystal import toml
 
 from densemble.em.state import stages_of
 from densemble.errors import InputError
 from densemble.priors.edm import EDM
 from densemble.recipes.state import StateRecipe, load_state_recipe
+from densemble.recipes.writing import toml_text
 
 SHIPPED = sorted(
     f.name.removesuffix(".toml")
@@ -100,7 +100,7 @@ def test_a_stage_that_makes_no_sense_is_named(tmp_path, changes, said):
     values = load_state_recipe("densemble").model_dump(exclude_none=True)
     stage = values["stages"][0] | changes
     file = tmp_path / "own.toml"
-    file.write_text(toml(values | {"stages": [stage]}), encoding="utf-8")
+    file.write_text(toml_text(values | {"stages": [stage]}), encoding="utf-8")
     with pytest.raises(InputError, match=said):
         load_state_recipe(str(file))
 
@@ -110,7 +110,7 @@ def test_steps_need_a_schedule_that_has_them(tmp_path):
     values["stages"] = list(values["stages"])
     for changed, said in ((values | {"schedule": values["schedule"] | {"steps": 160}}, "beyond"),):
         file = tmp_path / "own.toml"
-        file.write_text(toml(changed), encoding="utf-8")
+        file.write_text(toml_text(changed), encoding="utf-8")
         with pytest.raises(InputError, match=said):
             load_state_recipe(str(file))
     del values["schedule"]

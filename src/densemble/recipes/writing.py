@@ -18,7 +18,8 @@ def toml_text(values: dict[str, Any], place: str = "") -> str:
     """
 
     def tables(value: object) -> bool:
-        return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+        items = value if isinstance(value, list | tuple) else ()
+        return bool(items) and all(isinstance(item, dict) for item in items)
 
     plain = {k: v for k, v in values.items() if not isinstance(v, dict) and not tables(v)}
     parts = [f"{_key(k)} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in plain.items()]

@@ -2,13 +2,13 @@
 
 import gzip
 from dataclasses import replace
-from pathlib import Path
 
 import gemmi
 import numpy as np
 import pytest
 import torch
 from archive_server import Archive, serving
+from shared_data import SHARED, needs
 
 from densemble.archives.cache import Cache
 from densemble.archives.servers import Servers
@@ -26,8 +26,6 @@ from densemble.io.maps import read_map
 from densemble.io.models import read_model
 from densemble.recipes.state import load_state_recipe
 from densemble.suites import Map, Variant, load_suite
-
-SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -193,12 +191,12 @@ def test_files_of_entries_are_fetched_once_and_failures_remembered(tmp_path):
         files.find("data:x.mtz")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the conformation pairs are not on this machine")
+@needs(SHARED / "data", "the conformation pairs")
 def test_a_pair_of_backbones_becomes_a_start_and_an_answer_with_side_chains(files, tmp_path):
     suite = load_suite("offline")
     case = next(case for case in suite.maps if case.id == "p71447")
     variant = next(v for v in suite.variants if v.id == case.variants[0])
-    files = replace(files, data=SHARED)
+    files = replace(files, data=SHARED / "data")
     task = prepare(Job(case, variant, 0), files, tmp_path / "out")
     start, answer = read_model(task.settings.model), read_model(task.reference)
     assert start.topology.names == answer.topology.names

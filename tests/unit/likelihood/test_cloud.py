@@ -1,9 +1,8 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
+from shared_data import SHARED, needs
 from sklearn.cluster import KMeans
 
 from densemble.errors import InputError
@@ -11,7 +10,7 @@ from densemble.grid import DensityMap, Grid
 from densemble.io.maps import read_map
 from densemble.likelihood.cloud import cloud_of_map, cloud_size, point_cloud
 
-EMD_3488 = Path(__file__).parents[4] / "shared" / "data" / "cryoem" / "emd_3488.mrc"
+EMD_3488 = SHARED / "data" / "cryoem" / "emd_3488.mrc"
 
 
 def inertia(points, weights, centroids):
@@ -39,7 +38,7 @@ def test_as_tight_as_scikit_learn(count):
     assert inertia(points, weights, cloud.points.numpy()) < 1.03 * best
 
 
-@pytest.mark.skipif(not EMD_3488.exists(), reason="the map is not on this machine")
+@needs(EMD_3488, "the voxels of EMD-3488")
 def test_a_real_map_leaves_little_to_improve():
     density = read_map(EMD_3488)
     mask = density.values > 0.0147

@@ -3,16 +3,14 @@
 cctbx 2025.11 (``ramalyze``; Probe2 on the hydrogens of Reduce 4.15) gave the Ramachandran and clash figures.
 """
 
-import os
-from pathlib import Path
-
 import gemmi
 import pytest
+from shared_data import SHARED, needs
 
 from densemble.metrics.validation import validate_structure
 
-SHARED = Path(os.environ.get("DENSEMBLE_SHARED", Path(__file__).parents[4] / "shared")) / "data"
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared models are not on this machine")
+MODELS = SHARED / "data"
+pytestmark = needs(MODELS, "the shared models")
 
 
 def protein(path):
@@ -25,7 +23,7 @@ def protein(path):
 
 def test_5me2_protein():
     """542 favoured, 16 allowed, none outside; 25 clashes of 8594 atoms: 24 are found, and four more."""
-    found = protein(SHARED / "cryoem" / "5me2.pdb")
+    found = protein(MODELS / "cryoem" / "5me2.pdb")
     verdicts = [row.ramachandran for row in found.residues]
     assert [verdicts.count(v) for v in ("favoured", "allowed", "outlier")] == [542, 16, 0]
     assert found.totals.clashscore == pytest.approx(25 / 8.594, abs=4 / 8.594)
@@ -35,7 +33,7 @@ def test_5me2_protein():
 
 def test_4hg7():
     """Four clashes of 1640 atoms: 0.66, 0.58, 0.47 and 0.44 Å; all residues favoured."""
-    found = validate_structure(gemmi.read_structure(str(SHARED / "xray" / "4hg7_no_ligand.pdb")))
+    found = validate_structure(gemmi.read_structure(str(MODELS / "xray" / "4hg7_no_ligand.pdb")))
     assert found.totals.clashscore == pytest.approx(4 / 1.640)
     assert found.totals.ramachandran_favoured == 1
     pairs = {(p.first, p.second): p.overlap for row in found.residues for p in row.clashes}
@@ -44,7 +42,7 @@ def test_4hg7():
 
 def test_7mm1():
     """291 favoured, 4 allowed and ILE 261 an outlier, of the first conformers."""
-    found = validate_structure(gemmi.read_structure(str(SHARED / "xray" / "7mm1.pdb")))
+    found = validate_structure(gemmi.read_structure(str(MODELS / "xray" / "7mm1.pdb")))
     outliers = [row for row in found.residues if row.ramachandran == "outlier"]
     assert [(row.name, row.number) for row in outliers] == [("ILE", 261)]
     first = {}

@@ -1,9 +1,7 @@
-from pathlib import Path
-
 import numpy as np
-import pytest
 import torch
 from peptides import backbone, two_helices
+from shared_data import SHARED, needs
 
 from densemble.atoms import Residue, ResidueId, Topology
 from densemble.io.models import read_model
@@ -12,7 +10,7 @@ from densemble.priors import elastic_network
 from densemble.priors.elastic_network import ElasticNetwork
 from densemble.testing import chain_topology
 
-PAIRS = Path(__file__).parents[4] / "shared" / "data" / "conformations"
+PAIRS = SHARED / "data" / "conformations"
 
 
 def with_others(topology, coords, others):
@@ -129,7 +127,7 @@ def conformations(folder):
     return first, own, moved - first.coords[own]
 
 
-@pytest.mark.skipif(not PAIRS.is_dir(), reason="the pairs of conformations are not on this machine")
+@needs(PAIRS, "the pairs of conformations")
 def test_low_modes_point_along_real_changes_of_conformation():
     few, more = [], []
     for folder in sorted(PAIRS.iterdir()):

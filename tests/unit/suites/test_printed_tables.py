@@ -1,14 +1,14 @@
 """What the suites say of the papers against the papers' own text."""
 
 import re
-from pathlib import Path
 
 import pytest
+from shared_data import SHARED, needs
 
 from densemble.suites import Drawn, load_suite
 
-PAPERS = Path(__file__).parents[4] / "shared" / "papers"
-pytestmark = pytest.mark.skipif(not PAPERS.is_dir(), reason="the papers are not on this machine")
+PAPERS = SHARED / "papers"
+pytestmark = needs(PAPERS, "the papers")
 MEANT = {"201A": "2O1A", "30HE": "3OHE"}
 MEASURES = {
     "RMSD": "rmsd",

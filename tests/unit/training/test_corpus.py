@@ -6,14 +6,14 @@ import pytest
 from Bio import SeqIO
 from Bio.Align import PairwiseAligner, substitution_matrices
 from numpy.testing import assert_allclose
+from shared_data import SHARED, needs
 
 import train
 from corpus import Corpus, cut, load, read_excluded
 from densemble.errors import InputError
 from examples import SIGMA_MIN, random_batch, random_length, random_levels
 
-SHARED = Path(__file__).parents[4] / "shared" / "corpus"
-shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the training corpus is not on this machine")
+CORPUS = SHARED / "corpus"
 
 
 def small_corpus(chains=6, residues=60):
@@ -126,13 +126,13 @@ def test_batches_follow_their_seed_and_keep_to_the_chains_given():
         assert batch.truth.isfinite().all()  # the validation chain, here NaN, is never touched
 
 
-@shared
+@needs(CORPUS, "the chains of the training corpus")
 def test_no_relative_of_the_holdout_is_trained_on():
     """The training chains that share most words with hold-out sequences are no homologs of them."""
-    corpus = load(SHARED / "backbones.npz")
+    corpus = load(CORPUS / "backbones.npz")
     excluded = read_excluded(Path(train.__file__).with_name("excluded.txt"))
     training = corpus.chosen(validation=False, excluded=excluded)
-    with (SHARED / "holdout.fasta").open() as file:
+    with (CORPUS / "holdout.fasta").open() as file:
         holdout = [str(record.seq) for record in SeqIO.parse(file, "fasta")]
     owners = {}
     for j, sequence in enumerate(holdout):
