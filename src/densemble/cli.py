@@ -10,6 +10,7 @@ import click
 
 from densemble import __version__
 from densemble.cli_entries import fetch, run, scan, suite
+from densemble.cli_models import dock, score, simulate, validate
 from densemble.cli_options import PATH as _PATH
 from densemble.cli_options import column_options as _column_options
 from densemble.cli_options import plain_errors as _plain_errors
@@ -363,110 +364,6 @@ def demo(*, out: Path, force: bool, resume: bool, quiet: bool, **settings: Any) 
 
 
 @main.command()
-@click.argument("model", type=_PATH)
-@click.option("--resolution", type=float, required=True, help="Å.")
-@click.option("--spacing", type=float, required=True, help="Å between voxels, at most half the resolution.")
-@click.option(
-    "--kind",
-    type=click.Choice(["xray", "molmap"]),
-    default="xray",
-    show_default=True,
-    help="Electron density in e/Å^3, or a Gaussian for each atom as in ChimeraX.",
-)
-@click.option("--out", type=_PATH, required=True, help="Map file to write (CCP4/MRC).")
-@click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@_plain_errors
-def simulate(*, model: Path, out: Path, **options: Any) -> None:
-    """Write the density of MODEL, as a map of the given resolution shows it.
-
-    Altlocs count with their occupancies. With a unit cell, kind xray includes symmetry copies.
-    """
-    from densemble.simulate import simulate as write
-
-    density = write(model, out, **options)
-    click.echo(f"{' × '.join(map(str, density.grid.shape))} voxels written to {out}")
-
-
-@main.command()
-@click.argument("model", type=_PATH)
-@click.argument("data", type=_PATH, metavar="MAP-or-MTZ")
-@click.option("--region", help="Where map fit is stated, for example A:176-191.  [default: all atoms]")
-@click.option("--reference", type=_PATH, help="Model whose altlocs are the states to compare with.")
-@click.option("--resolution", type=float, help="Å, of a map; reflections bring their own.")
-@click.option(
-    "--start", type=_PATH, help="Model that a run started from, for its omit map.  [default: MODEL]"
-)
-@_column_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
-@_plain_errors
-def score(*, model: Path, data: Path, as_json: bool, **options: Any) -> None:
-    """Say how well MODEL, with all its altlocs, agrees with a map or with reflections.
-
-    With reflections: R-work and R-free, and fit to the omit map of the region (without a region, to
-    2mFo-DFc). With a map: fit to the map at --resolution.
-    """
-    from densemble.score import score as evaluate
-    from densemble.score import summary
-
-    result = evaluate(model, data, **options)
-    click.echo(result.model_dump_json(by_alias=True, indent=2) if as_json else summary(result))
-
-
-@main.command()
-@click.argument("model", type=_PATH)
-@click.argument("data", type=_PATH, metavar="[MAP-or-MTZ]", required=False)
-@click.option("--region", help="Residues to judge, for example A:176-191.  [default: all]")
-@click.option("--resolution", type=float, help="Å, of a map; reflections bring their own.")
-@_column_options
-@click.option("--json", "json_file", type=_PATH, help="Write everything, residue by residue, to this file.")
-@click.option("--force", is_flag=True, help="Replace that file if it exists.")
-@_plain_errors
-def validate(*, model: Path, data: Path | None, json_file: Path | None, force: bool, **options: Any) -> None:
-    """Judge the geometry of MODEL, with all its altlocs, and its fit to a map or to reflections.
-
-    Clash score, Ramachandran, rotamers, bonds, angles and chirality by the definitions of MolProbity and the
-    wwPDB; RSCC of each residue where there are data; Q-score and map-model FSC for cryo-EM maps.
-    """
-    from densemble.io.output import check_output_file, write_record
-    from densemble.validate import summary, validate_files
-
-    if json_file is not None:
-        check_output_file(json_file, force=force)
-    result = validate_files(model, data, **options)
-    if json_file is not None:
-        write_record(json_file, result)
-    click.echo(summary(result))
-
-
-@main.command()
-@click.argument("model", type=_PATH)
-@click.argument("map_path", type=_PATH, metavar="MAP")
-@click.option("--resolution", type=float, required=True, help="Å, of the map.")
-@click.option("--level", type=float, help="Contour of the map, for checks.  [default: estimated]")
-@click.option(
-    "--out", type=_PATH, help="Placed model to write, .cif or .pdb; a record goes beside it, .json."
-)
-@click.option("--force", is_flag=True, help="Replace the files if they exist.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr, only warnings.")
-@_plain_errors
-def dock(*, model: Path, map_path: Path, quiet: bool, **options: Any) -> None:
-    """Place MODEL, from wherever it is, in a cryo-EM map.
-
-    The model moves as one rigid body, with everything in it. Its conformation may differ from the map's;
-    the map may hold more than the model. Prints the best poses, and warns when the best is not clearly
-    best or the map seems to have the wrong hand.
-    """
-    from densemble.docking import dock_files, summary
-    from densemble.progress import TerminalProgress
-
-    progress = TerminalProgress(quiet=quiet)
-    record = dock_files(model, map_path, progress=progress, **options)
-    click.echo(summary(record))
-    if options["out"] is not None:
-        click.echo(f"Written to {options['out']} and {options['out'].with_suffix('.json').name}")
-
-
-@main.command()
 @click.argument("folder", type=_PATH, metavar="DIR")
 @click.option("--force", is_flag=True, help="Replace an earlier report.")
 @_plain_errors
@@ -480,7 +377,5 @@ def report(*, folder: Path, force: bool) -> None:
     click.echo(f"Written to {write_report(folder, force=force)}")
 
 
-main.add_command(fetch)
-main.add_command(scan)
-main.add_command(run)
-main.add_command(suite)
+for command in (simulate, score, validate, dock, fetch, scan, run, suite):
+    main.add_command(command)

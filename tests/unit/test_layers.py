@@ -59,6 +59,7 @@ LAYERS = (
     "demo",
     "cli_options",
     "cli_entries",
+    "cli_models",
     "cli",
 )
 """From the lowest; a module may import from its own package and from lower layers."""

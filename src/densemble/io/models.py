@@ -100,9 +100,9 @@ def read_model(path: str | Path, *, altloc: str | None = None) -> Model:
         path: mmCIF or PDB, also gzipped.
         altloc: the conformation to keep, at full occupancy, wherever it exists. Of residues that only
             have others, the atoms with altlocs are left out if their occupancies sum to less than
-            ``conformer.ABSENT_BELOW``: in this conformation nothing is there. If they sum to one, and in every
-            residue when ``altloc`` is None, the conformer of highest occupancy is kept (the first one
-            of equals). Atoms that the kept conformer lacks are left out, except backbone atoms,
+            ``conformer.ABSENT_BELOW``: in this conformation nothing is there. If they sum to one, and in
+            every residue when ``altloc`` is None, the conformer of highest occupancy is kept (the first
+            one of equals). Atoms that the kept conformer lacks are left out, except backbone atoms,
             which then come from the conformer of highest occupancy that has them.
 
     Raises:
