@@ -26,10 +26,9 @@ import torch
 from torch import Tensor
 
 from densemble.forward.electron import ElectronDensity
-from densemble.forward.kernel import CUTOFF, gaussian_density
+from densemble.forward.kernel import CUTOFF, count_operations, gaussian_density
 from densemble.forward.xray import XrayDensity
 from densemble.grid import Grid
-from operations import count_operations
 
 PAIRS = 6e6  # exponentials of one sample of all pairs, and of one chunk of the scatter-add
 ELEMENTS = ("C", "C", "N", "C", "O", "C", "C", "O", "C", "N")
