@@ -1,8 +1,12 @@
 """A second device without a second device: tensors that say they are elsewhere, and refuse to be mixed.
 
 They call themselves ``meta``, have their numbers on the CPU all the same, and any operation on one of them
-and a tensor of the CPU that is no scalar fails, as it does between a GPU and the CPU.
+and a tensor of the CPU that is no scalar fails, as it does between a GPU and the CPU. Whatever would make the
+host wait for a GPU is noted, with the function in which it stands.
 """
+
+import sys
+from collections import Counter
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -12,6 +16,15 @@ from torch.utils._pytree import tree_flatten, tree_map
 ELSEWHERE = torch.device("meta")
 _BETWEEN = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 _INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)  # by indices on the CPU, as a GPU
+_SIZED_BY_DATA = (
+    torch.ops.aten._local_scalar_dense.default,  # .item(), float(), bool(), int(), if
+    torch.ops.aten.equal.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten._unique2.default,
+    torch.ops.aten.bincount.default,
+    torch.ops.aten.repeat_interleave.Tensor,
+)
 
 
 class Away(torch.Tensor):
@@ -36,9 +49,19 @@ class Away(torch.Tensor):
 
 
 class Elsewhere(TorchDispatchMode):
-    """Tensors that are made on the device ``meta`` have numbers while this is on."""
+    """Tensors that are made on the device ``meta`` have numbers while this is on.
+
+    Attributes:
+        waits: how often the host would have waited for the device, by module and function.
+        operations: names of the operations done there.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.waits, self.operations = Counter(), set()
 
     def __enter__(self):
+        _on.append(self)
         self._made = _Made()
         self._made.__enter__()
         return super().__enter__()
@@ -46,9 +69,42 @@ class Elsewhere(TorchDispatchMode):
     def __exit__(self, *error):
         super().__exit__(*error)
         self._made.__exit__(*error)
+        _on.pop()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
+
+
+_on = []
+"""The modes that are on; the last one takes notes."""
+
+
+def _note(func, tensors, kwargs):
+    """Whether a GPU would be waited for, and where."""
+    there = [isinstance(x, Away) for x in tensors]
+    waits = any(there) and func in _SIZED_BY_DATA
+    if func is torch.ops.aten._to_copy.default and kwargs.get("device") is not None:
+        to = torch.device(kwargs["device"]) == ELSEWHERE
+        waits |= to != there[0] and not (to and kwargs.get("non_blocking"))
+    elif func is torch.ops.aten.copy_.default:
+        waits |= there[0] != there[1]
+    elif func in _INDEXED and there[0]:
+        waits |= any(not t or x.dtype == torch.bool for t, x in zip(there[1:], tensors[1:], strict=True))
+    if waits and _on:
+        _on[-1].waits[_place()] += 1
+    if any(there) and _on:
+        _on[-1].operations.add(str(func))
+
+
+def _place():
+    """The innermost function that is ours or Boltz's."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        package, _, module = frame.f_globals["__name__"].partition(".")
+        if package in ("densemble", "boltz"):
+            return f"{module.rpartition('.')[2]}.{frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
 
 
 class _Made(TorchFunctionMode):
@@ -71,6 +127,7 @@ def _run(func, args, kwargs):
     here = [x for x in tensors if not isinstance(x, Away) and x.ndim > 0]
     if away and here and func not in _BETWEEN and func not in _INDEXED:
         raise RuntimeError(f"{func}: tensors on two devices, {[tuple(x.shape) for x in here]} on the CPU")
+    _note(func, tensors, kwargs)
     asked = kwargs.get("device")
     goes = away if asked is None else torch.device(asked) == ELSEWHERE
     if asked is not None:

@@ -38,6 +38,7 @@ from densemble.io.maps import write_map
 from densemble.io.models import read_model
 from densemble.io.output import InputFile
 from densemble.io.state_results import write_models
+from densemble.priors.boltz.confidence import confidence
 from densemble.priors.fold import FoldSettings
 from densemble.progress import Progress
 
@@ -327,6 +328,25 @@ def test_the_record_names_network_weights_and_input(folding, whole):
     assert result.fold.step_scale == {"boltz1": 1.638, "boltz2": 1.5}[folding.kind]
     assert result.fold.potentials is False
     assert "fold" in json.loads((whole[0] / "result.json").read_text())
+
+
+def test_confidence_is_that_of_the_model_beside_which_it_stands(folding, whole):
+    """From the coordinates as they are written, by the head alone; that of Boltz-1 reads more than these."""
+    if folding.kind == "boltz1":
+        pytest.skip("the head of Boltz-1 reads what was kept while sampling")
+    network = opened(folding.settings(), None, tell=Progress())
+    place = {(r.id.chain, r.id.number, n): i for i, (r, n, _) in enumerate(_atoms(read_model(folding.truth)))}
+    written = gemmi.read_structure(str(whole[0] / "models.cif"))
+    found = []
+    for model in written:
+        x = torch.zeros(1, len(place), 3)
+        for site in model.all():
+            where = site.chain.name, site.residue.seqid.num, site.atom.name
+            x[0, place[where]] = torch.tensor(site.atom.pos.tolist())
+        found.append(float(confidence(network.network, network.given, network.trunk, x).score[0]))
+    stated = [member.confidence["score"] for member in whole[1].members]
+    assert np.ptp(stated) > 5e-4
+    assert found == pytest.approx(stated, abs=1e-4)
 
 
 def test_a_model_is_docked_and_names_the_atoms(folding, tmp_path):

@@ -13,120 +13,21 @@ recomputes the factors and consists of two such products. ``docs/speed.md`` has 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from densemble.forward.leaves import kd_leaves
+from densemble.forward.plan import Batch, Plan
 from densemble.grid import Grid
 
 CUTOFF = 2e-6
 """Of the largest amplitude: where a Gaussian is below it, it is left out (``gaussian_density``)."""
-LEAF = 48, 80  # Gaussians in a leaf. Measured for 1, 3 and 5 an atom: within a tenth of the least time
-VECTOR = 16  # single-precision numbers in a vector of a processor: rows that fill them are a fifth faster
-BATCH = 1 << 19  # Gaussians x voxels of the y-z face of their window in one batch. Measured: flat from 2^18
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Leaves ``rows`` of a plan, whose windows have one shape.
-
-    Attributes:
-        rows: of the plan.
-        shape: of the windows.
-        first: where each window begins in the densities as one flat array.
-    """
-
-    rows: slice
-    shape: tuple[int, int, int]
-    first: list[int]
-
-    def windows(self, density: Float[Tensor, "k nx ny nz"]) -> list[Tensor]:
-        """Views of the windows, which may overlap."""
-        stride, start = density.stride()[1:], density.storage_offset()
-        return [density.as_strided(self.shape, stride, start + first) for first in self.first]
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """Which atoms are evaluated together, and where.
-
-    Attributes:
-        atoms: of each leaf, as indices into the atoms of all members in a row, which have one more that
-            stands for no atom, shape=(l, p).
-        corner: Å, the first voxel of each leaf's window, shape=(l, 3).
-        batches: of leaves whose windows are about as large.
-    """
-
-    atoms: Int[Tensor, "l p"]
-    corner: Float[Tensor, "l 3"]
-    batches: list[_Batch]
-
-    @classmethod
-    def of(cls, grid: Grid, coords: Tensor, amplitude: Tensor, alpha: Tensor, cutoff: float) -> _Plan:
-        """For the atoms of K members (K, M, ...) that reach the box. Shapes are data: it waits for a GPU."""
-        count, terms = amplitude.shape[1:]
-        if not bool(torch.isfinite(coords).all()):
-            raise ValueError("gaussian_density: coordinates that are not finite")
-        size = torch.tensor(grid.shape, device=coords.device)
-        origin, spacing = coords.new_tensor(grid.origin), coords.new_tensor(grid.spacing)
-        voxel = (coords - origin) / spacing
-        reach = _reach(amplitude, alpha, cutoff)[..., None]
-        low = (voxel - reach / spacing).ceil().long().clamp(min=0)
-        high = torch.minimum((voxel + reach / spacing).floor().long() + 1, size)
-        inside = (low < high).all(-1) & (reach[..., 0] > 0)
-        atoms = kd_leaves(coords, inside, sizes=_leaf_sizes(terms))
-        low = pad(low.flatten(0, 1), (0, 0, 0, 1), value=max(grid.shape))[atoms].amin(1)
-        high = pad(high.flatten(0, 1), (0, 0, 0, 1), value=0)[atoms].amax(1)
-        extent, n = high - low, atoms.shape[1] * terms
-        # leaves whose windows are about as large go together, sorted as atoms are: by their extents as places
-        face = float((extent[:, 1] * extent[:, 2]).double().mean()) if len(extent) else 1.0
-        groups = kd_leaves(
-            extent[None].to(coords.dtype),
-            torch.ones_like(extent[None, :, 0], dtype=torch.bool),
-            sizes=[max(int(BATCH / (n * face)), 1)],
-        )
-        real = groups < len(extent)
-        order = groups[real]
-        member = atoms.amin(1) // max(count, 1)
-        table = torch.cat([member[:, None], low, extent], 1)[order].cpu().numpy()
-        batches = _batches(grid, table, real.sum(1).cpu().tolist())
-        first = torch.from_numpy(table[:, 1:4]).to(coords.device)  # as moved
-        return cls(atoms[order], origin + first * spacing, batches)
-
-
-def _reach(amplitude: Float[Tensor, "k m j"], alpha: Tensor, cutoff: float) -> Float[Tensor, "k m"]:
-    """Å beyond which no Gaussian of an atom exceeds ``cutoff`` times the largest amplitude."""
-    if amplitude.numel() == 0:
-        return amplitude.new_zeros(amplitude.shape[:2])
-    size = amplitude.detach().abs()
-    least = (cutoff * size.max()).clamp(min=torch.finfo(size.dtype).tiny)
-    return ((size / least).clamp(min=1).log() / alpha.detach()).amax(2).sqrt()
-
-
-def _leaf_sizes(terms: int) -> list[int]:
-    """How many atoms of so many Gaussians make leaves of whole vectors, near ``LEAF`` Gaussians."""
-    step = VECTOR // math.gcd(VECTOR, terms)
-    return [n for n in range(step, LEAF[1] // terms + 1, step) if n * terms >= LEAF[0]] or [step]
-
-
-def _batches(grid: Grid, table: Int[np.ndarray, "l 7"], sizes: list[int]) -> list[_Batch]:
-    """Of leaves (member, low, extent), so many in each; ``low`` is moved in place to keep windows inside."""
-    batches, start = [], 0
-    for size in sizes:
-        rows = slice(start, start + size)
-        shape = table[rows, 4:].max(0)
-        table[rows, 1:4] = np.minimum(table[rows, 1:4], np.array(grid.shape) - shape)
-        nx, ny, nz = grid.shape
-        first = table[rows, :4] @ np.array([nx * ny * nz, ny * nz, nz, 1])
-        batches.append(_Batch(rows, (int(shape[0]), int(shape[1]), int(shape[2])), first.tolist()))
-        start = rows.stop
-    return batches
 
 
 class _Workspace:
@@ -161,7 +62,7 @@ class _Gaussians:
     places: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, grid: Grid, plan: _Plan, coords: Tensor, amplitude: Tensor, alpha: Tensor) -> _Gaussians:
+    def of(cls, grid: Grid, plan: Plan, coords: Tensor, amplitude: Tensor, alpha: Tensor) -> _Gaussians:
         """Gathered from the atoms of K members (K, M, ...)."""
         terms = amplitude.shape[2]
         place = pad(coords.flatten(0, 1), (0, 0, 0, 1))[plan.atoms] - plan.corner[:, None]
@@ -175,7 +76,7 @@ class _Gaussians:
         )
         return cls(centre, root, height, places)
 
-    def factors(self, batch: _Batch, space: _Workspace) -> tuple[Tensor, Tensor]:
+    def factors(self, batch: Batch, space: _Workspace) -> tuple[Tensor, Tensor]:
         """Distances t = root (r - x) and factors exp2(-t^2) along x, then y, then z, (b, wx + wy + wz, n).
 
         No factor is let below a floor (7e-13 in single precision), so that products of three stay normal
@@ -189,6 +90,19 @@ class _Gaussians:
         t.clamp_(-limit, limit)
         squares = torch.addcmul(t.new_zeros(()), t, t, value=-1, out=space("factors", *t.shape))
         return t, squares.exp2_()
+
+
+def _add(windows: list[Tensor], parts: tuple[Tensor, ...]) -> None:
+    """Add to windows that may overlap, one after another.
+
+    On a CPU one call does it in this order; on a GPU that call may add to several tensors at once, which
+    loses what two windows write to the same voxel.
+    """
+    if windows[0].device.type == "cpu":
+        torch._foreach_add_(windows, parts)
+        return
+    for window, part in zip(windows, parts, strict=True):
+        window.add_(part)
 
 
 def _faces(y: Tensor, z: Tensor, space: _Workspace) -> Float[Tensor, "b f n"]:
@@ -208,8 +122,51 @@ def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.zeros(shape, dtype=like.detach()[:0].numpy().dtype))
 
 
+def _sum(grid: Grid, plan: Plan, coords: Tensor, amplitude: Tensor, alpha: Tensor) -> Tensor:
+    """Density of K members, (K, M, ...) -> (K, nx, ny, nz)."""
+    gaussians = _Gaussians.of(grid, plan, coords, amplitude, alpha)
+    density = _zeros(coords, (len(coords), *grid.shape))
+    space = _Workspace(density)
+    for batch in plan.batches:
+        x, y, z = gaussians.factors(batch, space)[1].split(batch.shape, 1)
+        x.mul_(gaussians.amplitude[batch.rows][:, None])
+        product = space("windows", len(x), *batch.shape)
+        torch.bmm(x, _faces(y, z, space).mT, out=product.flatten(2))
+        _add(batch.windows(density), product.unbind())
+    return density
+
+
+def _gradients(
+    grid: Grid, plan: Plan, coords: Tensor, amplitude: Tensor, alpha: Tensor, grad: Tensor
+) -> list[Tensor]:
+    """By coordinates, amplitudes and exponents, from that by the density."""
+    gaussians = _Gaussians.of(grid, plan, coords, amplitude, alpha)
+    zeroth, second = torch.empty_like(gaussians.root), torch.empty_like(gaussians.root)
+    first = gaussians.root.new_empty(*gaussians.root.shape, 3)
+    grad, space = grad.contiguous(), _Workspace(grad)
+    for batch in plan.batches:
+        t, factors = gaussians.factors(batch, space)
+        windows = space("windows", len(t), *batch.shape)
+        torch.stack(batch.windows(grad), out=windows)
+        weighted = _line_integrals(windows, factors, batch.shape, space)
+        zeroth[batch.rows] = weighted[:, : batch.shape[0]].sum(1)
+        weighted *= t
+        for axis, part in enumerate(weighted.split(batch.shape, 1)):
+            first[batch.rows, :, axis] = part.sum(1)
+        second[batch.rows] = weighted.mul_(t).sum(1)
+    # moments of the incoming gradient under each Gaussian, in units of its width
+    slope = (2 * math.log(2)) * gaussians.amplitude * gaussians.root
+    results = (
+        (slope[..., None] * first).unflatten(1, (-1, alpha.shape[2])).sum(2),
+        zeroth.unflatten(1, (-1, alpha.shape[2])),
+        (-gaussians.amplitude / gaussians.root.square() * second).unflatten(1, (-1, alpha.shape[2])),
+    )
+    like = (coords, amplitude, alpha)
+    return [_at_atoms(v, r, plan.atoms) for v, r in zip(like, results, strict=True)]
+
+
 class _GaussianSum(torch.autograd.Function):
-    """Density of K members, (K, M, 3) -> (K, nx, ny, nz), and its gradients."""
+    """The density and its gradients; both go by one plan."""
 
     @staticmethod
     def forward(
@@ -220,48 +177,15 @@ class _GaussianSum(torch.autograd.Function):
         grid: Grid,
         cutoff: float,
     ) -> Tensor:
-        plan = _Plan.of(grid, coords, amplitude, alpha, cutoff)
+        ctx.grid, ctx.plan = grid, Plan.of(grid, coords, amplitude, alpha, cutoff)
         ctx.save_for_backward(coords, amplitude, alpha)
-        ctx.grid, ctx.plan = grid, plan
-        gaussians = _Gaussians.of(grid, plan, coords, amplitude, alpha)
-        density = _zeros(coords, (len(coords), *grid.shape))
-        space = _Workspace(density)
-        for batch in plan.batches:
-            x, y, z = gaussians.factors(batch, space)[1].split(batch.shape, 1)
-            x.mul_(gaussians.amplitude[batch.rows][:, None])
-            product = space("windows", len(x), *batch.shape)
-            torch.bmm(x, _faces(y, z, space).mT, out=product.flatten(2))
-            torch._foreach_add_(batch.windows(density), product.unbind())
-        return density
+        return _sum(grid, ctx.plan, coords, amplitude, alpha)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        plan: _Plan = ctx.plan
         coords, amplitude, alpha = ctx.saved_tensors
-        gaussians = _Gaussians.of(ctx.grid, plan, coords, amplitude, alpha)
-        zeroth, second = torch.empty_like(gaussians.root), torch.empty_like(gaussians.root)
-        first = gaussians.root.new_empty(*gaussians.root.shape, 3)
-        grad, space = grad.contiguous(), _Workspace(grad)
-        for batch in plan.batches:
-            t, factors = gaussians.factors(batch, space)
-            windows = space("windows", len(t), *batch.shape)
-            torch.stack(batch.windows(grad), out=windows)
-            weighted = _line_integrals(windows, factors, batch.shape, space)
-            zeroth[batch.rows] = weighted[:, : batch.shape[0]].sum(1)
-            weighted *= t
-            for axis, part in enumerate(weighted.split(batch.shape, 1)):
-                first[batch.rows, :, axis] = part.sum(1)
-            second[batch.rows] = weighted.mul_(t).sum(1)
-        # moments of the incoming gradient under each Gaussian, in units of its width
-        slope = (2 * math.log(2)) * gaussians.amplitude * gaussians.root
-        results = (
-            (slope[..., None] * first).unflatten(1, (-1, alpha.shape[2])).sum(2),
-            zeroth.unflatten(1, (-1, alpha.shape[2])),
-            (-gaussians.amplitude / gaussians.root.square() * second).unflatten(1, (-1, alpha.shape[2])),
-        )
-        grads = [_at_atoms(v, r, plan.atoms) for v, r in zip(ctx.saved_tensors, results, strict=True)]
-        return (*grads, None, None)
+        return (*_gradients(ctx.grid, ctx.plan, coords, amplitude, alpha, grad), None, None)
 
 
 def _line_integrals(grad: Tensor, factors: Tensor, shape: tuple[int, int, int], space: _Workspace) -> Tensor:
@@ -313,7 +237,66 @@ def gaussian_density(
     """
     if coords.dim() == 2:
         return gaussian_density(grid, coords[None], amplitude[None], alpha[None], cutoff=cutoff).squeeze(0)
-    return _GaussianSum.apply(coords.contiguous(), amplitude.contiguous(), alpha.contiguous(), grid, cutoff)
+    coords, amplitude, alpha = coords.contiguous(), amplitude.contiguous(), alpha.contiguous()
+    if torch.compiler.is_compiling():
+        box = list(grid.origin), list(grid.spacing), list(grid.shape)
+        density: Tensor = torch.ops.densemble.gaussian_sum(coords, amplitude, alpha, *box, cutoff)
+        return density
+    return _GaussianSum.apply(coords, amplitude, alpha, grid, cutoff)
+
+
+# Sizes of leaves and windows are data, which no compiler can follow: to ``torch.compile`` the density is one
+# operation, and its gradient another, which makes its plan anew.
+_GIVEN = (
+    "Tensor coords, Tensor amplitude, Tensor alpha, "
+    "float[] origin, float[] spacing, int[] shape, float cutoff"
+)
+torch.library.define("densemble::gaussian_sum", f"({_GIVEN}) -> Tensor")
+torch.library.define("densemble::gaussian_slopes", f"({_GIVEN}, Tensor grad) -> (Tensor, Tensor, Tensor)")
+
+
+@torch.library.impl("densemble::gaussian_sum", "CompositeExplicitAutograd")
+def _compiled_sum(*given: Any) -> Tensor:
+    coords, amplitude, alpha, *box, cutoff = given
+    grid = _grid(*box)
+    plan = Plan.of(grid, coords, amplitude, alpha, cutoff)
+    return _sum(grid, plan, coords, amplitude, alpha)
+
+
+@torch.library.impl("densemble::gaussian_slopes", "CompositeExplicitAutograd")
+def _compiled_slopes(*given: Any) -> tuple[Tensor, ...]:
+    coords, amplitude, alpha, *box, cutoff, grad = given
+    grid = _grid(*box)
+    plan = Plan.of(grid, coords, amplitude, alpha, cutoff)
+    return tuple(_gradients(grid, plan, coords, amplitude, alpha, grad))
+
+
+@torch.library.register_fake("densemble::gaussian_sum")
+def _shape_of_sum(*given: Any) -> Tensor:
+    coords, shape = given[0], given[5]
+    return coords.new_empty((len(coords), *shape))
+
+
+@torch.library.register_fake("densemble::gaussian_slopes")
+def _shape_of_slopes(*given: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(v) for v in given[:3])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+    ctx.save_for_backward(*inputs[:3])
+    ctx.box = inputs[3:]
+
+
+def _pass_back(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    found = torch.ops.densemble.gaussian_slopes(*ctx.saved_tensors, *ctx.box, grad)
+    return (*found, None, None, None, None)
+
+
+torch.library.register_autograd("densemble::gaussian_sum", _pass_back, setup_context=_keep)
+
+
+def _grid(origin: Sequence[float], spacing: Sequence[float], shape: Sequence[int]) -> Grid:
+    return Grid(tuple(origin), tuple(spacing), tuple(shape))  # type: ignore[arg-type]
 
 
 def count_operations(
@@ -331,7 +314,7 @@ def count_operations(
         ``other_flops``: of the faces, made twice, their products with planes, and two sums over these;
         ``exponentials``; ``window_bytes``: of the windows added and read; ``leaves``; ``batches``.
     """
-    plan = _Plan.of(grid, coords[None], amplitude[None], alpha[None], cutoff)
+    plan = Plan.of(grid, coords[None], amplitude[None], alpha[None], cutoff)
     n = plan.atoms.shape[1] * amplitude.shape[1]
     windows = [(len(b.first), *b.shape) for b in plan.batches]
     return {

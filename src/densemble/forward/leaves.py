@@ -12,21 +12,21 @@ from torch import Tensor
 
 
 def kd_leaves(
-    coords: Float[Tensor, "k m 3"], used: Bool[Tensor, "k m"], *, sizes: Sequence[int]
+    coords: Float[Tensor, "k m 3"], used: Bool[Tensor, "k m"], *, count: int, sizes: Sequence[int]
 ) -> Int[Tensor, "l p"]:
     """The leaves of k-d trees, one for each member: halves or thirds along the longest side, again and again.
 
     Args:
         coords: Å, shape=(k, m, 3).
         used: the atoms that are sorted, the others are left out, shape=(k, m).
+        count: how many these are, in the member that has the most: a number that the host must know.
         sizes: atoms in a leaf; the one that leaves the fewest places to spare is taken.
 
     Returns:
         Indices into the k * m atoms of all members in a row; k * m in places to spare. No leaf has atoms
-        of two members, or none.
+        of two members; one may have none where another member has more atoms.
     """
     members, atoms = used.shape
-    count = int(used.sum(1).max()) if used.numel() else 0
     if count == 0:
         return torch.zeros((0, 1), dtype=torch.long, device=coords.device)
     parts, size = min(
@@ -48,7 +48,7 @@ def kd_leaves(
         order = torch.argsort(along, dim=1, stable=True)
         own = own.gather(1, order).view(part * len(own), -1)
         x = x.gather(1, order[..., None].expand(-1, -1, 3)).view(part * len(x), -1, 3)
-    return own[(own < members * atoms).any(1)]
+    return own
 
 
 def _cuts(count: int, size: int) -> list[int]:

@@ -101,7 +101,8 @@ class MolmapDensity:
 
     def _gaussians(self, k: int, blur: float | Tensor) -> tuple[Tensor, Tensor]:
         """Heights and exponents of the atoms of k members, (k, n, 1) each: variances add, charges stay."""
-        variance = self.sigma**2 + torch.as_tensor(blur).to(self._height).expand(k)[:, None] ** 2
+        own = blur if isinstance(blur, Tensor) else self._height.new_full((k,), blur)
+        variance = self.sigma**2 + own.to(self._height)[:, None] ** 2
         height = (self._height * (self.sigma**2 / variance) ** 1.5)[..., None]
         return height, (0.5 / variance)[..., None].expand_as(height)
 

@@ -114,7 +114,19 @@ class GuidedPrior:
         self._following = FollowingProcess(prior.process)
         self.stages = tuple(stages)
         self.completion: Completion = completion or AllAtom()
-        self.trace: list[dict[str, float]] = []
+        self._told: list[dict[str, float]] = []
+        self._untold: list[dict[str, float | Tensor]] = []
+
+    @property
+    def trace(self) -> list[dict[str, float]]:
+        """Every objective at every guided step. Values stay on their device until this is asked for."""
+        self._told += [{name: float(value) for name, value in row.items()} for row in self._untold]
+        self._untold.clear()
+        return self._told
+
+    @trace.setter
+    def trace(self, rows: Sequence[dict[str, float]]) -> None:
+        self._told, self._untold = list(rows), []
 
     @property
     def topology(self) -> Topology:
@@ -141,30 +153,33 @@ class GuidedPrior:
         with torch.no_grad():
             self.completion.update(leaf.detach(), sigma)
         shift = torch.zeros_like(x0)
-        row = {"sigma": sigma}
+        row: dict[str, float | Tensor] = {"sigma": sigma}
         with torch.enable_grad():
-            atoms = self._placed(self.completion(leaf), row, active)
+            atoms = self._placed(self.completion(leaf), row, active, sigma)
             for stage in active:
                 value = stage.term(atoms, sigma)
-                row[stage.name] = float(value.detach())
+                row[stage.name] = value.detach()
                 wrt = x if stage.through_network else leaf
                 (gradient,) = torch.autograd.grad(value, wrt, retain_graph=True)
                 shift += self._shift(stage, gradient, x0.detach() - x_t, t)
-        self.trace.append(row)
+        self._untold.append(row)
         return x0.detach() + shift
 
-    def _placed(self, atoms: Tensor, row: dict[str, float], active: Sequence[Stage]) -> Tensor:
+    def _placed(
+        self, atoms: Tensor, row: dict[str, float | Tensor], active: Sequence[Stage], sigma: float
+    ) -> Tensor:
         """The atoms where realignment wants them, at the steps at which it is done."""
         realign = self.realign
         if realign is None or all(stage.name != realign.stage for stage in active):
             return atoms
-        if sum(realign.stage in before for before in self.trace) % realign.every:
+        before = [realign.stage in row for row in self._told] + [realign.stage in row for row in self._untold]
+        if sum(before) % realign.every:
             return atoms
-        moves = self._following.moves = realign(atoms, row["sigma"])
+        moves = self._following.moves = realign(atoms, sigma)
         if moves is None:
             return atoms
         placed = moves.apply(atoms)
-        row["moved"] = float((placed - atoms).detach().square().sum(-1).mean().sqrt())
+        row["moved"] = (placed - atoms).detach().square().sum(-1).mean().sqrt()
         return placed
 
     def _shift(self, stage: Stage, gradient: Tensor, update: Tensor, t: float) -> Tensor:

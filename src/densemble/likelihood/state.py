@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from densemble.forward.cryoem import AtomForm, FormKind, StateDensity
 from densemble.forward.molmap import MolmapDensity
 from densemble.grid import DensityMap, Grid
 from densemble.likelihood.blur import gaussian_blur
-from densemble.likelihood.width import best_blur, fit_form
+from densemble.likelihood.width import BlurSearch, fit_form
 
 SPACING_PER_WIDTH = 0.8
 """Voxels of a blurred target, over the standard deviation of an atom in it: aliasing below one per cent."""
@@ -35,6 +36,12 @@ class _Level:
     target: Tensor
     weights: Tensor
     data: float
+    most: float
+
+    @cached_property
+    def best_blurs(self) -> BlurSearch:
+        """Of densities drawn narrow, up to ``most`` Å."""
+        return BlurSearch(self.target, self.weights, self.narrow.grid, most=self.most)
 
     def correlation(self, model: Float[Tensor, "k nx ny nz"]) -> Float[Tensor, " k"]:
         """Of each density with the target."""
@@ -153,10 +160,9 @@ class StateLikelihood:
         With d the resolution of the map, B is then ``4 (NARROWEST d)^2 + 8 pi^2 spread^2``, and at most
         ``4 (WIDEST d)^2``.
         """
-        level, most = self._level(blur), math.sqrt(WIDEST**2 - NARROWEST**2) * _sigma(self.resolution)
+        level = self._level(blur)
         with torch.no_grad():
-            drawn = level.narrow.members(coords)
-        return best_blur(level.target, drawn, level.weights, level.narrow.grid, most=most)
+            return level.best_blurs(level.narrow.members(coords))
 
     def together(
         self, coords: Float[Tensor, "k n 3"], weights: Float[Tensor, " k"], *, blur: float = 0.0
@@ -199,11 +205,12 @@ class StateLikelihood:
 
     def _make(self, blur: float) -> _Level:
         values, weights, grid = self.target.values, self.mask.to(self.target.values), self.target.grid
+        most = math.sqrt(WIDEST**2 - NARROWEST**2) * _sigma(self.resolution)
         if blur == 0:
             density = self.form.density(
                 grid, self.elements, occupancy=self.occupancy, dtype=values.dtype, device=values.device
             )
-            return _Level(density, self._narrow(grid, 0.0), values, weights, self.data)
+            return _Level(density, self._narrow(grid, 0.0), values, weights, self.data, most)
         width = math.hypot(_sigma(self.resolution), blur)
         finest = width * math.pi * math.sqrt(2)
         values = gaussian_blur(values, grid, blur)
@@ -218,7 +225,7 @@ class StateLikelihood:
             dtype=values.dtype,
             device=values.device,
         )
-        return _Level(drawn, self._narrow(coarse, blur), values, weights, _data(self.volume, finest))
+        return _Level(drawn, self._narrow(coarse, blur), values, weights, _data(self.volume, finest), most)
 
     def _narrow(self, grid: Grid, blur: float) -> MolmapDensity:
         """Atoms as narrow as they may be in a map blurred by ``blur`` Å."""

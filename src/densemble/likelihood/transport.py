@@ -14,10 +14,11 @@ about ``reach`` and left behind beyond it. Two single points at a distance d hav
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -26,6 +27,24 @@ from densemble.likelihood.sinkhorn import Levels, half_transport_to_itself, tran
 
 _APART = 8.0
 """Points further apart than this many blurs exchange a share of 1e-14 of their mass with themselves."""
+
+
+class _Known(NamedTuple):
+    """What does not depend on where the atoms are.
+
+    Attributes:
+        origin: Å, the middle of the cloud, double precision, shape=(3,).
+        used: indices of the atoms that have mass, shape=(u,).
+        shares: of these in the mass, shape=(u,).
+        points: Å, of the cloud about its middle, shape=(k, 3).
+        weights: their shares in its mass, shape=(k,).
+    """
+
+    origin: Float[Tensor, " 3"]
+    used: Int[Tensor, " u"]
+    shares: Float[Tensor, " u"]
+    points: Float[Tensor, "k 3"]
+    weights: Float[Tensor, " k"]
 
 
 class SinkhornDivergence:
@@ -89,7 +108,10 @@ class SinkhornDivergence:
         self.blur, self.reach, self.scaling = blur, reach, scaling
         self._origin = cloud.points.double().mean(0)
         self._shares = cloud.weights.double() / cloud.weights.double().sum()
-        self._apart = self._lie_apart(cloud.points)
+        places = (cloud.points.double() - self._origin).cpu().numpy()
+        self._reach = places.min(0), places.max(0)
+        self._apart = self._lie_apart(places)
+        self._known: dict[tuple[torch.device, torch.dtype, int], _Known] = {}
 
     def __call__(self, atoms: Float[Tensor, "k n 3"]) -> Float[Tensor, " k"]:
         """The divergence of each member in Å^2, once differentiable.
@@ -104,27 +126,47 @@ class SinkhornDivergence:
             raise ValueError(f"SinkhornDivergence: {atoms.shape[1]} atoms, weights of {len(self.weights)}")
         return _Divergence.apply(atoms, self)
 
-    def of_member(
-        self, x: Float[Tensor, "n 3"], *, gradient: bool = True
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "n 3"]]:
-        """Divergence and gradient (zero if not asked for) of one member."""
-        if self.weights is None:
-            return self._solve(x, torch.full((len(x),), 1 / len(x)), gradient)
-        used = self.weights > 0
-        shares = self.weights[used].double()
-        value, slope = self._solve(x[used.to(x.device)], shares / shares.sum(), gradient)
-        return value, torch.zeros_like(x).masked_scatter(used.to(x.device)[:, None], slope)
+    def of_members(
+        self, atoms: Float[Tensor, "k n 3"], *, gradient: bool = True
+    ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k n 3"]]:
+        """Divergence and gradient (zero if not asked for) of each member.
 
-    def _solve(self, x: Tensor, a: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
-        shift = self._origin.to(x.device)
-        y = (self.cloud.points.to(x.device, torch.float64) - shift).to(x.dtype)
-        x = (x.detach().double() - shift).to(x.dtype)  # small numbers keep squared distances accurate
-        a, b = a.to(x), self._shares.to(x)
-        low, high = torch.minimum(x.amin(0), y.amin(0)), torch.maximum(x.amax(0), y.amax(0))
-        diameter = float((high - low).norm())
+        The host sees the coordinates once, for how far the points are apart; a GPU is not waited for again.
+        """
+        known = self._on(atoms)
+        moved = (atoms.detach().double() - known.origin)[:, known.used]
+        places = moved.cpu().numpy()
+        values, slopes = [], torch.zeros_like(atoms)
+        for member, (x, place) in enumerate(zip(moved.to(atoms.dtype), places, strict=True)):
+            value, slope = self._solve(x, place, known, gradient)
+            values.append(value)
+            slopes[member].index_copy_(0, known.used, slope)
+        return torch.stack(values), slopes
+
+    def _on(self, atoms: Float[Tensor, "k n 3"]) -> _Known:
+        """What does not depend on where the atoms are, in their type and where they are."""
+        key = atoms.device, atoms.dtype, atoms.shape[1]
+        if key not in self._known:
+            weights = torch.ones(atoms.shape[1]) if self.weights is None else self.weights.cpu()
+            used = weights.nonzero()[:, 0]
+            shares = weights[used].double()
+            self._known[key] = _Known(
+                origin=self._origin.to(atoms.device),
+                used=used.to(atoms.device),
+                shares=(shares / shares.sum()).to(atoms),
+                points=(self.cloud.points.double() - self._origin).to(atoms),
+                weights=self._shares.to(atoms),
+            )
+        return self._known[key]
+
+    def _solve(self, x: Tensor, place: np.ndarray, known: _Known, gradient: bool) -> tuple[Tensor, Tensor]:
+        """Of atoms about the origin of the cloud: small numbers keep squared distances accurate."""
+        (low, high), a, y, b = self._reach, known.shares, known.points, known.weights
+        extent = np.maximum(place.max(0), high) - np.minimum(place.min(0), low)
+        diameter = float(np.linalg.norm(extent))
         levels = Levels.between(diameter, self.blur, scaling=self.scaling, reach=self.reach)
         value, slope = transport(x, a, y, b, levels, gradient=gradient)
-        if self._apart and self._lie_apart(x):
+        if self._apart and self._lie_apart(place):
             return value - self._alone(a) - self._alone(b), slope
         own, own_slope = half_transport_to_itself(x, a, levels, gradient=gradient)
         other, _ = half_transport_to_itself(y, b, levels, gradient=False)
@@ -140,11 +182,10 @@ class SinkhornDivergence:
             value = -(rho + eps / 2) * (shares.double() * torch.expm1(log * eps / (2 * rho + eps))).sum()
         return value.to(shares)
 
-    def _lie_apart(self, points: Float[Tensor, "n 3"]) -> bool:
+    def _lie_apart(self, places: Float[np.ndarray, "n 3"]) -> bool:
         """Whether no two points are within eight blurs of each other."""
-        if len(points) < 2:
+        if len(places) < 2:
             return True
-        places = points.detach().double().cpu().numpy()
         nearest = cKDTree(places).query(places, k=[2], distance_upper_bound=_APART * self.blur)[0]
         return math.isinf(float(nearest.min()))
 
@@ -154,14 +195,9 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, atoms: Tensor, divergence: SinkhornDivergence) -> Tensor:  # noqa: ANN401
-        wanted = ctx.needs_input_grad[0]
-        values, slopes = [], torch.zeros_like(atoms)
-        for member, x in enumerate(atoms):
-            value, slope = divergence.of_member(x, gradient=wanted)
-            values.append(value)
-            slopes[member] = slope
+        values, slopes = divergence.of_members(atoms, gradient=ctx.needs_input_grad[0])
         ctx.save_for_backward(slopes)
-        return torch.stack(values)
+        return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401

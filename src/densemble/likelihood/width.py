@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import scipy.fft
 import torch
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
@@ -74,55 +73,69 @@ def fit_form(
     return replace(form, spread=math.exp(found.x))
 
 
-def best_blur(
-    target: Float[Tensor, "nx ny nz"],
-    models: Float[Tensor, "k nx ny nz"],
-    weights: Float[Tensor, "nx ny nz"],
-    grid: Grid,
-    *,
-    most: float,
-) -> Float[Tensor, " k"]:
-    """The Gaussian blur under which each of several densities correlates best with a map.
+class BlurSearch:
+    """Finds the Gaussian blur under which each of several densities correlates best with one map.
 
     A blur is a factor ``exp(-2 pi^2 blur^2 s^2)`` on the coefficients of the Fourier transform, so that one
     transform of a density serves all blurs: the correlation is a ratio of sums over shells. In it the
     covariance is over the weighted voxels, and the variance of the density over all, which is the same if
     there is none of it where the weight is not 1.
 
+    Everything is where the map is, and what the densities have no part in is made once.
+
     Args:
         target: the map.
-        models: the densities, not blurred.
         weights: of the voxels, not negative.
         grid: their box, taken to be periodic.
         most: Å, the largest blur; 65 are tried, evenly spaced in their squares, and a parabola laid through
             the best and its neighbours.
-
-    Returns:
-        Å, standard deviations, shape=(k,).
     """
-    total = float(weights.sum())
-    covered = weights * (target - (weights * target).sum() / total)
-    shell, squares, twice = _shells(grid)
-    wanted = np.conj(scipy.fft.rfftn(covered.cpu().numpy())) * twice
-    tried = np.linspace(0, most**2, _BLURS)
-    factor = np.exp(-2 * np.pi**2 * tried[:, None] * squares)
-    found = []
-    for model in models:
-        own = scipy.fft.rfftn(model.detach().cpu().numpy())
-        covariance = factor @ np.bincount(shell, (wanted * own).real.ravel())
-        power = factor**2 @ np.bincount(shell, (np.abs(own) ** 2 * twice).ravel())
-        variance = power - abs(own[0, 0, 0]) ** 2 * math.prod(grid.shape) / total
-        found.append(_summit(tried, covariance / np.sqrt(np.maximum(variance, 1e-12 * power))))
-    return models.new_tensor(np.sqrt(found))
+
+    def __init__(
+        self,
+        target: Float[Tensor, "nx ny nz"],
+        weights: Float[Tensor, "nx ny nz"],
+        grid: Grid,
+        *,
+        most: float,
+    ) -> None:
+        total = weights.sum()
+        covered = weights * (target - (weights * target).sum() / total)
+        shell, squares, twice = (torch.as_tensor(v).to(target.device) for v in _shells(grid))
+        self._shell, self._twice = shell, twice.to(target)
+        self._wanted = torch.fft.rfftn(covered).conj() * self._twice
+        self._per_weight = math.prod(grid.shape) / total.double()
+        self._tried = torch.linspace(0, most**2, _BLURS, dtype=torch.float64).to(target.device)
+        self._factor = (-2 * math.pi**2 * self._tried[:, None] * squares).exp()
+
+    def __call__(self, models: Float[Tensor, "k nx ny nz"]) -> Float[Tensor, " k"]:
+        """Å, standard deviations of the best blurs of densities that are not blurred."""
+        found = [self._correlations(model.detach()) for model in models]
+        return _summits(self._tried, torch.stack(found)).clamp_min(0).sqrt().to(models)
+
+    def _correlations(self, model: Float[Tensor, "nx ny nz"]) -> Float[Tensor, " b"]:
+        """At every blur that is tried, up to a constant factor."""
+        own = torch.fft.rfftn(model)
+        covariance = self._factor @ self._over_shells((self._wanted * own).real)
+        squared = own.real.square() + own.imag.square()
+        power = self._factor.square() @ self._over_shells(squared * self._twice)
+        variance = power - squared[0, 0, 0].double() * self._per_weight
+        return covariance / torch.maximum(variance, 1e-12 * power).sqrt()
+
+    def _over_shells(self, values: Float[Tensor, "nx ny nh"]) -> Float[Tensor, " s"]:
+        empty = self._factor.new_zeros(self._factor.shape[1])
+        return empty.index_add(0, self._shell, values.flatten().to(empty))
 
 
-def _summit(x: np.ndarray, y: np.ndarray) -> float:
-    """Where the parabola through the highest of evenly spaced points and its neighbours is highest."""
-    i = int(np.argmax(y))
-    if i in (0, len(y) - 1):
-        return float(x[i])
-    bend = y[i - 1] - 2 * y[i] + y[i + 1]
-    return float(x[i] + 0.5 * (x[1] - x[0]) * (y[i - 1] - y[i + 1]) / bend) if bend < 0 else float(x[i])
+def _summits(x: Float[Tensor, " b"], y: Float[Tensor, "k b"]) -> Float[Tensor, " k"]:
+    """Where parabolas through the highest of evenly spaced points and its neighbours are highest."""
+    highest = y.argmax(1, keepdim=True)
+    middle = highest.clamp(1, y.shape[1] - 2)
+    before, at, after = (y.gather(1, middle + step)[:, 0] for step in (-1, 0, 1))
+    bend = before - 2 * at + after
+    curved = (highest == middle)[:, 0] & (bend < 0)
+    shift = 0.5 * (before - after) / torch.where(curved, bend, -1.0)
+    return torch.where(curved, x[middle[:, 0]] + (x[1] - x[0]) * shift, x[highest[:, 0]])
 
 
 def _shells(grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

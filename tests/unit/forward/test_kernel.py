@@ -1,10 +1,13 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from elsewhere import ELSEWHERE, Elsewhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densemble.forward import kernel
+from densemble.forward import plan
 from densemble.forward.kernel import gaussian_density
 from densemble.grid import Grid
 
@@ -80,9 +83,9 @@ def value_and_gradients(coords, amplitude, alpha):
 def test_leaves_and_batches_do_not_matter(monkeypatch, leaf, vector, batch):
     arguments = problem(2, 50, 3, spread=1.5)
     reference = value_and_gradients(*arguments)
-    monkeypatch.setattr(kernel, "LEAF", leaf)
-    monkeypatch.setattr(kernel, "VECTOR", vector)
-    monkeypatch.setattr(kernel, "BATCH", batch)
+    monkeypatch.setattr(plan, "LEAF", leaf)
+    monkeypatch.setattr(plan, "VECTOR", vector)
+    monkeypatch.setattr(plan, "BATCH", batch)
     for found, expected in zip(value_and_gradients(*arguments), reference, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
 
@@ -188,3 +191,36 @@ def test_coordinates_that_are_not_finite_are_refused():
     coords[1, 2] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         gaussian_density(GRID, coords, amplitude, alpha)
+
+
+COMPILED = """
+import torch
+from densemble.forward.kernel import gaussian_density
+from densemble.forward.molmap import MolmapDensity
+from densemble.grid import Grid
+
+grid = Grid((-5.0, -5.0, -5.0), (1.0, 1.0, 1.0), (11, 11, 11))
+molmap = MolmapDensity(grid, ["C", "N"] * 5, resolution=4.0)
+
+def sums(coords, heights):
+    density = gaussian_density(grid, 2 * coords - 1, heights, 0.2 * heights.square() + 0.1)
+    return (density.square() + molmap.members(coords)).sum()
+
+given = torch.randn(2, 10, 3), torch.randn(2, 10, 2)
+for backend in ("eager", "aot_eager"):
+    found = []
+    for call in (sums, torch.compile(sums, fullgraph=True, backend=backend)):
+        leaves = [x.clone().requires_grad_() for x in given]
+        value = call(*leaves)
+        found.append([value.detach(), *torch.autograd.grad(value, leaves)])
+    for there, here in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, atol=1e-5, rtol=1e-5)
+print("done")
+"""
+"""As users have it: what checks shapes while tests run cannot be compiled."""
+
+
+def test_to_the_compiler_it_is_one_operation():
+    """Without a break of the graph, forward and, by the second backend, backward."""
+    child = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert child.stdout == "done\n", child.stderr

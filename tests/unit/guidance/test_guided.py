@@ -34,6 +34,7 @@ def test_no_active_stage_is_the_prior_itself():
     guided = GuidedPrior(prior, [Stage("pull", pull, high=0.5)])
     x = noisy(prior)
     assert torch.equal(guided.denoise(x, 1.0), prior.denoise(x, 1.0))
+    assert not guided.denoise(x.requires_grad_(), 1.0).requires_grad  # nothing is kept for a gradient
     assert guided.trace == []
 
 

@@ -122,7 +122,7 @@ def test_closed_and_iterated_terms_of_a_measure_with_itself_agree():
         np.testing.assert_allclose(gradient[0], gradient[1], atol=1e-9)
     touching = x.copy()
     touching[1] = touching[0] + 0.02
-    assert not closed._lie_apart(torch.as_tensor(touching))
+    assert not closed._lie_apart(touching)
 
 
 def plain_slope(x, direction, *measures, step=1e-4):

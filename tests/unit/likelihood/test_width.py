@@ -12,7 +12,7 @@ from densemble.likelihood.bfactor import fit_b
 from densemble.likelihood.blur import gaussian_blur
 from densemble.likelihood.density import DensityLikelihood
 from densemble.likelihood.state import weighted_correlation
-from densemble.likelihood.width import best_blur, fit_form
+from densemble.likelihood.width import BlurSearch, fit_form
 
 GRID = Grid(origin=(-12.0, -12.0, -12.0), spacing=(1.0, 0.9, 1.1), shape=(25, 27, 22))
 ATOMS = torch.as_tensor(np.random.default_rng(2).uniform(-6, 6, size=(2, 40, 3)))
@@ -95,7 +95,7 @@ def test_best_blur_is_the_best_of_all_that_are_tried(generator):
         noise = torch.randn(target.shape, generator=generator, dtype=torch.float64)
         target = target + 0.1 * target.std() * gaussian_blur(noise, GRID, 1.0)
         mask = (narrow.members(member[None], blur=2.5)[0] > 0.01).double()
-        found = best_blur(target, narrow.members(member[None]), mask, GRID, most=most)
+        found = BlurSearch(target, mask, GRID, most=most)(narrow.members(member[None]))
         trials = np.sqrt(np.linspace(0, most**2, 65))
         drawn = torch.cat([narrow.members(member[None], blur=float(b)) for b in trials])
         expected = trials[int(weighted_correlation(target, drawn, mask).argmax())]

@@ -23,9 +23,11 @@ from boltz_run import BEGIN, MEMBERS, RESOLUTION, SPACING, STEPS, prepared, run_
 from geomloss import SamplesLoss
 
 import densemble.priors.boltz.process as process
+from densemble.em.folding import opened
 from densemble.guidance.guided import GuidedPrior
 from densemble.likelihood.cloud import cloud_of_map
-from densemble.priors.boltz.trunk import conditioning
+from densemble.priors.boltz.trunk import conditioning, run_trunk
+from densemble.progress import Progress
 from densemble.sampler import sample
 
 WARM, CLOUD, DENSITY = 125, 150, 175
@@ -212,3 +214,31 @@ def test_nothing_guides_from_less_noise_than_the_stages_have(ready):
     sampling = run_of(replace(ready, boltz=replace(ready.boltz, settings=settings))).sampling
     assert not sampling.stages
     assert len(sampling.messages) == 2
+
+
+def test_potentials_go_with_the_map(ready):
+    """What the settings switch on steers the estimate, and the shift by the map comes on top of it."""
+    switched = replace(ready.boltz, settings=replace(ready.boltz.settings, potentials=True))
+    estimates = []
+    for boltz in (ready.boltz, switched):
+        run = run_of(replace(ready, boltz=boltz))
+        prior, x = run.sampling.prior, run.state.x
+        prior.process.times(STEPS)
+        density = run.sampling.stages[1]
+        prior.process.left = 0.3
+        alone, both = (
+            GuidedPrior(prior, stages).denoise(x, 0.9 * density.high) for stages in ([], [density])
+        )
+        shift, update = (both - alone).flatten(1).norm(dim=1), (alone - x).flatten(1).norm(dim=1)
+        torch.testing.assert_close(shift, 0.5 * update, rtol=1e-3, atol=0)
+        estimates.append(alone)
+    assert float((estimates[1] - estimates[0]).abs().max()) > 0.1
+
+
+def test_the_trunk_is_recycled_as_often_as_is_asked_for(ready, boltz_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("BOLTZ_CACHE", str(boltz_cache))
+    monkeypatch.setattr("densemble.priors.boltz.model.OWN_CACHE", str(tmp_path))
+    fold = replace(ready.settings.fold, recycling=1)
+    again = opened(replace(ready.settings, fold=fold), None, tell=Progress())
+    torch.testing.assert_close(again.trunk.z, run_trunk(again.network, again.given, recycling=1)["z"])
+    assert float((again.trunk.z - ready.boltz.trunk.z).abs().max()) > 0.1

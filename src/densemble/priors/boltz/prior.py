@@ -220,7 +220,7 @@ class TokenMemory:
         """Take in the estimate at level ``t``."""
         assert self.latest is not None
         so_far = torch.zeros_like(self.latest) if self.so_far is None else self.so_far.to(self.latest)
-        times = self._diffusion.c_noise(torch.full((len(so_far),), t).to(so_far))
+        times = self._diffusion.c_noise(so_far.new_full((len(so_far),), t))
         self.so_far = self._diffusion.out_token_feat_update(times=times, acc_a=so_far, next_a=self.latest)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -287,9 +287,8 @@ class BoltzProcess:
             self.pose, self.left = None, 0.0
         if self.memory is not None:
             self.memory.advance(raised)
-        if n.align and bool(torch.isfinite(x0).all()):  # else the sampler says that it diverged
-            every = torch.ones_like(x[..., 0])
-            x = weighted_rigid_align(x, x0, every, every)
+        if n.align:
+            x = _aligned(x, x0)
         return x + n.step_scale * (t_next - raised) * (x - x0) / raised
 
     def _rotations(self, members: int, generator: torch.Generator) -> Float[Tensor, "k 3 3"]:
@@ -297,6 +296,20 @@ class BoltzProcess:
         return quaternion_to_matrix(self._normal((members, 4), generator))
 
     def _normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Standard normal numbers, drawn where the generator is."""
+        """Standard normal numbers, drawn where the generator is; a GPU fetches them when it comes to them."""
         drawn = torch.randn(shape, generator=generator, device=generator.device)
-        return drawn.to(self.centre)
+        if self.centre.is_cuda and not drawn.is_cuda:
+            drawn = drawn.pin_memory()
+        return drawn.to(self.centre, non_blocking=True)
+
+
+def _aligned(x: Float[Tensor, "k n 3"], x0: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
+    """The sample superposed on its estimate.
+
+    An estimate that is not finite, of which the sampler says that it diverged, is not to end in an error of
+    the superposition; which of them it is is decided on the device, so that nobody waits for the answer.
+    """
+    finite = torch.isfinite(x0).all()
+    tame = x / x.abs().amax().clamp_min(1.0)
+    every = torch.ones_like(x[..., 0])
+    return weighted_rigid_align(torch.where(finite, x, tame), torch.where(finite, x0, tame), every, every)

@@ -53,11 +53,13 @@ class BoltzSubstructure:
         self._free = free.nonzero()[:, 0].to(prior.device)
         self._held = (~free).nonzero()[:, 0].to(prior.device)
         self._known = torch.where(free[:, None], 0.0, known.float()).to(prior.device)
+        self._noise = self._known.new_zeros(0, *known.shape)
 
     def denoise(self, x_t: Float[Tensor, "k f 3"], t: float) -> Float[Tensor, "k f 3"]:
         """E[x0 | x_t] of the free atoms, differentiable in ``x_t``."""
-        noise = self._normal((len(x_t), *self._known.shape), self._seed)
-        whole = (self._known + t * noise).index_copy(1, self._free, x_t.to(self._known))
+        if len(self._noise) != len(x_t):
+            self._noise = self._normal((len(x_t), *self._known.shape), self._seed)
+        whole = (self._known + t * self._noise).index_copy(1, self._free, x_t.to(self._known))
         x0 = self._estimate(whole, t)
         places = self._known[self._held].expand(len(x0), -1, -1)
         rotation, shift = superposing(x0.detach()[:, self._held], places)
