@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from chemistry import chemistry
-from corpus import Corpus, cut, load
+from corpus import EVERYTHING, Corpus, Told, cut, load
 from densemble.priors.edm import EDM
 from densemble.priors.embedded import WEIGHTS, WIDTHS, load_network
 from densemble.priors.segment_geometry import Segment, stack
@@ -189,6 +189,7 @@ def measure(
     length: int,
     sampling: Sampling,
     seed: int,
+    told: Told = EVERYTHING,
 ) -> tuple[dict[str, object], dict[str, float], np.ndarray]:
     """RMSD of samples of one set of segments, by the network and by the closed form; chemistry; samples."""
     generator = torch.Generator().manual_seed(seed)
@@ -196,8 +197,9 @@ def measure(
     start = time.perf_counter()
     spent = 0.0
     for first in range(0, len(places), BATCH):
-        cuts = [cut(*corpus.chain(c), s, length) for c, s in places[first : first + BATCH]]
-        segment = stack([item for item, _ in cuts])
+        batch = places[first : first + BATCH]
+        cuts = [cut(*corpus.chain(c), s, length) for c, s in batch]
+        segment = stack([cut(*corpus.chain(c), s, length, told=told)[0] for c, s in batch])
         sigma_max = sampling.widths * float(segment.width.max())
         before = time.perf_counter()
         drawn.append(sample(network_denoiser(network, segment), segment.mean, sigma_max, sampling, generator))

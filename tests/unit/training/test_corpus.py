@@ -8,8 +8,9 @@ from Bio.Align import PairwiseAligner, substitution_matrices
 from numpy.testing import assert_allclose
 
 import train
-from corpus import Corpus, cut, load, read_excluded
+from corpus import Corpus, Told, cut, load, read_excluded
 from densemble.errors import InputError
+from densemble.priors.segment_geometry import UNKNOWN
 from examples import SIGMA_MIN, random_batch, random_length, random_levels
 
 SHARED = Path(__file__).parents[4] / "shared" / "corpus"
@@ -86,6 +87,33 @@ def test_hidden_residues_are_not_shown_but_anchors_are():
     item, _ = cut(atoms, types, 20, 7, hidden)
     places = item["context_place"][item["context_mask"]] + 20
     assert set(places) & set(range(10, 35)) == {19, 27}
+
+
+def test_without_sequence_all_kinds_are_unknown_and_nothing_else_changes():
+    atoms, types = small_corpus().chain(0)
+    whole, truth = cut(atoms, types, 20, 7)
+    item, same = cut(atoms, types, 20, 7, told=Told(sequence=False))
+    assert set(item["kind"]) == set(item["context_type"]) == {UNKNOWN}
+    assert set(whole["kind"]) != {UNKNOWN} != set(whole["context_type"])
+    assert np.array_equal(truth, same)
+    for name in set(item) - {"kind", "context_type"}:
+        assert np.array_equal(item[name], whole[name]), name
+
+
+def test_without_context_only_the_anchors_are_seen():
+    atoms, types = small_corpus().chain(0)
+    whole, truth = cut(atoms, types, 20, 7)
+    item, same = cut(atoms, types, 20, 7, told=Told(context=False))
+    assert set(item["context_place"][item["context_mask"]]) == {-1, 7}
+    assert np.array_equal(truth, same)
+    for name in ("kind", "anchors", "mean", "width"):
+        assert np.array_equal(item[name], whole[name]), name
+    # the rest of the chain reaches nothing of it
+    far = atoms + 50.0
+    far[19:28] = atoms[19:28]
+    other, _ = cut(far, types, 20, 7, told=Told(context=False))
+    assert all(np.array_equal(item[name], other[name]) for name in item)
+    assert not np.array_equal(whole["surroundings"], cut(far, types, 20, 7)[0]["surroundings"])
 
 
 def test_levels_cover_all_noise():
