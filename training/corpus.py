@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from densemble.errors import InputError
-from densemble.priors.segment_geometry import ALPHABET, describe, types_of
+from densemble.priors.segment_geometry import ALPHABET, UNKNOWN, describe, types_of
 
 ARRAYS = ("offset", "seq", "chain", "validation", "delta")
 
@@ -85,8 +85,29 @@ def load(path: Path) -> Corpus:
     return Corpus(atoms, types, offset, arrays["chain"], arrays["validation"])
 
 
+@dataclass(frozen=True)
+class Told:
+    """What is said of a segment beside its anchors' coordinates; all of it, but in ablations.
+
+    Attributes:
+        sequence: amino acids, the segment's and those around; unknown ones if not.
+        context: the fixed residues around; none but the anchors if not.
+    """
+
+    sequence: bool = True
+    context: bool = True
+
+
+EVERYTHING = Told()
+
+
 def cut(
-    atoms: np.ndarray, types: np.ndarray, start: int, length: int, hidden: np.ndarray | None = None
+    atoms: np.ndarray,
+    types: np.ndarray,
+    start: int,
+    length: int,
+    hidden: np.ndarray | None = None,
+    told: Told = EVERYTHING,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Conditioning of one segment of a chain and its true coordinates in the canonical frame.
 
@@ -96,16 +117,18 @@ def cut(
         start: first residue of the segment.
         length: number of residues; the chain must go on at one end at least.
         hidden: further residues not to be shown, as another segment is missing too, shape=(n,) bool.
+        told: what of the rest is said.
 
     Returns:
         The description (see ``densemble.priors.segment_geometry.describe``) and truth, shape=(L, 4, 3).
     """
-    shown = np.ones(len(atoms), dtype=bool) if hidden is None else ~hidden
+    shown = np.full(len(atoms), told.context) if hidden is None else ~hidden & told.context
     shown[start : start + length] = False
     for anchor in (start - 1, start + length):
         if 0 <= anchor < len(atoms):
             shown[anchor] = True
     fixed = np.flatnonzero(shown)
+    types = types if told.sequence else np.full_like(types, UNKNOWN)
     segment = slice(start, start + length)
     item, rotation, origin = describe(
         atoms[fixed].astype(np.float64), types[fixed], fixed - start, types[segment]

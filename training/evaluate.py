@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from chemistry import chemistry
-from corpus import Corpus, cut, load
+from corpus import EVERYTHING, Corpus, Told, cut, load
 from densemble.priors.edm import EDM
-from densemble.priors.embedded import WEIGHTS, WIDTHS, load_network
+from densemble.priors.embedded import CHURN, SIGMA_MIN, WEIGHTS, WIDTHS, load_network
 from densemble.priors.segment_geometry import Segment, stack
 from densemble.priors.segment_network import SegmentNetwork
 from intervals import of_quantile
@@ -44,14 +44,15 @@ class Sampling:
     Attributes:
         members: of each segment.
         steps: reverse steps.
-        churn, churn_min, rho, heun: see ``densemble.priors.edm.EDM``.
+        sigma_min, churn, churn_min, rho, heun: see ``densemble.priors.edm.EDM``.
         widths: first noise level, in the largest expected standard deviations of the segments.
     """
 
     members: int = 16
     steps: int = 50
-    churn: float = 0.3
+    churn: float = CHURN
     churn_min: float = 0.05
+    sigma_min: float = SIGMA_MIN
     rho: float = 7.0
     heun: bool = False
     widths: float = WIDTHS
@@ -108,6 +109,7 @@ def sample(
     process = EDM(
         center,
         sigma_max=sigma_max,
+        sigma_min=sampling.sigma_min,
         rho=sampling.rho,
         churn=sampling.churn,
         churn_min=sampling.churn_min,
@@ -189,6 +191,7 @@ def measure(
     length: int,
     sampling: Sampling,
     seed: int,
+    told: Told = EVERYTHING,
 ) -> tuple[dict[str, object], dict[str, float], np.ndarray]:
     """RMSD of samples of one set of segments, by the network and by the closed form; chemistry; samples."""
     generator = torch.Generator().manual_seed(seed)
@@ -196,8 +199,9 @@ def measure(
     start = time.perf_counter()
     spent = 0.0
     for first in range(0, len(places), BATCH):
-        cuts = [cut(*corpus.chain(c), s, length) for c, s in places[first : first + BATCH]]
-        segment = stack([item for item, _ in cuts])
+        batch = places[first : first + BATCH]
+        cuts = [cut(*corpus.chain(c), s, length) for c, s in batch]
+        segment = stack([cut(*corpus.chain(c), s, length, told=told)[0] for c, s in batch])
         sigma_max = sampling.widths * float(segment.width.max())
         before = time.perf_counter()
         drawn.append(sample(network_denoiser(network, segment), segment.mean, sigma_max, sampling, generator))
@@ -309,7 +313,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--churn", type=float, default=0.3)
+    parser.add_argument("--churn", type=float, default=CHURN)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -5,7 +5,8 @@ first is the reference, the second the truth, which makes the map (CA atoms at 4
 with noise) and is used for nothing else but the figures: the reference is placed in the map by the map alone.
 
 Guided: Cα RMSD after superposition, of the sample that fits the map best. Unguided, from the reference
-alone: how far samples move, and how much of the way to the second conformation lies along their main modes.
+alone: how far samples move, how much of it along the slowest modes of the reference's elastic network, and
+how much of the way to the second conformation lies along the samples' main modes, and along the network's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn.functional import grid_sample
@@ -33,12 +34,14 @@ from densemble.io.models import Model, read_model
 from densemble.likelihood.blur import gaussian_blur
 from densemble.metrics.coordinates import rmsd, superpose
 from densemble.priors.chain_graph import Trust
+from densemble.priors.elastic_network import ElasticNetwork
 from densemble.priors.whole_chain import CHAIN_WEIGHTS, WholeChainPrior, load_chain_network
 from densemble.sampler import sample
 
 NOISE = 0.05
 """Standard deviation of the map's noise over that of its density above a tenth of the maximum."""
 _BLUR_STEP = 0.5
+_SLOW = 10
 
 
 @dataclass(frozen=True)
@@ -204,19 +207,41 @@ def peptides(x: Float[np.ndarray, "k t 4 3"], linked: np.ndarray) -> float:
     return float((np.abs(bonds - PEPTIDE) < TOLERANCE).mean())
 
 
+def alphas(model: Model) -> Int[np.ndarray, " t"]:
+    """Indices of the CA of all residues."""
+    return model.topology.backbone(range(len(model.topology.residues)))[:, 1]
+
+
+def slowest(model: Model) -> Float[np.ndarray, "m d"]:
+    """Orthonormal displacements of CA in the ten slowest modes of the elastic network, shape=(10, 3 T)."""
+    _, displaced = ElasticNetwork(model.topology, model.coords).modes(_SLOW)
+    of_alphas = displaced[:, alphas(model)].reshape(len(displaced), -1)
+    return np.linalg.qr(of_alphas.T)[0].T
+
+
 def moves(
-    samples: Float[np.ndarray, "k t 3"], reference: Float[np.ndarray, "t 3"], truth: Float[np.ndarray, "t 3"]
+    samples: Float[np.ndarray, "k t 3"],
+    reference: Float[np.ndarray, "t 3"],
+    truth: Float[np.ndarray, "t 3"],
+    slow: Float[np.ndarray, "m d"],
 ) -> dict[str, float]:
-    """How far CA move from the reference, and the share of the way to the truth in their main modes.
+    """How far CA move from the reference, along which modes, and how much of the way to the truth these hold.
 
     The cumulative overlap of the first m principal components p_i of the samples with the direction d to the
     truth is sqrt(sum_i (p_i . d)^2) (Marques & Sanejouand 1995, Proteins 23, 557).
+
+    Args:
+        samples: Å.
+        reference: Å.
+        truth: Å.
+        slow: orthonormal slow modes of the reference, by which motion is compared, shape=(m, 3 T).
     """
     fitted = np.stack([superpose(x, reference) for x in samples])
     way = (superpose(truth, reference) - reference).ravel()
     away = (fitted - fitted.mean(0)).reshape(len(fitted), -1)
     modes = np.linalg.svd(away, full_matrices=False)[2][: len(fitted) - 1]
     overlap = np.sqrt(np.cumsum((modes @ (way / np.linalg.norm(way))) ** 2))
+    elastic = np.linalg.norm(slow @ way) / np.linalg.norm(way)
     return {
         "moved_median": float(np.median(rmsd(fitted, reference))),
         "moved_largest": float(rmsd(fitted, reference).max()),
@@ -224,6 +249,8 @@ def moves(
         "overlap_first": float(overlap[0]),
         "overlap_three": float(overlap[2]),
         "overlap_ten": float(overlap[min(9, len(overlap) - 1)]),
+        "overlap_elastic": float(elastic),
+        "variance_in_elastic": float(np.square(away @ slow.T).sum() / np.square(away).sum()),
     }
 
 
@@ -239,41 +266,76 @@ def _only(model: Model, numbers: set[int]) -> Model:
     return replace(model, topology=model.topology.subset(atoms), coords=model.coords[atoms])
 
 
-def measure(first: Model, second: Model, sampling: Sampling, trust: Trust, weights: Path, seed: int) -> dict:
-    """All figures of one protein."""
+def measure_guided(
+    first: Model, second: Model, sampling: Sampling, trust: Trust, weights: Path, seed: int
+) -> dict[str, object]:
+    """From the first conformation to the second by the second's map."""
     network = load_chain_network(weights)
     options = {"trust": trust, "network": network, "churn": sampling.churn}
-    free = WholeChainPrior(first.topology, first.coords, **options)
-    truth = second.coords[second.topology.backbone(free.residues)]
+    rows, truth = alphas(first), second.coords[alphas(second)]
     target = AlphaMap(
-        torch.from_numpy(truth[:, 1]).float(), sampling.resolution, torch.Generator().manual_seed(seed)
+        torch.from_numpy(truth).float(), sampling.resolution, torch.Generator().manual_seed(seed)
     )
-    reference = first.coords[first.topology.backbone(free.residues)]
-    rotation, shift = place(torch.from_numpy(reference[:, 1]).float(), target, seed)
+    rotation, shift = place(torch.from_numpy(first.coords[rows]).float(), target, seed)
     placed = first.coords @ rotation.T + shift
     prior = WholeChainPrior(first.topology, placed, **options)
     begin = time.process_time()
     samples = draw_guided(prior, target, sampling, seed)
     spent = time.process_time() - begin
     fits = [float(target.correlation(torch.from_numpy(x[:, 1]).float())) for x in samples]
-    errors = [float(rmsd(superpose(x[:, 1], truth[:, 1]), truth[:, 1])) for x in samples]
-    start = placed[first.topology.backbone(prior.residues)][:, 1]
-    linked = prior.graph.linked[:-1].numpy()
-    loose = draw(free, sampling.unguided, sampling.steps, seed)
+    errors = [float(rmsd(superpose(x[:, 1], truth), truth)) for x in samples]
+    start = placed[rows]
     return {
-        "residues": len(reference),
-        "start": float(rmsd(superpose(start, truth[:, 1]), truth[:, 1])),
+        "residues": len(rows),
+        "start": float(rmsd(superpose(start, truth), truth)),
         "start_fit": float(target.correlation(torch.from_numpy(start).float())),
-        "truth_fit": float(target.correlation(torch.from_numpy(truth[:, 1]).float())),
+        "truth_fit": float(target.correlation(torch.from_numpy(truth).float())),
         "selected": errors[int(np.argmax(fits))],
         "selected_fit": max(fits),
         "best": min(errors),
         "all": errors,
-        "peptides_guided": peptides(samples, linked),
-        "peptides_unguided": peptides(loose, linked),
-        "unguided": moves(loose[:, :, 1], reference[:, 1], truth[:, 1]),
+        "peptides_guided": peptides(samples, prior.graph.linked[:-1].numpy()),
         "guided_cpu_seconds": spent,
     }
+
+
+def measure_unguided(
+    first: Model, second: Model, sampling: Sampling, trust: Trust, weights: Path, seed: int
+) -> dict[str, object]:
+    """Samples from the first conformation alone."""
+    network = load_chain_network(weights)
+    prior = WholeChainPrior(first.topology, first.coords, trust=trust, network=network, churn=sampling.churn)
+    samples = draw(prior, sampling.unguided, sampling.steps, seed)
+    rows = alphas(first)
+    found = moves(samples[:, :, 1], first.coords[rows], second.coords[alphas(second)], slowest(first))
+    return {
+        "residues": len(rows),
+        "peptides_unguided": peptides(samples, prior.graph.linked[:-1].numpy()),
+        "unguided": found,
+    }
+
+
+PARTS = {"guided": measure_guided, "unguided": measure_unguided}
+
+
+def text(name: str, row: dict) -> str:
+    """What was measured of one protein, for people."""
+    lines = [f"{name} {row['residues']} residues"]
+    if "selected" in row:
+        lines.append(
+            f"  guided: {row['start']:.2f} to {row['selected']:.2f} (best {row['best']:.2f}) Å, fit"
+            f" {row['start_fit']:.3f} to {row['selected_fit']:.3f} (truth {row['truth_fit']:.3f}),"
+            f" C-N {100 * row['peptides_guided']:.1f} %"
+        )
+    if "unguided" in row:
+        free = row["unguided"]
+        lines.append(
+            f"  unguided: moved {free['moved_median']:.2f} (most {free['moved_largest']:.2f}) Å,"
+            f" {100 * free['variance_in_elastic']:.0f} % in slow elastic modes; overlap with the way of 1, 3,"
+            f" 10 modes {free['overlap_first']:.2f}, {free['overlap_three']:.2f}, {free['overlap_ten']:.2f}"
+            f" (elastic network, ten: {free['overlap_elastic']:.2f})"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -292,6 +354,7 @@ def main() -> None:
     parser.add_argument("--weight-end", type=float, default=Sampling().weight_end)
     parser.add_argument("--limit", type=float, default=Sampling().limit, help="Å; see Stage")
     parser.add_argument("--only", nargs="*", help="some of the proteins")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -306,23 +369,15 @@ def main() -> None:
     )
     trust = Trust(domains=args.domains, local=args.local)
     found: dict[str, dict] = {}
-    print(
-        "protein   residues  start  selected  best   fit (start, truth)      C-N %   moved  overlap 1, 3, 10"
-    )
     for folder in sorted(
         p for p in args.pairs.iterdir() if p.is_dir() and (not args.only or p.name in args.only)
     ):
         first, second = common(*(read_model(p) for p in sorted(folder.glob("*.pdb"))))
-        row = measure(first, second, sampling, trust, args.weights, args.seed)
+        row: dict = {}
+        for part in args.parts:
+            row |= PARTS[part](first, second, sampling, trust, args.weights, args.seed)
         found[folder.name] = row
-        free = row["unguided"]
-        print(
-            f"{folder.name:9}{row['residues']:8}{row['start']:7.2f}{row['selected']:10.2f}{row['best']:6.2f}"
-            f"   {row['selected_fit']:.3f} ({row['start_fit']:.3f}, {row['truth_fit']:.3f})"
-            f" {100 * row['peptides_guided']:7.1f} {free['moved_median']:7.2f}"
-            f"  {free['overlap_first']:.2f} {free['overlap_three']:.2f} {free['overlap_ten']:.2f}",
-            flush=True,
-        )
+        print(text(folder.name, row), flush=True)
         settings = vars(sampling) | vars(trust) | {"seed": args.seed}
         args.json.write_text(json.dumps({"pairs": found, "settings": settings}, indent=1) + "\n")
 

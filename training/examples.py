@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy.special import ndtri
 from torch import Tensor
 
-from corpus import Corpus, cut
+from corpus import EVERYTHING, Corpus, Told, cut
 from densemble.priors.segment_geometry import Segment, stack
 
 SIGMA_MIN = 0.02
@@ -56,7 +56,13 @@ def random_levels(width: np.ndarray, copies: int, rng: np.random.Generator) -> n
 
 
 def random_segment(
-    corpus: Corpus, chains: np.ndarray, length: int, terminal: float, hide: float, rng: np.random.Generator
+    corpus: Corpus,
+    chains: np.ndarray,
+    length: int,
+    terminal: float,
+    hide: float,
+    rng: np.random.Generator,
+    told: Told = EVERYTHING,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """One segment drawn uniformly over residues, at a chain's end with probability ``terminal``."""
     first, last = corpus.offset[chains], corpus.offset[chains + 1]
@@ -74,7 +80,7 @@ def random_segment(
         stretch = int(rng.integers(4, 17))
         at = int(rng.integers(max(0, start - 40), min(n, start + length + 40)))
         hidden[at : at + stretch] = True
-    return cut(atoms, types, start, length, hidden)
+    return cut(atoms, types, start, length, hidden, told)
 
 
 def random_batch(
@@ -87,13 +93,14 @@ def random_batch(
     hide: float,
     rng: np.random.Generator,
     length: int | None = None,
+    told: Told = EVERYTHING,
 ) -> Batch:
     """A batch of about ``tokens`` noisy residues, all segments of one random length (or the one given)."""
     length = random_length(rng) if length is None else length
     count = max(4, round(tokens / (copies * length)))
     # Very short segments would fill the batch with contexts, which are not cheaper for them.
     count = min(count, tokens // (copies * 5))
-    drawn = [random_segment(corpus, chains, length, terminal, hide, rng) for _ in range(count)]
+    drawn = [random_segment(corpus, chains, length, terminal, hide, rng, told) for _ in range(count)]
     segment = stack([item for item, _ in drawn])
     truth = torch.from_numpy(np.stack([x for _, x in drawn])).float()
     levels = random_levels(segment.width.amax((1, 2)).numpy(), copies, rng)

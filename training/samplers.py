@@ -21,20 +21,24 @@ from densemble.priors.segment_network import SegmentNetwork
 from evaluate import Sampling, draw, measure
 
 SHIPPED = Sampling()
+TRAINED = 4.0
+"""Largest noise level of training, in largest expected standard deviations of a segment (``examples.py``)."""
 SAMPLERS = {
     "shipped": SHIPPED,
     "15 steps": replace(SHIPPED, steps=15),
     "25 steps": replace(SHIPPED, steps=25),
     "100 steps": replace(SHIPPED, steps=100),
-    "churn 0": replace(SHIPPED, churn=0.0),
-    "churn 0.6": replace(SHIPPED, churn=0.6),
+    "churn 0": replace(SHIPPED, churn=0.0, widths=TRAINED),
+    "churn 0.3": replace(SHIPPED, churn=0.3, widths=TRAINED / 1.3),
+    "churn 0.6": replace(SHIPPED, churn=0.6, widths=TRAINED / 1.6),
+    "churn 2": replace(SHIPPED, churn=2.0, widths=TRAINED / 3),
     "Heun, 25 steps": replace(SHIPPED, steps=25, heun=True),
-    "Heun, 25 steps, churn 0": replace(SHIPPED, steps=25, heun=True, churn=0.0),
+    "Heun, 25 steps, churn 0": replace(SHIPPED, steps=25, heun=True, churn=0.0, widths=TRAINED),
+    "sigma_min 0.01": replace(SHIPPED, sigma_min=0.01),
     "rho 5": replace(SHIPPED, rho=5.0),
     "rho 10": replace(SHIPPED, rho=10.0),
-    "sigma_max 2 widths": replace(SHIPPED, widths=2.0),
 }
-"""By name. The network was trained up to 4 widths of noise; more has no meaning."""
+"""By name. All begin with the most noise of training, churn included."""
 
 
 def calls(sampling: Sampling) -> int:

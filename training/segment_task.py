@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corpus import Corpus
+from corpus import Corpus, Told
 from densemble.priors.segment_geometry import Segment
 from densemble.priors.segment_network import NetworkConfig, SegmentNetwork
 from examples import Batch, random_batch, random_length
@@ -25,6 +25,7 @@ class SegmentTask:
         terminal: fraction of segments at a chain's end.
         hide: fraction with a second stretch missing from the context.
         network: its sizes.
+        sequence, context: whether the network is told of them; see ``corpus.Told``.
     """
 
     tokens: int
@@ -32,6 +33,13 @@ class SegmentTask:
     terminal: float
     hide: float
     network: NetworkConfig
+    sequence: bool = True
+    context: bool = True
+
+    @property
+    def told(self) -> Told:
+        """What the network is told of each segment."""
+        return Told(self.sequence, self.context)
 
     def make(self) -> SegmentNetwork:
         """The network with fresh weights."""
@@ -62,7 +70,8 @@ class SegmentTask:
         hide: float,
     ) -> Batch:
         amounts = {"tokens": self.tokens, "copies": self.copies}
-        return random_batch(corpus, chains, terminal=terminal, hide=hide, rng=rng, length=length, **amounts)
+        shares = {"terminal": terminal, "hide": hide}
+        return random_batch(corpus, chains, rng=rng, length=length, told=self.told, **amounts, **shares)
 
     def estimates(self, network: SegmentNetwork, batch: Batch) -> list[Tensor]:
         """Estimates of x0 after every stage."""

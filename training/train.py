@@ -73,6 +73,7 @@ class TrainingConfig:
         checkpoint_seconds: between checkpoints.
         task: the network and its examples.
         initial: weights to start from, from the repository's root; random ones if left out.
+        fraction: of the chains; the others are left out too, drawn by the seed.
     """
 
     corpus: str
@@ -95,6 +96,7 @@ class TrainingConfig:
     checkpoint_seconds: float
     task: Task
     initial: str | None = None
+    fraction: float = 1.0
 
     @classmethod
     def read(cls, path: Path) -> TrainingConfig:
@@ -144,7 +146,9 @@ class Trainer:
             torch.optim.AdamW(other, lr=config.lr_adam, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.rates = [config.lr_muon, config.lr_adam]
-        self.chains = corpus.chosen(validation=False, excluded=read_excluded(ROOT / config.excluded))
+        chains = corpus.chosen(validation=False, excluded=read_excluded(ROOT / config.excluded))
+        mixed = np.random.default_rng(config.seed).permutation(chains)
+        self.chains = np.sort(mixed[: round(config.fraction * len(chains))])
         self.seconds = 0.0
         self.examples = 0
 

@@ -29,8 +29,13 @@ from densemble.priors.weights import read_network
 WEIGHTS = Path(__file__).parents[1] / "data" / "embedded" / "segments.safetensors"
 LONGEST = 24
 """Residues of the longest stretch that the network was trained on."""
-WIDTHS = 4.0
-"""Largest noise level of training, in the largest expected standard deviations of a stretch."""
+WIDTHS = 2.0
+"""First noise level, in the largest expected standard deviations of a stretch. ``CHURN`` raises it to 4, the
+most noise that the network was trained on."""
+SIGMA_MIN = 0.05
+"""Å, the last noise level: with less noise the network changes nothing, and steps are better spent above."""
+CHURN = 1.0
+"""How far noise is raised before each step: much of it lets later steps mend what earlier ones decided."""
 
 
 @cache
@@ -73,7 +78,7 @@ class EmbeddedPrior:
         stretches: Sequence[Sequence[int]],
         *,
         network: SegmentNetwork | None = None,
-        churn: float = 0.3,
+        churn: float = CHURN,
     ) -> None:
         self.network = load_network() if network is None else network
         self._dtype = next(self.network.parameters()).dtype
@@ -90,7 +95,7 @@ class EmbeddedPrior:
         for part in self._parts:
             center[part.rows] = part.mean.reshape(-1, 3).float()
         widest = max(float(part.segment.width.max()) for part in self._parts)
-        self.process = EDM(center=center, sigma_max=WIDTHS * widest, churn=churn)
+        self.process = EDM(center=center, sigma_max=WIDTHS * widest, sigma_min=SIGMA_MIN, churn=churn)
 
     def with_process(self, process: EDM) -> EmbeddedPrior:
         """The same network under another schedule of noise."""

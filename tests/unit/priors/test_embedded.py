@@ -148,7 +148,7 @@ def test_noise_reaches_beyond_the_prior():
     network = SegmentNetwork(SMALL).eval()
     short = EmbeddedPrior(topology, coords, [[10, 11]], network=network).process.sigma_max
     long = EmbeddedPrior(topology, coords, [list(range(3, 27))], network=network).process.sigma_max
-    assert 4.0 < short < long < 60.0
+    assert 2.0 < short < long < 30.0
 
 
 def test_weights_survive_a_file(network, tmp_path):

@@ -9,8 +9,9 @@ from numpy.testing import assert_allclose
 from shared_data import SHARED, needs
 
 import train
-from corpus import Corpus, cut, load, read_excluded
+from corpus import Corpus, Told, cut, load, read_excluded
 from densemble.errors import InputError
+from densemble.priors.segment_geometry import UNKNOWN
 from examples import SIGMA_MIN, random_batch, random_length, random_levels
 
 CORPUS = SHARED / "corpus"
@@ -88,6 +89,33 @@ def test_hidden_residues_are_not_shown_but_anchors_are():
     assert set(places) & set(range(10, 35)) == {19, 27}
 
 
+def test_without_sequence_all_kinds_are_unknown_and_nothing_else_changes():
+    atoms, types = small_corpus().chain(0)
+    whole, truth = cut(atoms, types, 20, 7)
+    item, same = cut(atoms, types, 20, 7, told=Told(sequence=False))
+    assert set(item["kind"]) == set(item["context_type"]) == {UNKNOWN}
+    assert set(whole["kind"]) != {UNKNOWN} != set(whole["context_type"])
+    assert np.array_equal(truth, same)
+    for name in set(item) - {"kind", "context_type"}:
+        assert np.array_equal(item[name], whole[name]), name
+
+
+def test_without_context_only_the_anchors_are_seen():
+    atoms, types = small_corpus().chain(0)
+    whole, truth = cut(atoms, types, 20, 7)
+    item, same = cut(atoms, types, 20, 7, told=Told(context=False))
+    assert set(item["context_place"][item["context_mask"]]) == {-1, 7}
+    assert np.array_equal(truth, same)
+    for name in ("kind", "anchors", "mean", "width"):
+        assert np.array_equal(item[name], whole[name]), name
+    # the rest of the chain reaches nothing of it
+    far = atoms + 50.0
+    far[19:28] = atoms[19:28]
+    other, _ = cut(far, types, 20, 7, told=Told(context=False))
+    assert all(np.array_equal(item[name], other[name]) for name in item)
+    assert not np.array_equal(whole["surroundings"], cut(far, types, 20, 7)[0]["surroundings"])
+
+
 def test_levels_cover_all_noise():
     width = np.full(500, 4.0)
     sigma = random_levels(width, 8, np.random.default_rng(0))
@@ -151,9 +179,14 @@ def test_no_relative_of_the_holdout_is_trained_on():
 
     aligner = PairwiseAligner(mode="local", open_gap_score=-12, extend_gap_score=-1)
     aligner.substitution_matrix = substitution_matrices.load("BLOSUM62")
-    worst = sorted((closest(chain) for chain in training), reverse=True)[:15]
-    assert all(significant(sequence, holdout[j]) < 60 for _, sequence, j in worst)
-    # and the test can fail: homologs that were left out
-    left_out = np.flatnonzero(np.isin(corpus.names, ["2WZ1_B", "5IDV_A", "5GIK_A"]))
-    assert len(left_out) == 3
-    assert all(significant(s, holdout[j]) > 60 for _, s, j in map(closest, left_out))
+
+    def relatives(chains):
+        """Those of the 15 nearest by words that have a significant match."""
+        nearest = sorted((found[chain] for chain in chains), reverse=True)[:15]
+        return [n for n, sequence, j in nearest if significant(sequence, holdout[j]) > 60]
+
+    everything = corpus.chosen(validation=False)
+    found = {chain: closest(chain) for chain in everything}
+    assert relatives(training) == []
+    # and the test can fail: without the list, all of these would be homologs
+    assert len(relatives(everything)) == 15

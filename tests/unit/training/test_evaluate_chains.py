@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from densemble.metrics.coordinates import rmsd
+from densemble.metrics.coordinates import rmsd, superpose
 from evaluate_chains import NOISE, AlphaMap, moves, place
 
 
@@ -47,9 +47,17 @@ def test_modes_of_samples_hold_the_direction_they_were_drawn_along():
     way -= way.mean(0)
     truth = reference + way
     along = reference + rng.normal(size=(12, 1, 1)) * way + 0.01 * rng.normal(size=(12, 60, 3))
-    found = moves(along, reference, truth)
+    slow = np.zeros((2, 180))
+    inside = superpose(truth, reference) - reference  # the rotation that the bend holds taken away
+    slow[0] = inside.ravel() / np.linalg.norm(inside)
+    slow[1, ::3] = 60**-0.5  # along x, at right angles to the bend
+    found = moves(along, reference, truth, slow)
     assert found["overlap_first"] > 0.95
-    nowhere = moves(reference + 0.5 * rng.normal(size=(12, 60, 3)), reference, truth)
+    assert found["variance_in_elastic"] > 0.95
+    assert found["overlap_elastic"] > 0.95
+    assert moves(along, reference, truth, slow[1:])["overlap_elastic"] < 0.1
+    nowhere = moves(reference + 0.5 * rng.normal(size=(12, 60, 3)), reference, truth, slow)
+    assert nowhere["variance_in_elastic"] < 0.1
     assert nowhere["overlap_first"] < 0.4
     assert found["nearest_to_truth"] < 1.0 < float(rmsd(reference, truth)) < nowhere["nearest_to_truth"] + 1.0
     assert nowhere["moved_median"] == pytest.approx(0.5 * 3**0.5, rel=0.1)

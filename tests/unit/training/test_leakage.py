@@ -112,10 +112,10 @@ def test_options_of_the_sampler_reach_the_process(corpus, monkeypatch):
     class Spy(EDM):
         def __post_init__(self):
             super().__post_init__()
-            seen.append((self.rho, self.heun, self.churn, self.churn_min, self.sigma_max))
+            seen.append((self.rho, self.heun, self.churn, self.churn_min, self.sigma_min, self.sigma_max))
 
     monkeypatch.setattr("evaluate.EDM", Spy)
     segment = stack([cut(*corpus.chain(0), START, LENGTH)[0]])
-    sampling = Sampling(members=2, steps=2, churn=0.1, churn_min=0.2, rho=5.0, heun=True)
+    sampling = Sampling(members=2, steps=2, churn=0.1, churn_min=0.2, sigma_min=0.3, rho=5.0, heun=True)
     sample(bridge_denoiser(segment), segment.mean, 9.0, sampling, torch.Generator().manual_seed(0))
-    assert seen == [(5.0, True, 0.1, 0.2, 9.0)]
+    assert seen == [(5.0, True, 0.1, 0.2, 0.3, 9.0)]

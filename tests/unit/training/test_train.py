@@ -132,6 +132,19 @@ def test_validation_and_excluded_chains_are_left_out(config, tmp_path):
     assert trainer.corpus.names[trainer.chains].tolist() == ["a", "b"]
 
 
+def test_half_the_data_is_half_of_the_chains_chosen_by_the_seed(config, corpus):
+    chains = load(corpus)
+    whole = Trainer(config, chains).chains
+    halves = [
+        Trainer(dataclasses.replace(config, fraction=0.5, seed=seed), chains).chains for seed in range(8)
+    ]
+    assert whole.tolist() == [0, 1]
+    assert {half.tolist()[0] for half in halves} == {0, 1}
+    assert all(len(half) == 1 for half in halves)
+    again = Trainer(dataclasses.replace(config, fraction=0.5, seed=0), chains).chains
+    assert np.array_equal(again, halves[0])
+
+
 def test_training_changes_every_weight_that_is_used(config, tmp_path):
     trainer = train.run(config, tmp_path / "run")
     torch.manual_seed(config.seed)
