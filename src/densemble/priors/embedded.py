@@ -230,9 +230,7 @@ class _Model:
         self.bonded = bonded_to_next(topology, coords)
         self.types = kinds_of(topology)
 
-    def describe(
-        self, stretch: Sequence[int], free: set[int], coords: Float[np.ndarray, "n 3"]
-    ) -> Described:
+    def describe(self, stretch: Sequence[int], free: set[int], coords: Float[np.ndarray, "n 3"]) -> Described:
         """Conditioning of one stretch by the residues that are not free, and its frame.
 
         Args:
