@@ -23,7 +23,7 @@ from torch import Tensor
 from chemistry import chemistry
 from corpus import EVERYTHING, Corpus, Told, cut, load
 from densemble.priors.edm import EDM
-from densemble.priors.embedded import CHURN, SIGMA_MIN, WEIGHTS, WIDTHS, load_network
+from densemble.priors.embedded import CHURN, SIGMA_MIN, WEIGHTS, first_level, load_network
 from densemble.priors.segment_geometry import Segment, stack
 from densemble.priors.segment_network import SegmentNetwork
 from intervals import of_quantile
@@ -55,7 +55,7 @@ class Sampling:
     sigma_min: float = SIGMA_MIN
     rho: float = 7.0
     heun: bool = False
-    widths: float = WIDTHS
+    widths: float = first_level(1.0, CHURN)
 
 
 def draw(corpus: Corpus, length: int, count: int, *, loop: bool, seed: int) -> list[tuple[int, int]]:

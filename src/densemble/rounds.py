@@ -20,7 +20,7 @@ from densemble.atoms import Topology
 from densemble.guidance.guided import GuidedPrior
 from densemble.guidance.resampling import systematic, tempered_weights
 from densemble.priors.held import Held
-from densemble.priors.protocol import Prior
+from densemble.priors.protocol import Conditional, Prior
 from densemble.sampler import SamplerState, sample
 
 Finish = Callable[[Tensor], Tensor]
@@ -153,14 +153,18 @@ def sample_rounds(
             held = None
             if this.window is not None:
                 held = held_outside_windows(guided.topology, members, this.window, generator)
-            if first is None:
-                raise ValueError("sample_rounds: only the first pass begins with pure noise")
-            sampler = _noised(guided, parents, first, backbone, generator)
+            sampler = None
         else:
             parents, held, sampler = None, None, None
         prior: Prior = guided
-        if parents is not None and held is not None:
-            prior = Held(guided, parents.atoms[:, backbone], held)
+        if parents is not None:
+            if first is None:
+                raise ValueError("sample_rounds: only the first pass begins with pure noise")
+            prior, center, first = _again(guided, parents.atoms[:, backbone], held, first)
+            if sampler is None:
+                guided.completion.adopt(parents.atoms)
+                x = guided.process.diffuse(center, first, generator)
+                sampler = SamplerState(0, x, generator.get_state())
 
         def after(
             new: SamplerState,
@@ -187,13 +191,17 @@ def sample_rounds(
     return population if len(passes) == 1 else population.best_first()
 
 
-def _noised(
-    guided: GuidedPrior, parents: Population, first: float, backbone: Tensor, generator: torch.Generator
-) -> SamplerState:
-    """The parents with the noise of level ``first``, their side chains taken over."""
-    guided.completion.adopt(parents.atoms)
-    x = guided.process.diffuse(parents.atoms[:, backbone], first, generator)
-    return SamplerState(0, x, generator.get_state())
+def _again(
+    guided: GuidedPrior, known: Tensor, held: Tensor | None, first: float
+) -> tuple[Prior, Tensor, float]:
+    """The prior of a further pass, and where and at which level its noise begins."""
+    if held is None:
+        return guided, known, first
+    if not isinstance(guided.prior, Conditional):
+        return Held(guided, known, held), known, first
+    prior = guided.prior.anew(known, held)
+    widest = prior.process.times(1)[0]
+    return guided.of(prior), prior.start if first >= widest else known, min(first, widest)
 
 
 def _completed(guided: GuidedPrior, x: Tensor, finish: Finish, score: Score | None) -> Population:

@@ -1,6 +1,8 @@
 """Sampling in rounds, on priors whose samples are known."""
 
 import itertools
+from copy import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -267,3 +269,50 @@ def test_a_round_of_windows_under_correlated_noise_keeps_the_prior(generator):
     z = torch.linalg.solve(prior.process.factor, found.atoms) / prior.width
     covariance = torch.einsum("kid,kjd->ij", z, z) / (3 * members) - torch.eye(12, dtype=torch.float64)
     assert float(covariance.abs().max()) < 5 * (2 / (3 * members)) ** 0.5 + 0.03  # and steps of 1/120
+
+
+class ToldOfTheRest(TwoPlaces):
+    """Two residues of it, and it can be told of atoms in known places; the rest then begins around 100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.topology = chain_topology(2)
+        self.process = replace(self.process, center=torch.zeros(8, 3))
+
+    def anew(self, known, held):
+        told = self.told = copy(self)
+        told.start = torch.where(held[..., None], known, torch.full_like(known, 100.0))
+        told.process = replace(self.process, sigma_max=5.0)
+        told.seen = []
+
+        def denoise(x_t, t):
+            told.seen.append((x_t, t))
+            return torch.where(held[..., None], known, TwoPlaces.denoise(told, x_t, t))
+
+        told.denoise = denoise
+        return told
+
+
+@pytest.mark.parametrize(("first", "level"), [(2.0, 2.0), (8.0, 5.0)])
+def test_a_prior_that_can_be_told_of_the_rest_is_told(first, level):
+    prior, seen = ToldOfTheRest(), []
+    result = sample_rounds(
+        GuidedPrior(prior, []),
+        [Pass(10), Pass(12, first, 1.0, (1, 1))],
+        backbone=torch.arange(8),
+        members=200,
+        generator=torch.Generator().manual_seed(0),
+        finish=lambda atoms: atoms,
+        score=lambda atoms: torch.full((len(atoms),), float(len(seen))),  # children are better
+        on_step=seen.append,
+    )
+    last = seen[-1]
+    known = last.parents.atoms
+    assert float((last.sampler.x - known)[last.held].abs().max()) < 1e-4
+    assert float((last.sampler.x - known)[~last.held].abs().max()) > 3
+    assert torch.equal(result.atoms, last.sampler.x)
+    # the noise begins where and with what the prior of the rest says, if it has less room than the pass
+    x, t = prior.told.seen[0]
+    center = known if level == first else prior.told.start
+    assert t == pytest.approx(1.3 * level)
+    assert float((x - center).std()) == pytest.approx(t, rel=0.05)

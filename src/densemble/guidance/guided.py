@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -128,6 +129,13 @@ class GuidedPrior:
     def trace(self, rows: Sequence[dict[str, float]]) -> None:
         self._told, self._untold = list(rows), []
 
+    def of(self, prior: Prior) -> GuidedPrior:
+        """The same guidance of another prior of the same atoms; one trace is of both."""
+        other = copy(self)
+        other.prior = prior
+        other._following = FollowingProcess(prior.process)
+        return other
+
     @property
     def topology(self) -> Topology:
         """The atoms of the prior."""
@@ -189,7 +197,8 @@ class GuidedPrior:
             gradient = gradient * (stage.clip / norm).clamp_max(1)
         weight = stage.weight_at(self.process.sigma(t))
         if stage.mode == "ratio":
-            shift = weight * update.norm(dim=(1, 2), keepdim=True) * gradient / norm
+            moved = update * (gradient != 0)  # atoms in known places have no say in how far the others go
+            shift = weight * moved.norm(dim=(1, 2), keepdim=True) * gradient / norm
         else:
             shift = weight * self.process.precondition(gradient, t)
         if stage.limit is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,19 +18,37 @@ from densemble.likelihood.blur import gaussian_blur
 _CACHED_BLURS = 8
 
 
+class _Parts(NamedTuple):
+    """A target in two orthonormal directions, and what lies in neither; all over the voxels that count.
+
+    Attributes:
+        constant: the offset's direction, shape=(v,).
+        known: that of the known density, but for its constant, shape=(v,).
+        explained: how much of the target lies along it.
+        target: what is left, shape=(v,).
+    """
+
+    constant: Float[Tensor, " v"]
+    known: Float[Tensor, " v"]
+    explained: float
+    target: Float[Tensor, " v"]
+
+
 @dataclass(frozen=True, eq=False)
 class BesideKnown:
     """How much likelier a map becomes when a member stands beside a conformation that is known.
 
-    ``log p_k = -1 / (2 sigma^2) min_{a, b, c} sum_v w_v (Fo_v - a Fc_v(known) - b Fc_v(x_k) - c)^2``
+    ``log p_k = -1 / (2 sigma^2) min_{a, b >= 0, c} sum_v w_v (Fo_v - a Fc_v(known) - b Fc_v(x_k) - c)^2``
 
-    with b not negative, less the same without the member: the ensemble likelihood (the papers' Eq. 2) of
-    two states, one of which is held, occupancies, scale and offset solved in closed form. A member is
-    drawn to density that the known conformation leaves unexplained, and is not drawn to it again. Members
-    do not see each other, so each is a sample of the second state of its own.
+    less the same without the member: the ensemble likelihood (the papers' Eq. 2) of two states, one of which
+    is held, occupancies, scale and offset solved in closed form. A member is drawn to density that the known
+    conformation leaves unexplained, and is not drawn to it again. Members do not see each other, so each is
+    a sample of the second state of its own.
 
     The fit is a projection: with the known density and a constant taken out of both map and member (in the
-    inner product of the mask), the gain is ``max(Fo . Fc, 0)^2 / (2 sigma^2 |Fc|^2)``.
+    inner product of the mask), the gain is ``max(Fo . Fc, 0)^2 / (2 sigma^2 |Fc|^2)``. That holds where the
+    known conformation keeps an occupancy. Elsewhere the member stands for it, alone: were a negative a
+    allowed, the difference of two near copies, many times over, would explain any error of the known one.
 
     Attributes:
         density: atoms to density.
@@ -46,9 +65,7 @@ class BesideKnown:
     known: Float[Tensor, "n 3"]
     b_iso: Float[Tensor, "*n"]
     sigma: float = 1.0
-    _projected: OrderedDict[float, tuple[Tensor, Tensor]] = field(
-        init=False, repr=False, default_factory=OrderedDict
-    )
+    _projected: OrderedDict[float, _Parts] = field(init=False, repr=False, default_factory=OrderedDict)
 
     def __call__(self, coords: Float[Tensor, "k n 3"], *, blur: float = 0.0) -> Float[Tensor, " k"]:
         """Gain of each member in nats, not negative; differentiable in the coordinates.
@@ -58,13 +75,21 @@ class BesideKnown:
             blur: Å; compare map and model both convolved with a Gaussian of this standard deviation. A
                 few blurred targets are kept, so reuse the same levels.
         """
-        target, taken_out = self._at(blur)
+        parts = self._at(blur)
         model = self._weighted(self.density.members(coords, self.b_iso, blur=blur))
         size = model.square().sum(1)
-        model = model - (model @ taken_out) @ taken_out.T
+        model = model - torch.outer(model @ parts.constant, parts.constant)
+        along = model @ parts.known
+        left = model - torch.outer(along, parts.known)
+        squared = left.square().sum(1)
+        overlap = (left @ parts.target).clamp_min(0)
+        base = max(parts.explained, 0.0) ** 2
         # of a member that is the known conformation nothing is left but rounding: it gains nothing
-        left = model.square().sum(1).clamp_min(1e-4 * size.detach())
-        return (model @ target).clamp_min(0).square() / (2 * self.sigma**2 * left)
+        beside = overlap.square() / squared.clamp_min(1e-4 * size.detach()) + parts.explained**2 - base
+        alone = (along * parts.explained + left @ parts.target).clamp_min(0)
+        alone = alone.square() / (along.square() + squared) - base
+        kept = parts.explained * squared >= along * overlap  # the known one's occupancy beside the member
+        return torch.where(kept, beside, alone.clamp_min(0)) / (2 * self.sigma**2)
 
     def _weighted(self, values: Float[Tensor, "k nx ny nz"]) -> Float[Tensor, "k v"]:
         """The voxels that count, times the square root of their weight."""
@@ -78,16 +103,20 @@ class BesideKnown:
         inside = weights.nonzero()[:, 0]
         return inside, weights[inside].sqrt()
 
-    def _at(self, blur: float) -> tuple[Float[Tensor, " v"], Float[Tensor, "v 2"]]:
-        """The target less its fit by the known conformation and a constant, and their orthonormal basis."""
+    def _at(self, blur: float) -> _Parts:
+        """What of the blurred target the known conformation and a constant explain, and what they leave."""
         if blur not in self._projected:
             with torch.no_grad():
                 values = gaussian_blur(self.target.values, self.density.grid, blur)
-                known = self.density.members(self.known[None], self.b_iso, blur=blur)
-                both = self._weighted(torch.cat([torch.ones_like(known), known]))
-                basis = torch.linalg.qr(both.T)[0]
                 target = self._weighted(values[None])[0]
-                self._projected[blur] = target - basis @ (basis.T @ target), basis
+                constant = self._weighted(torch.ones_like(values)[None])[0]
+                constant = constant / constant.norm()
+                known = self._weighted(self.density.members(self.known[None], self.b_iso, blur=blur))[0]
+                known = known - (known @ constant) * constant
+                known = known / known.norm()
+                explained = target @ known
+                left = target - (target @ constant) * constant - explained * known
+                self._projected[blur] = _Parts(constant, known, float(explained), left)
             if len(self._projected) > _CACHED_BLURS:
                 self._projected.popitem(last=False)
         return self._projected[blur]

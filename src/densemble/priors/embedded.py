@@ -7,14 +7,16 @@ frame fixed to the residues that anchor it, so the result turns and moves with t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from densemble.atoms import BACKBONE, Topology
@@ -22,16 +24,17 @@ from densemble.errors import InputError
 from densemble.io.models import bonded_to_next
 from densemble.io.naming import one_letter
 from densemble.priors.edm import EDM
-from densemble.priors.segment_geometry import OTHER_CHAIN, Segment, describe, stack, types_of
+from densemble.priors.segment_geometry import OTHER_CHAIN, describe, stack, types_of
 from densemble.priors.segment_network import Encoded, NetworkConfig, SegmentNetwork
 from densemble.priors.weights import read_network
 
+Described = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
+"""A stretch as ``segment_geometry.describe`` gives it: conditioning, axes (columns) and origin."""
 WEIGHTS = Path(__file__).parents[1] / "data" / "embedded" / "segments.safetensors"
 LONGEST = 24
 """Residues of the longest stretch that the network was trained on."""
-WIDTHS = 2.0
-"""First noise level, in the largest expected standard deviations of a stretch. ``CHURN`` raises it to 4, the
-most noise that the network was trained on."""
+WIDTHS = 4.0
+"""Largest noise level of training, in the largest expected standard deviations of a stretch."""
 SIGMA_MIN = 0.05
 """Å, the last noise level: with less noise the network changes nothing, and steps are better spent above."""
 CHURN = 1.0
@@ -46,6 +49,11 @@ def load_network(path: Path = WEIGHTS) -> SegmentNetwork:
         InputError: there is no such file, or it holds something else.
     """
     return read_network(path, lambda sizes: SegmentNetwork(NetworkConfig(**sizes)))
+
+
+def first_level(widest: float, churn: float) -> float:
+    """Å, of pure noise for a stretch of that width: churn raises it to the largest level of training."""
+    return WIDTHS * widest / (1 + churn)
 
 
 class EmbeddedPrior:
@@ -82,20 +90,27 @@ class EmbeddedPrior:
     ) -> None:
         self.network = load_network() if network is None else network
         self._dtype = next(self.network.parameters()).dtype
-        surroundings = _Surroundings(topology, coords, stretches)
-        described = [surroundings.describe(stretch) for stretch in stretches]
-        rows = [topology.backbone(stretch) for stretch in stretches]
-        self.atoms = np.sort(np.concatenate([row.ravel() for row in rows]))
+        self._stretches = [list(stretch) for stretch in stretches]
+        free = {r for stretch in stretches for r in stretch}
+        if len(free) != sum(len(stretch) for stretch in stretches):
+            raise InputError("the stretches of the region overlap; give each residue once")
+        self._model = _Model(topology, coords)
+        described = [self._model.describe(stretch, free, coords) for stretch in stretches]
+        self.atoms = np.sort(topology.backbone(sorted(free)).ravel())
         self.topology = topology.subset(self.atoms)
         self._parts = [
-            _Part(*given, np.searchsorted(self.atoms, row), self.network)
-            for given, row in zip(described, rows, strict=True)
+            _Encoded([one], self._rows(stretch)[None], self.network)
+            for one, stretch in zip(described, stretches, strict=True)
         ]
         center = torch.zeros(len(self.atoms), 3)
         for part in self._parts:
-            center[part.rows] = part.mean.reshape(-1, 3).float()
-        widest = max(float(part.segment.width.max()) for part in self._parts)
-        self.process = EDM(center=center, sigma_max=WIDTHS * widest, sigma_min=SIGMA_MIN, churn=churn)
+            center[part.rows[0]] = part.mean[0].float()
+        highest = first_level(max(part.widest for part in self._parts), churn)
+        self.process = EDM(center=center, sigma_max=highest, sigma_min=SIGMA_MIN, churn=churn)
+
+    def _rows(self, stretch: Sequence[int]) -> np.ndarray:
+        """Where some residues' backbone is among the atoms of the prior, shape=(4 L,)."""
+        return np.searchsorted(self.atoms, self._model.topology.backbone(stretch)).ravel()
 
     def with_process(self, process: EDM) -> EmbeddedPrior:
         """The same network under another schedule of noise."""
@@ -108,61 +123,130 @@ class EmbeddedPrior:
         x = x_t.to(self._dtype)
         result = torch.zeros_like(x)
         for part in self._parts:
-            result = result.index_copy(1, part.rows, part.denoise(x[:, part.rows], t, self.network))
+            rows = part.rows[0]
+            result = result.index_copy(1, rows, part.denoise(x[None, :, rows], t, self.network)[0])
         return result.to(x_t.dtype)
 
+    def anew(self, known: Float[Tensor, "k n 3"], held: Bool[Tensor, "k n"]) -> Anew:
+        """Sample some residues of each member anew, the others being a part of what the network is told.
 
-class _Part:
-    """One stretch: what the network is told about it, encoded once, and its frame."""
+        A stretch that is shorter for it is easier: the network sees the held residues where they are, at
+        every noise level, and not as noise that it is to take away.
+
+        Args:
+            known: Å, the members.
+            held: which atoms stay as they are; those of a residue all or none, and not all of a member.
+        """
+        residue = torch.as_tensor(self._model.topology.residue_index[self.atoms])
+        groups: dict[int, list[tuple[int, list[int], Described]]] = defaultdict(list)
+        for k in range(len(known)):
+            free = set(residue[~held[k]].tolist())
+            coords = self._model.coords.copy()
+            coords[self.atoms] = known[k].double().numpy()
+            for run in _runs(self._stretches, free):
+                groups[len(run)].append((k, run, self._model.describe(run, free, coords)))
+        parts = []
+        for group in groups.values():
+            rows = np.stack([self._rows(run) for _, run, _ in group])
+            encoded = _Encoded([described for *_, described in group], rows, self.network)
+            parts.append((torch.tensor([k for k, *_ in group]), encoded))
+        return Anew(self, parts, known)
+
+
+class Anew:
+    """The packaged network on residues of each member of its own; made by ``EmbeddedPrior.anew``.
+
+    Attributes:
+        topology: as the prior's.
+        process: as the prior's, but that pure noise is as wide as the longest of these stretches needs.
+        start: Å, where pure noise is centred, held atoms in their places, shape=(K, N, 3).
+    """
 
     def __init__(
         self,
-        segment: Segment,
-        rotation: np.ndarray,
-        origin: np.ndarray,
-        rows: np.ndarray,
-        network: SegmentNetwork,
+        prior: EmbeddedPrior,
+        parts: Sequence[tuple[Int[Tensor, " b"], _Encoded]],
+        known: Float[Tensor, "k n 3"],
     ) -> None:
+        self.topology, self._network = prior.topology, prior.network
+        self._parts, self._known = parts, known
+        self.start = known.clone()
+        for member, part in parts:
+            self.start[member[:, None], part.rows] = part.mean.to(known)
+        highest = first_level(max(part.widest for _, part in parts), prior.process.churn)
+        self.process = replace(prior.process, sigma_max=min(highest, prior.process.sigma_max))
+
+    def denoise(self, x_t: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
+        """E[x0 | x_t, what is held], the known place for atoms that are held."""
+        x = x_t.to(next(self._network.parameters()).dtype)
+        result = self._known.to(x)
+        for member, part in self._parts:
+            where = (member[:, None], part.rows)
+            result = result.index_put(where, part.denoise(x[where][:, None], t, self._network)[:, 0])
+        return result.to(x_t.dtype)
+
+
+def _runs(stretches: Sequence[Sequence[int]], free: set[int]) -> list[list[int]]:
+    """Residues that are free, cut where one between them is held or a stretch ends."""
+    runs: list[list[int]] = []
+    for stretch in stretches:
+        inside = False
+        for r in stretch:
+            if r in free and inside:
+                runs[-1].append(r)
+            elif r in free:
+                runs.append([r])
+            inside = r in free
+    return runs
+
+
+class _Encoded:
+    """B stretches of one length: what the network is told about each, encoded once, and its frame."""
+
+    def __init__(self, described: Sequence[Described], rows: np.ndarray, network: SegmentNetwork) -> None:
         dtype = next(network.parameters()).dtype
-        self.segment = segment.to(dtype)
-        self.rotation = torch.from_numpy(rotation).to(dtype)
-        self.origin = torch.from_numpy(origin).to(dtype)
-        self.rows = torch.from_numpy(rows.ravel())
-        self.mean = self.segment.mean[0] @ self.rotation.T + self.origin
+        self.segment = stack([item for item, _, _ in described]).to(dtype)
+        self.rotation = torch.from_numpy(np.stack([r for _, r, _ in described])).to(dtype)
+        self.origin = torch.from_numpy(np.stack([o for _, _, o in described])).to(dtype)[:, None]
+        self.rows = torch.from_numpy(rows)
+        self.mean = self.segment.mean.flatten(1, 2) @ self.rotation.mT + self.origin
+        self.widest = float(self.segment.width.max())
         with torch.no_grad():
             self.encoded: Encoded = network.encode(self.segment)
 
-    def denoise(self, x: Float[Tensor, "k m 3"], t: float, network: SegmentNetwork) -> Float[Tensor, "k m 3"]:
-        local = ((x - self.origin) @ self.rotation).unflatten(1, (-1, 4))
-        sigma = torch.full((1, len(x)), max(t, 1e-3), dtype=x.dtype, device=x.device)
-        estimate = network(local[None], sigma, self.segment, self.encoded)[-1][0]
-        return estimate.flatten(1, 2) @ self.rotation.T + self.origin
+    def denoise(
+        self, x: Float[Tensor, "b c m 3"], t: float, network: SegmentNetwork
+    ) -> Float[Tensor, "b c m 3"]:
+        """Estimates of C noisy copies of each stretch."""
+        turn, origin = self.rotation[:, None], self.origin[:, None]
+        local = ((x - origin) @ turn).unflatten(2, (-1, 4))
+        sigma = torch.full(x.shape[:2], max(t, 1e-3), dtype=x.dtype, device=x.device)
+        estimate = network(local, sigma, self.segment, self.encoded)[-1]
+        return estimate.flatten(2, 3) @ turn.mT + origin
 
 
-class _Surroundings:
-    """The fixed protein residues of a model, as the network knows residues."""
+class _Model:
+    """The protein residues of a model, as the network knows residues."""
 
-    def __init__(
-        self, topology: Topology, coords: Float[np.ndarray, "n 3"], stretches: Sequence[Sequence[int]]
-    ) -> None:
-        self.topology = topology
-        self.free = {r for stretch in stretches for r in stretch}
-        if len(self.free) != sum(len(stretch) for stretch in stretches):
-            raise InputError("the stretches of the region overlap; give each residue once")
+    def __init__(self, topology: Topology, coords: Float[np.ndarray, "n 3"]) -> None:
+        self.topology, self.coords = topology, coords
         index = topology.atom_index
-        complete = [
+        self.complete = {
             r
             for r, residue in enumerate(topology.residues)
             if residue.kind == "protein" and all((r, name) in index for name in BACKBONE)
-        ]
-        self.complete = set(complete)
-        self.fixed = [r for r in complete if r not in self.free]
-        self.positions = coords[topology.backbone(self.fixed)] if self.fixed else np.zeros((0, 4, 3))
+        }
         self.bonded = bonded_to_next(topology, coords)
         self.types = kinds_of(topology)
 
-    def describe(self, stretch: Sequence[int]) -> tuple[Segment, np.ndarray, np.ndarray]:
-        """Conditioning of one stretch, and the axes (columns) and origin of its frame."""
+    def describe(self, stretch: Sequence[int], free: set[int], coords: Float[np.ndarray, "n 3"]) -> Described:
+        """Conditioning of one stretch by the residues that are not free, and its frame.
+
+        Args:
+            stretch: residues in the order of the chain.
+            free: those of all stretches.
+            coords: Å, of the whole model.
+        """
         first, last = stretch[0], stretch[-1]
         name = f"{self.topology.residues[first].id}-{self.topology.residues[last].id}"
         if len(stretch) > LONGEST:
@@ -176,17 +260,15 @@ class _Surroundings:
                 f"region {name}: residue {self.topology.residues[missing[0]].id} lacks one of N, CA, C, O; "
                 "complete the model's backbone or choose another region"
             )
-        places = self._places(first, last)
-        fixed = np.array([places[r] for r in self.fixed], dtype=np.int64)
-        if not np.isin(fixed, (-1, len(stretch))).any():
+        fixed = sorted(self.complete - free)
+        places = np.array(self._places(first, last), dtype=np.int64)[fixed]
+        if not np.isin(places, (-1, len(stretch))).any():
             raise InputError(
                 f"region {name}: no fixed residue with a complete backbone is bonded to either end; "
                 "choose a region next to modelled chain"
             )
-        item, rotation, origin = describe(
-            self.positions, self.types[self.fixed], fixed, self.types[list(stretch)]
-        )
-        return stack([item]), rotation, origin
+        positions = coords[self.topology.backbone(fixed)]
+        return describe(positions, self.types[fixed], places, self.types[list(stretch)])
 
     def _places(self, first: int, last: int) -> list[int]:
         """Place of every residue along the stretch's chain, its first residue at 0.

@@ -97,3 +97,21 @@ class Prior(Protocol):
     def denoise(self, x_t: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """E[x0 | x_t], differentiable in ``x_t``."""
         ...
+
+
+class Anew(Prior, Protocol):
+    """A prior of some atoms of each member, the others being in known places."""
+
+    @property
+    def start(self) -> Float[Tensor, "k n 3"]:
+        """Å, where pure noise is centred; held atoms in their places."""
+        ...
+
+
+@runtime_checkable
+class Conditional(Prior, Protocol):
+    """A prior that can be told of atoms in known places, at every noise level."""
+
+    def anew(self, known: Float[Tensor, "k n 3"], held: Bool[Tensor, "k n"]) -> Anew:
+        """The prior of what is not held, given the rest; a residue is held as a whole."""
+        ...

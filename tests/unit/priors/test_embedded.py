@@ -190,3 +190,45 @@ def test_gap_is_no_anchor(network):
     apart[:40] += 30.0  # residues 1-10 are no longer bonded to 11
     prior = EmbeddedPrior(topology, apart, [STRETCH], network=network)
     assert prior._parts[0].segment.anchored.tolist() == [[False, True]]
+
+
+def windows(prior, *residues):
+    """True for the prior's atoms outside some of its residues, a row for each member."""
+    residue = torch.as_tensor(prior.topology.residue_index)
+    return torch.stack([~torch.isin(residue, torch.tensor(free)) for free in residues])
+
+
+def test_residues_sampled_anew_are_a_stretch_of_their_own(network):
+    """The others are told to the network as any fixed residue is, of each member where it has them."""
+    topology, coords = model()
+    prior = EmbeddedPrior(topology, coords, [STRETCH, [20, 21, 22]], network=network)
+    known = noisy(prior, k=3, sigma=0.3)
+    held = windows(prior, [1, 2, 3], [3, 4, 5, 6], [7])  # residues of the prior: 6, 7, 8 are 20, 21, 22
+    anew = prior.anew(known, held)
+    x = noisy(prior, k=3)
+    found = anew.denoise(x, 0.8)
+    assert torch.allclose(found[held], known[held])
+    runs = [[[11, 12, 13]], [[13, 14, 15], [20]], [[21]]]
+    for k, run in enumerate(runs):
+        own = coords.copy()
+        own[prior.atoms] = known[k].numpy()
+        alone = EmbeddedPrior(topology, own, run, network=network)
+        expected = alone.denoise(x[k : k + 1, ~held[k]], 0.8)
+        assert torch.allclose(found[k : k + 1, ~held[k]], expected, atol=1e-6)
+        assert torch.allclose(anew.start[k, ~held[k]].float(), alone.process.center, atol=1e-4)
+    assert torch.equal(anew.start[held], known[held])
+    longest = EmbeddedPrior(topology, coords, [[11, 12, 13]], network=network)
+    assert anew.process.sigma_max == pytest.approx(longest.process.sigma_max, rel=0.05)
+    assert anew.process.sigma_max < 0.8 * prior.process.sigma_max
+
+
+def test_held_residues_keep_gradients_from_the_free_ones_alone(network):
+    topology, coords = model()
+    prior = EmbeddedPrior(topology, coords, [STRETCH], network=network)
+    held = windows(prior, [1, 2])
+    anew = prior.anew(noisy(prior, k=1, sigma=0.3), held)
+    x = noisy(prior, k=1).requires_grad_()
+    (gradient,) = torch.autograd.grad(anew.denoise(x, 0.7).square().sum(), x)
+    assert (gradient[held] == 0).all()
+    assert (gradient[~held].abs() > 0).any()
+    assert torch.autograd.gradcheck(lambda x: anew.denoise(x, 0.7), x.detach().requires_grad_(), atol=1e-6)
