@@ -22,7 +22,7 @@ from densemble.metrics.validation import validate_structure
 from densemble.problem import CrystalProblem
 from densemble.progress import Progress
 from densemble.refinement import programs
-from densemble.refinement.conformers import Sites, atom_keys, flat
+from densemble.refinement.conformers import Sites, flat
 from densemble.refinement.programs import PDB_FILE, PHENIX_FILE, REFMAC_FILE
 from densemble.refinement.refine import compare
 from densemble.refinement.split import sources
@@ -132,8 +132,7 @@ def restated(
         topology: the region's N atoms.
         references: coordinates of known states, each shape=(N, 3).
     """
-    place = {key: i for i, key in enumerate(atom_keys(topology))}
-    atoms = [np.array([place[key] for key in atom_keys(part.topology)]) for part in refined]
+    atoms = [topology.places_of(part.topology) for part in refined]
     signals = np.concatenate(
         [
             judge.signals(own, part.coords.double().numpy(), part.b_iso.double().numpy())
@@ -195,11 +194,10 @@ def _to_references(
 
 def model_density(problem: CrystalProblem, parts: Sequence[Ensemble]) -> Float[Tensor, "nx ny nz"]:
     """What the target would be if the parts of the region made it."""
-    place = {key: i for i, key in enumerate(atom_keys(problem.stretches.topology))}
-    forward = problem.forward
+    topology, forward = problem.stretches.topology, problem.forward
     with torch.no_grad():
         densities = [
-            forward.of_atoms(np.array([place[key] for key in atom_keys(part.topology)]))(
+            forward.of_atoms(topology.places_of(part.topology))(
                 part.coords, part.weights, part.b_iso.clamp(min=forward.b_min)
             )
             for part in parts

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import grid_sample
@@ -251,12 +251,28 @@ class RegionProblem:
 
     def likelihood(self, mode: Literal["ensemble", "each"], b_iso: Tensor) -> DensityLikelihood:
         """Eq. 2 of paper 1, or its i.i.d. ablation."""
+        return self._likelihood(self.forward, mode, b_iso, None)
+
+    def likelihood_of(
+        self, atoms: Int[np.ndarray, " n"], b_iso: Float[Tensor, " n"], others: Float[Tensor, "nx ny nz"]
+    ) -> DensityLikelihood:
+        """The same of some of the region's atoms, beside the density of the others."""
+        return self._likelihood(self.forward.of_atoms(atoms), "ensemble", b_iso, others)
+
+    def _likelihood(
+        self,
+        forward: XrayDensity,
+        mode: Literal["ensemble", "each"],
+        b_iso: Tensor,
+        context: Tensor | None,
+    ) -> DensityLikelihood:
         return DensityLikelihood(
-            self.forward,
+            forward,
             self.target,
             self.mask,
             b_iso=b_iso,
             sigma=self.sigma,
+            context=context,
             mode=mode,
             fit_scale=self.fit_scale,
             fit_offset=self.fit_scale,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import gemmi
 import numpy as np
-from jaxtyping import Complex
+from jaxtyping import Complex, Float
 
 from densemble.atoms import ResidueId
 from densemble.crystal.fcalc import (
@@ -91,7 +91,7 @@ def omit_map(
         InputError: none of the residues is in the structure.
     """
     models = scaled_models(structure, residues, reflections)
-    total, context = _weighted(reflections, models, phasing=models.rest)
+    total, context, _ = _weighted(reflections, models, phasing=models.rest)
     return _stretch_map(structure, reflections, total, context, models.scale)
 
 
@@ -106,7 +106,7 @@ def two_fofc_map(
         InputError: none of the residues is in the structure.
     """
     models = scaled_models(structure, residues, reflections)
-    total, context = _weighted(reflections, models, phasing=models.whole)
+    total, context, _ = _weighted(reflections, models, phasing=models.whole)
     return _stretch_map(structure, reflections, total, context, models.scale)
 
 
@@ -153,7 +153,7 @@ def as_phased_map(
 def atoms_map(structure: gemmi.Structure, reflections: Reflections) -> MapCoefficients:
     """2mFo-DFc less the bulk solvent around the whole model: the density of all its atoms, biased to it."""
     models = scaled_models(structure, None, reflections)
-    total, solvent = _weighted(reflections, models, phasing=models.whole)
+    total, solvent, _ = _weighted(reflections, models, phasing=models.whole)
     return _stretch_map(structure, reflections, total, solvent, models.scale).stretch
 
 
@@ -176,8 +176,7 @@ class ResidualMaps:
 def residual_maps(structure: gemmi.Structure, reflections: Reflections) -> ResidualMaps:
     """The difference map of a whole model, and the density of its atoms as observed and as calculated."""
     models = scaled_models(structure, None, reflections)
-    total, solvent = _weighted(reflections, models, phasing=models.whole)
-    _, d = figure_of_merit(reflections, reflections.f / models.scale.k, models.whole[:-1])
+    total, solvent, d = _weighted(reflections, models, phasing=models.whole)
     weight = np.append(d, 1.0)
     difference = np.where(np.append(reflections.free, True), 0, total - weight * models.whole)
     hkl = np.concatenate([reflections.hkl, _ORIGIN])
@@ -210,8 +209,8 @@ def scaled_models(
 
 def _weighted(
     reflections: Reflections, models: ScaledModels, *, phasing: Complex[np.ndarray, " n1"]
-) -> tuple[Complex[np.ndarray, " n1"], Complex[np.ndarray, " n1"]]:
-    """2mFo-DFc (centric: mFo) phased by a model, and DFc of the rest; equal at free reflections."""
+) -> tuple[Complex[np.ndarray, " n1"], Complex[np.ndarray, " n1"], Float[np.ndarray, " n"]]:
+    """2mFo-DFc (centric: mFo) phased by a model, and DFc of the rest; equal at free reflections. And D."""
     f, rest = phasing[:-1], models.rest[:-1]
     f_obs = reflections.f / models.scale.k
     m, d = figure_of_merit(reflections, f_obs, f)
@@ -219,7 +218,7 @@ def _weighted(
     best = m * f_obs * np.exp(1j * np.angle(f))
     total = np.where(reflections.centric, best, 2 * best - d * f)
     total = np.where(reflections.free, context, total)
-    return np.append(total, models.whole[-1]), np.append(context, models.rest[-1])
+    return np.append(total, models.whole[-1]), np.append(context, models.rest[-1]), d
 
 
 def _match(coefficients: MapCoefficients, reflections: Reflections) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ from densemble.io.reflections import Reflections
 from densemble.metrics.maps import rscc, voxels_near
 from densemble.problem import RegionProblem
 from densemble.refinement.amplitudes import ModelAndData, local_likelihood
-from densemble.refinement.conformers import Sites, atom_keys, flat, site_restraints, unflat
+from densemble.refinement.conformers import Sites, flat, site_restraints, unflat
 from densemble.refinement.restraints import BRestraints
 from densemble.refinement.split import split_where_different
 from densemble.refinement.waters import make_room, model_structure, residues_of
@@ -221,7 +221,7 @@ def _atoms_of_sites(structure: gemmi.Structure, parts: Sequence[Ensemble]) -> li
         found[(*key, letter)]
         for part in parts
         for letter in letters_of(part)
-        for key in atom_keys(part.topology)
+        for key in part.topology.atom_keys
     ]
 
 
