@@ -96,7 +96,7 @@ class Topology:
         return tuple(zip(residues, self.names, strict=True))
 
     def places_of(self, other: Topology) -> np.ndarray:
-        """Where the atoms of another topology are in this one, as indices; -1 where it has none, shape=(n,)."""
+        """Where another topology's n atoms are in this one, as indices; -1 where it has none, shape=(n,)."""
         place = {key: i for i, key in enumerate(self.atom_keys)}
         return np.array([place.get(key, -1) for key in other.atom_keys], dtype=np.int64)
 

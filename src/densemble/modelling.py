@@ -22,11 +22,11 @@ from densemble.metrics.validation import validate_structure
 from densemble.problem import CrystalProblem
 from densemble.progress import Progress
 from densemble.refinement import programs
-from densemble.refinement.conformers import Sites, flat
+from densemble.refinement.built import BuiltModel
 from densemble.refinement.programs import PDB_FILE, PHENIX_FILE, REFMAC_FILE
 from densemble.refinement.refine import compare
 from densemble.refinement.split import sources
-from densemble.refinement.waters import Displaced, model_structure
+from densemble.refinement.waters import Displaced
 from densemble.selection.amplitudes import AmplitudeJudge
 from densemble.selection.intervals import bootstrap, widened
 from densemble.states import find_states, same_within
@@ -43,11 +43,11 @@ class Modelled:
 
     Attributes:
         record: for ``result.json``.
-        parts: of the region, refined; what states share stands once.
+        built: the model, refined; what states share stands once in its parts.
     """
 
     record: FinalModel
-    parts: list[Ensemble]
+    built: BuiltModel
 
 
 def final_model(
@@ -69,14 +69,13 @@ def final_model(
         references: coordinates of known states, each shape=(N, 3); evaluation only.
         tell: told what was found.
     """
-    stretches, reflections, model = inputs.stretches, inputs.reflections, inputs.model
-    residues = [residue.id for residue in stretches.topology.residues]
-    judge = AmplitudeJudge.of(model.structure, residues, stretches.topology, reflections)
+    stretches, reflections = inputs.stretches, inputs.reflections
+    judge = AmplitudeJudge.of(problem.models, stretches.topology, reflections)
     same = same_within(reflections.d_min)
     pool = torch.cat([stretches.start[None], members])
     states, found = find_states(problem, pool, judge, same=same, on_step=tell.message)
     tell.message(f"refining the start and the model of states, {cycles} cycles each")
-    first, parts, refinement = compare(
+    first, built, refinement = compare(
         problem,
         [start_ensemble(problem)],
         found,
@@ -84,22 +83,19 @@ def final_model(
         reflections=reflections,
         cycles=cycles,
     )
-    structures, displaced = zip(
-        *(model_structure(model, each, stretches.model_atoms) for each in (first, parts)), strict=True
-    )
-    for name, waters in zip(("start", "model of states"), displaced, strict=True):
+    for name, waters in (("start", first.displaced), ("model of states", built.displaced)):
         _tell_displaced(name, waters, tell)
     record = FinalModel(
-        states=restated(states, found, parts, judge, stretches.topology, references),
+        states=restated(states, found, built.parts, judge, stretches.topology, references),
         refinement=refinement,
         validation={
-            name: validate_structure(structure, region=stretches.region).totals
-            for name, structure in zip(("start", "model"), structures, strict=True)
+            name: validate_structure(each.structure, region=stretches.region).totals
+            for name, each in (("start", first), ("model", built))
         },
-        waters_displaced=[str(water) for water in displaced[1].removed],
-        waters_partial=[str(water) for water in displaced[1].partial],
+        waters_displaced=[str(water) for water in built.displaced.removed],
+        waters_partial=[str(water) for water in built.displaced.partial],
     )
-    return Modelled(record, parts)
+    return Modelled(record, built)
 
 
 def _tell_displaced(name: str, waters: Displaced, tell: Progress) -> None:
@@ -192,19 +188,6 @@ def _to_references(
     return [{name: float(values[k]) for name, values in to.items()} for k in range(len(part))]
 
 
-def model_density(problem: CrystalProblem, parts: Sequence[Ensemble]) -> Float[Tensor, "nx ny nz"]:
-    """What the target would be if the parts of the region made it."""
-    topology, forward = problem.stretches.topology, problem.forward
-    with torch.no_grad():
-        densities = [
-            forward.of_atoms(topology.places_of(part.topology))(
-                part.coords, part.weights, part.b_iso.clamp(min=forward.b_min)
-            )
-            for part in parts
-        ]
-    return torch.stack(densities).sum(0)
-
-
 def write_model(
     folder: Path, problem: CrystalProblem, ensemble: Ensemble, modelled: Modelled, *, tell: Progress
 ) -> None:
@@ -213,17 +196,15 @@ def write_model(
     ``model.cif`` and ``model.pdb``, parameters for phenix.refine and REFMAC5, and ``residues.csv`` with the
     fit of each residue in the start, the ensemble and the model.
     """
-    stretches = problem.stretches
-    _, obstacle = programs.write_model(folder, stretches.model, modelled.parts, stretches.model_atoms)
+    built = modelled.built
+    _, obstacle = programs.write_model(folder, built.structure, built.displaced, built.parts)
     if obstacle is not None:
         tell.message(f"no {PDB_FILE}: the model does not fit the PDB format ({obstacle}); use {MODEL_FILE}")
     start = start_ensemble(problem)
     densities = {
         "start": ensemble_density(problem.forward, start),
         "ensemble": ensemble_density(problem.forward, ensemble),
-        "model": model_density(problem, modelled.parts),
+        "model": built.density,
     }
-    index = Sites.of(stretches.topology, modelled.parts).index
-    modelled_coords = flat([part.coords for part in modelled.parts])[index]
-    coords = torch.cat([start.coords, ensemble.coords[ensemble.weights > 0], modelled_coords])
+    coords = torch.cat([start.coords, ensemble.coords[ensemble.weights > 0], built.coords])
     write_residues(folder / RESIDUES_FILE, residue_rows(problem, densities, coords))

@@ -10,7 +10,7 @@ import numpy as np
 
 from densemble.atoms import Ensemble
 from densemble.crystal.omit import StretchMap, as_phased_map, omit_map, two_fofc_map
-from densemble.crystal.scaling import r_factors
+from densemble.crystal.scaling import r_factors, r_factors_of, scaled_differences
 from densemble.evaluation import map_fits, member_records, reference_states, start_ensemble
 from densemble.inputs import Inputs, Settings, load
 from densemble.io.altlocs import build_structure
@@ -95,10 +95,13 @@ def evaluate(
     }
     metrics, voxels = map_fits(problem, ensembles, states, source)
     model, atoms = inputs.model, inputs.stretches.model_atoms
-    structures = {"start": model.structure} | {
-        name: build_structure(model, e, atoms) for name, e in ensembles.items() if name != "start"
+    scaled, reflections = problem.models, inputs.reflections
+    start = scaled_differences(scaled.whole[:-1], scaled.scale, reflections)  # the map has scaled it
+    factors = {"start": r_factors_of(start, reflections)} | {
+        name: r_factors(build_structure(model, e, atoms), reflections)
+        for name, e in ensembles.items()
+        if name != "start"
     }
-    factors = {name: r_factors(structure, inputs.reflections) for name, structure in structures.items()}
     coords, run = runs[last].final, runs[last]
     weights = dict(zip(run.selected, run.ensemble.weights.tolist(), strict=True))
     members = member_records(problem, voxels, coords, weights, run.ensemble.b_iso[0], states)

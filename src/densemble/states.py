@@ -26,21 +26,14 @@ from densemble.selection.parts import spans_of
 from densemble.selection.states import distances
 
 _SAME_PER_RESOLUTION = 0.25
-_DIFFERENT = 2 * 2**0.5
-"""Two places of one atom differ by more than so many coordinate errors once in twenty times or less."""
 
 
-def same_within(d_min: float, *, error: float = 0.0) -> float:
-    """Å, difference up to which two conformations count as the same.
+def same_within(d_min: float) -> float:
+    """Å, difference up to which two conformations count as the same, at a resolution of ``d_min`` Å.
 
-    A quarter of the resolution: two half-occupied atoms that near make one peak that a B factor describes.
-    Where coordinates are worse than that, what two independent places of an atom differ by.
-
-    Args:
-        d_min: Å.
-        error: Å, standard error of an atom's place (of the distance to where it truly is).
+    A quarter of it: two half-occupied atoms that near make one peak that a B factor describes.
     """
-    return max(_SAME_PER_RESOLUTION * d_min, _DIFFERENT * error)
+    return _SAME_PER_RESOLUTION * d_min
 
 
 def find_states(

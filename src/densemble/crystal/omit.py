@@ -39,6 +39,15 @@ _ORIGIN = np.zeros((1, 3), dtype=np.int32)
 
 
 @dataclass(frozen=True, eq=False)
+class ScaledModels:
+    """Structure factors, with solvent and (0, 0, 0) last, of the start and of all but its stretch."""
+
+    whole: Complex[np.ndarray, " n1"]
+    rest: Complex[np.ndarray, " n1"]
+    scale: Scale
+
+
+@dataclass(frozen=True, eq=False)
 class StretchMap:
     """A map of the crystal, and the part of it that is not the stretch; the same hkl in both.
 
@@ -48,11 +57,13 @@ class StretchMap:
     Attributes:
         total: the map.
         context: everything but the stretch.
+        models: the start and the rest of it, as they were brought to the data's scale.
         solvent: the solvent that the stretch displaces.
     """
 
     total: MapCoefficients
     context: MapCoefficients
+    models: ScaledModels
     solvent: BulkSolvent
 
     @property
@@ -62,15 +73,6 @@ class StretchMap:
         return MapCoefficients(
             self.total.hkl, values, self.total.cell, self.total.spacegroup, self.total.source
         )
-
-
-@dataclass(frozen=True, eq=False)
-class ScaledModels:
-    """Structure factors, with solvent and (0, 0, 0) last, of the start and of all but its stretch."""
-
-    whole: Complex[np.ndarray, " n1"]
-    rest: Complex[np.ndarray, " n1"]
-    scale: Scale
 
 
 def omit_map(
@@ -92,7 +94,7 @@ def omit_map(
     """
     models = scaled_models(structure, residues, reflections)
     total, context, _ = _weighted(reflections, models, phasing=models.rest)
-    return _stretch_map(structure, reflections, total, context, models.scale)
+    return _stretch_map(structure, reflections, total, context, models)
 
 
 def two_fofc_map(
@@ -107,7 +109,7 @@ def two_fofc_map(
     """
     models = scaled_models(structure, residues, reflections)
     total, context, _ = _weighted(reflections, models, phasing=models.whole)
-    return _stretch_map(structure, reflections, total, context, models.scale)
+    return _stretch_map(structure, reflections, total, context, models)
 
 
 def as_phased_map(
@@ -147,14 +149,14 @@ def as_phased_map(
             )
         total[inside] = values[inside] / scale
     with_000 = np.append(total, models.whole[-1]), np.append(context, models.rest[-1])
-    return _stretch_map(structure, reflections, *with_000, models.scale)
+    return _stretch_map(structure, reflections, *with_000, models)
 
 
 def atoms_map(structure: gemmi.Structure, reflections: Reflections) -> MapCoefficients:
     """2mFo-DFc less the bulk solvent around the whole model: the density of all its atoms, biased to it."""
     models = scaled_models(structure, None, reflections)
     total, solvent, _ = _weighted(reflections, models, phasing=models.whole)
-    return _stretch_map(structure, reflections, total, solvent, models.scale).stretch
+    return _stretch_map(structure, reflections, total, solvent, models).stretch
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,11 +235,11 @@ def _stretch_map(
     reflections: Reflections,
     total: Complex[np.ndarray, " n1"],
     context: Complex[np.ndarray, " n1"],
-    scale: Scale,
+    models: ScaledModels,
 ) -> StretchMap:
     hkl = np.concatenate([reflections.hkl, _ORIGIN])
     total_map, context_map = (
         MapCoefficients(hkl, values, structure.cell, reflections.spacegroup, reflections.source)
         for values in (total, context)
     )
-    return StretchMap(total_map, context_map, bulk_solvent(reflections, scale))
+    return StretchMap(total_map, context_map, models, bulk_solvent(reflections, models.scale))

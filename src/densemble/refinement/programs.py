@@ -12,16 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import gemmi
-import numpy as np
 
 from densemble.atoms import Ensemble, ResidueId
 from densemble.io.altlocs import letters_of
 from densemble.io.model_results import MODEL_FILE
-from densemble.io.models import Model
 from densemble.io.naming import residue_id
 from densemble.io.output import write_text
 from densemble.io.results import pdb_obstacle, write_structure
-from densemble.refinement.waters import PartialWater, model_structure
+from densemble.refinement.waters import Displaced, PartialWater
 
 PDB_FILE = "model.pdb"
 PHENIX_FILE = "phenix.eff"
@@ -85,21 +83,20 @@ def occupancy_groups(
 
 
 def write_model(
-    directory: str | Path, model: Model, parts: Sequence[Ensemble], region_atoms: np.ndarray
+    directory: str | Path, structure: gemmi.Structure, waters: Displaced, parts: Sequence[Ensemble]
 ) -> tuple[list[Path], str | None]:
     """Write ``model.cif``, ``model.pdb`` where that format has room, and ``write_parameters``.
 
     Args:
         directory: the output folder.
-        model: what was read.
-        parts: as ``refine`` or ``split.split_where_different`` returns them.
-        region_atoms: indices into ``model.topology`` of the atoms that the parts replace.
+        structure: the model (``waters.model_structure``).
+        waters: those that made room in it.
+        parts: that it was built of, as ``refine`` or ``split.split_where_different`` returns them.
 
     Returns:
         The files, and why there is no PDB file, in words, if there is none.
     """
     folder = Path(directory)
-    structure, waters = model_structure(model, parts, region_atoms)
     files = [write_structure(folder / MODEL_FILE, structure)]
     obstacle = pdb_obstacle(structure)
     if obstacle is None:
