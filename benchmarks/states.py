@@ -35,6 +35,7 @@ from densemble.geometry.restraints import build_restraints
 from densemble.io.models import read_model
 from densemble.io.reflections import MapCoefficients, Reflections, read_reflections
 from densemble.metrics.coordinates import rmsd
+from densemble.part_search import Counting
 from densemble.problem import CrystalProblem, Stretches, Surroundings
 from densemble.recipes import load_recipe
 from densemble.report import table
@@ -204,7 +205,7 @@ def simulate(scene: Scene, count: int, d_min: float, seed: int) -> dict[str, obj
     stretches = replace(scene.stretches, start=start)
     maps = omit(scene, data, rest, rest + first)
     problem = CrystalProblem.of(stretches, maps, load_recipe("embedded").density)
-    states, parts = find_states(problem, members, judge, same=same_within(d_min))
+    states, parts = find_states(problem, members, judge, same=same_within(d_min), counting=Counting())
     return {
         "scene": scene.name,
         "d_min": d_min,

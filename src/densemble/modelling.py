@@ -1,7 +1,8 @@
-"""From sampled members to the final model of a crystal's region: states, altlocs, refinement, validation."""
+"""From sampled members to the final model of a region: states, altlocs, refinement, validation."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,13 @@ from densemble.evaluation import ensemble_density, residue_rows, start_ensemble
 from densemble.inputs import Inputs
 from densemble.io.altlocs import letters_of
 from densemble.io.model_results import MODEL_FILE, FinalModel, Interval, Part, State, States
+from densemble.io.output import write_text
+from densemble.io.reflections import Reflections
 from densemble.io.state_results import RESIDUES_FILE, write_residues
 from densemble.metrics.coordinates import rmsd
 from densemble.metrics.validation import validate_structure
-from densemble.problem import CrystalProblem
+from densemble.part_search import Counting
+from densemble.problem import CrystalProblem, RegionProblem
 from densemble.progress import Progress
 from densemble.refinement import programs
 from densemble.refinement.built import BuiltModel
@@ -29,6 +33,7 @@ from densemble.refinement.split import sources
 from densemble.refinement.waters import Displaced
 from densemble.selection.amplitudes import AmplitudeJudge
 from densemble.selection.intervals import bootstrap, widened
+from densemble.selection.judge import Judge
 from densemble.states import find_states, same_within
 
 FAILURE_FILE = "model.log"
@@ -43,10 +48,12 @@ class Modelled:
 
     Attributes:
         record: for ``result.json``.
-        built: the model, refined; what states share stands once in its parts.
+        start: one state, refined.
+        built: the model, refined alike; what states share stands once in its parts.
     """
 
     record: FinalModel
+    start: BuiltModel
     built: BuiltModel
 
 
@@ -59,21 +66,49 @@ def final_model(
     references: dict[str, np.ndarray],
     tell: Progress,
 ) -> Modelled:
+    """The final model of a crystal's region: ``model_of_states`` by its amplitudes."""
+    reflections = inputs.reflections
+    return model_of_states(
+        problem,
+        members,
+        AmplitudeJudge.of(problem.models, inputs.stretches.topology, reflections),
+        resolution=reflections.d_min,
+        reflections=reflections,
+        counting=Counting(),
+        cycles=cycles,
+        references=references,
+        tell=tell,
+    )
+
+
+def model_of_states(
+    problem: RegionProblem,
+    members: Float[Tensor, "k n 3"],
+    judge: Judge,
+    *,
+    resolution: float,
+    reflections: Reflections | None,
+    counting: Counting,
+    cycles: int,
+    references: dict[str, np.ndarray],
+    tell: Progress,
+) -> Modelled:
     """How many states the members and the data make, and a model of them, refined as the start is.
 
     Args:
-        inputs: of the run.
         problem: the density of the region.
         members: Å, those sampled, without the start, shape=(K, N, 3).
+        judge: the data by which states are counted.
+        resolution: Å, of the data.
+        reflections: amplitudes to refine against; the region's density if None.
+        counting: how states are counted.
         cycles: of refinement.
         references: coordinates of known states, each shape=(N, 3); evaluation only.
         tell: told what was found.
     """
-    stretches, reflections = inputs.stretches, inputs.reflections
-    judge = AmplitudeJudge.of(problem.models, stretches.topology, reflections)
-    same = same_within(reflections.d_min)
+    stretches, same = problem.stretches, same_within(resolution)
     pool = torch.cat([stretches.start[None], members])
-    states, found = find_states(problem, pool, judge, same=same, on_step=tell.message)
+    states, found = find_states(problem, pool, judge, same=same, counting=counting, on_step=tell.message)
     tell.message(f"refining the start and the model of states, {cycles} cycles each")
     first, built, refinement = compare(
         problem,
@@ -95,7 +130,7 @@ def final_model(
         waters_displaced=[str(water) for water in built.displaced.removed],
         waters_partial=[str(water) for water in built.displaced.partial],
     )
-    return Modelled(record, built)
+    return Modelled(record, first, built)
 
 
 def _tell_displaced(name: str, waters: Displaced, tell: Progress) -> None:
@@ -112,7 +147,7 @@ def restated(
     states: States,
     found: Sequence[Ensemble],
     refined: Sequence[Ensemble],
-    judge: AmplitudeJudge,
+    judge: Judge,
     topology: Topology,
     references: dict[str, np.ndarray],
 ) -> States:
@@ -191,20 +226,50 @@ def _to_references(
 def write_model(
     folder: Path, problem: CrystalProblem, ensemble: Ensemble, modelled: Modelled, *, tell: Progress
 ) -> None:
-    """The final model, where it fits as PDB too, and what goes on from it.
+    """The final model of a crystal's region, where it fits as PDB too, and what goes on from it.
 
-    ``model.cif`` and ``model.pdb``, parameters for phenix.refine and REFMAC5, and ``residues.csv`` with the
-    fit of each residue in the start, the ensemble and the model.
+    ``model.cif`` and ``model.pdb``, parameters for phenix.refine and REFMAC5, and ``residues.csv``.
     """
-    built = modelled.built
-    _, obstacle = programs.write_model(folder, built.structure, built.displaced, built.parts)
+    write_files(folder, modelled.built, amplitudes=True, tell=tell)
+    write_residues(folder / RESIDUES_FILE, model_rows(problem, ensemble, modelled))
+
+
+def write_files(folder: Path, built: BuiltModel, *, amplitudes: bool, tell: Progress) -> None:
+    """The model and parameters to go on with; see ``refinement.programs.write_model``."""
+    _, obstacle = programs.write_model(
+        folder, built.structure, built.displaced, built.parts, amplitudes=amplitudes
+    )
     if obstacle is not None:
         tell.message(f"no {PDB_FILE}: the model does not fit the PDB format ({obstacle}); use {MODEL_FILE}")
-    start = start_ensemble(problem)
+
+
+def model_rows(
+    problem: RegionProblem, ensemble: Ensemble, modelled: Modelled
+) -> list[dict[str, str | float]]:
+    """The fit of each residue of a region in the start, the ensemble and the model; see ``residue_rows``."""
+    start, built = start_ensemble(problem), modelled.built
     densities = {
         "start": ensemble_density(problem.forward, start),
         "ensemble": ensemble_density(problem.forward, ensemble),
         "model": built.density,
     }
     coords = torch.cat([start.coords, ensemble.coords[ensemble.weights > 0], built.coords])
-    write_residues(folder / RESIDUES_FILE, residue_rows(problem, densities, coords))
+    return residue_rows(problem, densities, coords)
+
+
+def without_model(folder: Path, error: Exception, *, tell: Progress) -> str:
+    """Leave nothing of a model that could not be made, keep the traceback, and say why, in words.
+
+    The hours of sampling before it are not lost: the ensemble stands without a model.
+
+    Args:
+        folder: of the run.
+        error: as it was caught.
+        tell: told why.
+    """
+    for name in OWN_MODEL_FILES:
+        (folder / name).unlink(missing_ok=True)
+    write_text(folder / FAILURE_FILE, "".join(traceback.format_exception(error)))
+    why = f"{type(error).__name__}: {error}"
+    tell.message(f"No final model was made ({why}); see {FAILURE_FILE}. The ensemble stands without it.")
+    return why

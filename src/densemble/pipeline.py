@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from densemble.io.output import (
     device,
     prepare_output,
     versions,
-    write_text,
     write_trace,
 )
 from densemble.io.reflections import read_coefficients
@@ -41,7 +39,7 @@ from densemble.io.results import (
     write_members,
     write_result_json,
 )
-from densemble.modelling import FAILURE_FILE, OWN_MODEL_FILES, final_model, write_model
+from densemble.modelling import OWN_MODEL_FILES, final_model, without_model, write_model
 from densemble.problem import CrystalProblem, Guide
 from densemble.progress import Clock, Progress
 from densemble.region import Draw, GuideRun, run_guide
@@ -134,12 +132,7 @@ def model_or_failure(
         made = final_model(inputs, problem, run.final, cycles=cycles, references=references, tell=tell)
         write_model(folder, problem, run.ensemble, made, tell=tell)
     except Exception as error:  # whatever it is, the hours of sampling before it are not lost
-        for name in OWN_MODEL_FILES:
-            (folder / name).unlink(missing_ok=True)
-        write_text(folder / FAILURE_FILE, traceback.format_exc())
-        why = f"{type(error).__name__}: {error}"
-        tell.message(f"No final model was made ({why}); see {FAILURE_FILE}. The ensemble stands without it.")
-        return None, why
+        return None, without_model(folder, error, tell=tell)
     return made.record, None
 
 

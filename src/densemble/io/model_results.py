@@ -110,12 +110,17 @@ class Refinement(Record):
         cycles: of each.
         start, model: before and after.
         r_free_error: standard error of the difference between the R-free of both after refinement.
+        held_out_rscc: of both after refinement, start first, in a half map that took no part, over the same
+            voxels.
+        held_out_error: standard error of their difference.
     """
 
     cycles: int
     start: Refined
     model: Refined
     r_free_error: float | None = None
+    held_out_rscc: tuple[float, float] | None = None
+    held_out_error: float | None = None
 
 
 class Validation(Record):

@@ -83,7 +83,12 @@ def occupancy_groups(
 
 
 def write_model(
-    directory: str | Path, structure: gemmi.Structure, waters: Displaced, parts: Sequence[Ensemble]
+    directory: str | Path,
+    structure: gemmi.Structure,
+    waters: Displaced,
+    parts: Sequence[Ensemble],
+    *,
+    amplitudes: bool = True,
 ) -> tuple[list[Path], str | None]:
     """Write ``model.cif``, ``model.pdb`` where that format has room, and ``write_parameters``.
 
@@ -92,6 +97,7 @@ def write_model(
         structure: the model (``waters.model_structure``).
         waters: those that made room in it.
         parts: that it was built of, as ``refine`` or ``split.split_where_different`` returns them.
+        amplitudes: whether it is of a crystal.
 
     Returns:
         The files, and why there is no PDB file, in words, if there is none.
@@ -101,7 +107,8 @@ def write_model(
     obstacle = pdb_obstacle(structure)
     if obstacle is None:
         files.append(write_structure(folder / PDB_FILE, structure))
-    return [*files, *write_parameters(folder, structure, parts, waters.partial)], obstacle
+    more = write_parameters(folder, structure, parts, waters.partial, amplitudes=amplitudes)
+    return [*files, *more], obstacle
 
 
 def write_parameters(
@@ -109,16 +116,21 @@ def write_parameters(
     structure: gemmi.Structure,
     parts: Sequence[Ensemble],
     waters: Sequence[PartialWater] = (),
+    *,
+    amplitudes: bool = True,
 ) -> list[Path]:
-    """Write ``phenix.eff`` and ``refmac.txt``; nothing where no part has several states."""
+    """Write ``phenix.eff`` and ``refmac.txt``; nothing where no part has several states.
+
+    Of a model of a map ``refmac.txt`` alone, for servalcat: phenix.refine takes amplitudes.
+    """
     groups = occupancy_groups(structure, parts, waters)
     if not groups:
         return []
     folder = Path(directory)
-    return [
-        write_text(folder / PHENIX_FILE, phenix_parameters(groups)),
-        write_text(folder / REFMAC_FILE, refmac_keywords(groups)),
-    ]
+    keywords = [write_text(folder / REFMAC_FILE, refmac_keywords(groups))]
+    if not amplitudes:
+        return keywords
+    return [write_text(folder / PHENIX_FILE, phenix_parameters(groups)), *keywords]
 
 
 def phenix_parameters(groups: Sequence[OccupancyGroup]) -> str:

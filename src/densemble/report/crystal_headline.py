@@ -16,17 +16,21 @@ ORDINALS = {2: "second", 3: "third", 4: "fourth"}
 
 @dataclass(frozen=True)
 class HeldOut:
-    """R-free before and after, of which two models, and the standard error of the difference if known."""
+    """Agreement before and after, of which two models, and the standard error of the difference if known.
+
+    R-free; or where ``higher`` is better, correlation with a half map.
+    """
 
     before: float
     after: float
     of: str
     error: float | None = None
+    higher: bool = False
 
     @property
     def better(self) -> bool:
-        """Whether it fell."""
-        return self.after < self.before
+        """Whether the data held out agree better."""
+        return self.after > self.before if self.higher else self.after < self.before
 
     @property
     def clear(self) -> bool:
@@ -44,11 +48,14 @@ def held_out(result: Result) -> HeldOut | None:
 
 
 def refined_alike(model: FinalModel) -> HeldOut | None:
-    """R-free of one state and of the model of states, if both were refined against amplitudes."""
-    refined = model.refinement
-    if refined is None or refined.start.r_free is None or refined.model.r_free is None:
+    """R-free of one state and of the model of states, or their agreement with a half map, if there is any."""
+    refined, of = model.refinement, "one state and the model of states, refined alike"
+    if refined is None:
         return None
-    of = "one state and the model of states, refined alike"
+    if refined.held_out_rscc is not None:
+        return HeldOut(*refined.held_out_rscc, of, refined.held_out_error, higher=True)
+    if refined.start.r_free is None or refined.model.r_free is None:
+        return None
     return HeldOut(refined.start.r_free[1], refined.model.r_free[1], of, refined.r_free_error)
 
 
@@ -71,10 +78,11 @@ def headline(result: Result) -> Headline:
         verdict = (
             "The result agrees no better than the start with data that the fit never saw: do not prefer it."
         )
+    clashes = [] if result.model is None else clash_warning(result.model)
     return Headline(
         title=f"Conformations of {result.region}",
         kind="X-ray crystal",
-        answer=(*_supported(result, held), verdict, *_had_a_say(result, held), *_clashes(result)),
+        answer=(*_supported(result, held), verdict, *_had_a_say(result, held), *clashes),
         tiles=(_number(result), _certainty(result), _agreement(held) if several else _unchanged(held)),
     )
 
@@ -96,9 +104,9 @@ def _had_a_say(result: Result, held: HeldOut | None) -> list[str]:
     return ["Nothing was fitted to the free reflections, but they had a say in the number of states."]
 
 
-def _clashes(result: Result) -> list[str]:
+def clash_warning(model: FinalModel) -> list[str]:
     """A sentence where the model has clearly more clashes than the start."""
-    found = {} if result.model is None else result.model.validation
+    found = model.validation
     before, after = (None if name not in found else found[name].clashscore for name in ("start", "model"))
     if before is None or after is None or after - before <= MORE_CLASHES:
         return []
@@ -106,10 +114,6 @@ def _clashes(result: Result) -> list[str]:
         f"The model has clearly more clashes than the start (clash score {after:.1f}, start {before:.1f}): "
         "look at them before the model is used."
     ]
-
-
-def _parts(result: Result) -> list[Part]:
-    return [] if result.model is None else result.model.states.parts
 
 
 def _supported(result: Result, held: HeldOut | None) -> list[str]:
@@ -124,12 +128,17 @@ def _supported(result: Result, held: HeldOut | None) -> list[str]:
             if why is None
             else f"How many states the data support could not be told: {why}.",
         ]
-    if not _parts(result):
+    return verdicts_of(result.model, result.region, held)
+
+
+def verdicts_of(model: FinalModel, region: str, held: HeldOut | None) -> list[str]:
+    """How many states each part of a region has; see ``verdict_of``."""
+    if not model.states.parts:
         return [
-            f"No two of the sampled conformations of {result.region} differ by more than "
-            f"{result.model.states.coordinate_error:.2f} Å: one state. More were not tested."
+            f"No two of the sampled conformations of {region} differ by more than "
+            f"{model.states.coordinate_error:.2f} Å: one state. More were not tested."
         ]
-    return [verdict_of(part, held) for part in _parts(result)]
+    return [verdict_of(part, held) for part in model.states.parts]
 
 
 def verdict_of(part: Part, held: HeldOut | None) -> str:
@@ -168,15 +177,20 @@ def _number(result: Result) -> Tile:
     if result.model is None:
         kept = sum(m.selected for m in result.members)
         return Tile(question, str(kept), f"conformations kept of {len(result.members)}; number not tested")
-    if not _parts(result):
+    return number_of(result.model)
+
+
+def number_of(model: FinalModel) -> Tile:
+    """The number of states, part by part."""
+    question, parts = "How many states?", model.states.parts
+    if not parts:
         return Tile(question, "1", "no other was sampled")
-    numbers = [len(part.states) for part in _parts(result)]
     chosen = "chosen on the data that were fitted"
-    if chosen_with_held_out(result):
+    if model.states.by_held_out:
         chosen += ", with a veto of data held out"
-    if len(numbers) > 1:
-        chosen = f"in {', '.join(part.region for part in _parts(result))}; {chosen}"
-    return Tile(question, " + ".join(map(str, numbers)), chosen)
+    if len(parts) > 1:
+        chosen = f"in {', '.join(part.region for part in parts)}; {chosen}"
+    return Tile(question, " + ".join(str(len(part.states)) for part in parts), chosen)
 
 
 def _certainty(result: Result) -> Tile:
@@ -185,17 +199,23 @@ def _certainty(result: Result) -> Tile:
         weights = sorted((m.weight for m in result.members if m.selected), reverse=True)
         listed = ", ".join(f"{w:.2f}" for w in weights)
         return Tile(question, "not tested", f"weights {listed}; no intervals were estimated")
+    return certainty_of(result.model)
+
+
+def certainty_of(model: FinalModel) -> Tile:
+    """What the data say of the last state, and the widest interval."""
+    question, parts = "How sure?", model.states.parts
     value, notes = "not tested", []
-    steps = [(part, step) for part in _parts(result) if (step := last_step(part)) is not None]
+    steps = [(part, step) for part in parts if (step := last_step(part)) is not None]
     if steps:
         part, (gain, error, number) = min(steps, key=lambda found: abs(found[1][0]) / max(found[1][1], 1e-12))
         state = f"the {ORDINALS[number]} state" if number in ORDINALS else f"state number {number}"
         value = "not distinguishable"
         if abs(gain) > 2 * error:
             value = f"data {'for' if gain > 0 else 'against'} {state}"
-        where = "held-out data" if chosen_with_held_out(result) else "fitted data"
+        where = "held-out data" if model.states.by_held_out else "fitted data"
         notes.append(f"{where}: {signed(gain, 1)} ± {error:.1f} log units for {state} of {part.region}")
-    known = [(state, state.interval) for part in _parts(result) for state in part.states if state.interval]
+    known = [(state, state.interval) for part in parts for state in part.states if state.interval]
     if known:
         widest, interval = max(known, key=_width)
         notes.append(

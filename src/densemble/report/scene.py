@@ -130,11 +130,13 @@ def scene_of(run: RunFolder) -> Scene | None:
     """
     result, folder = run.result, run.path
     map_file = MAP_FILE if (folder / MAP_FILE).is_file() else None
-    final = result.model if isinstance(result, Result) else None
+    region: str | None
     if isinstance(result, Result):
-        region: str | None = result.region
+        region, final = result.region, result.model
+    elif result.region is not None:
+        region, final = result.region.region, result.region.model
     else:
-        region = None if result.region is None else result.region.region
+        region, final = None, None
     parts: list[tuple[str, Part | None]] = [] if region is None else [(region, None)]
     file = ENSEMBLE_FILE
     if final is not None and (folder / MODEL_FILE).is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from densemble.io.model_results import FinalModel, Refined
+from densemble.io.model_results import FinalModel, Refined, Refinement
 from densemble.io.results import Result
 from densemble.io.state_results import Distance, Fit, Mixture, RegionRecord, StateResult
 from densemble.report.crystal_headline import refined_alike, verdict_of
@@ -67,10 +67,32 @@ def model_lines(model: FinalModel) -> list[str]:
             f"{_r_factors(found.model)} of the model"
             + ("." if error is None else f" (standard error of the difference of R-free {error:.4f}).")
         )
+    if found is not None and found.start.r_free is None:
+        lines.append(_map_line(found))
     lines += _validation_line(model)
     if model.states.by_held_out:
-        lines.append("Nothing was fitted to the free reflections; they had a say in the number of states.")
+        data, they = (
+            ("free reflections", "they") if found is None or found.start.r_free else ("half map 2", "it")
+        )
+        lines.append(f"Nothing was fitted to the {data}; {they} had a say in the number of states.")
     return lines
+
+
+def _map_line(found: Refinement) -> str:
+    """Agreement with the map of one state and of the model."""
+    line = (
+        f"Refined alike, {found.cycles} cycles: RSCC {found.start.rscc[1]:.3f} of one state, "
+        f"{found.model.rscc[1]:.3f} of the model"
+    )
+    if found.held_out_rscc is None:
+        return f"{line}."
+    before, after = found.held_out_rscc
+    error = (
+        ""
+        if found.held_out_error is None
+        else f" (standard error of the difference {found.held_out_error:.3f})"
+    )
+    return f"{line}; in half map 2, held out, {before:.3f} and {after:.3f}{error}."
 
 
 def _state_rows(model: FinalModel) -> list[list[str]]:
@@ -133,6 +155,11 @@ def state_summary(result: StateResult, out: Path) -> str:
     if result.region is not None:
         lines += ["", *_region_lines(result.region), ""]
         files = f"ensemble.cif, members/, {files}"
+        if result.region.model is not None:
+            lines += [*model_lines(result.region.model), ""]
+            files = f"model.cif, {files}"
+        elif result.region.model_failure is not None:
+            lines.append(f"No final model: {result.region.model_failure}; see model.log.")
     lines.append(f"Written to {out}/: {files}")
     return "\n".join([*lines, *(f"Warning: {message.rstrip('.')}." for message in result.messages)])
 
