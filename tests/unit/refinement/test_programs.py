@@ -158,7 +158,10 @@ def test_the_model_is_written_with_all_that_goes_with_it(tmp_path):
     counts = {gemmi.read_structure(str(file))[0].count_atom_sites() for file in files[:2]}
     assert counts == {len(model.topology) + len(own)}
     model.structure[0]["A"].name = "LONG"
-    files, obstacle = write_model(tmp_path, *model_structure(model, parts, own), parts)
+    built = model_structure(model, parts, own)
+    files, _ = write_model(tmp_path, *built, parts, amplitudes=False)
+    assert [file.name for file in files] == ["model.cif", "refmac.txt"]
+    files, obstacle = write_model(tmp_path, *built, parts)
     assert [file.name for file in files] == ["model.cif", "phenix.eff", "refmac.txt"]
     assert "room for one letter" in obstacle
 
