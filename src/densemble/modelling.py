@@ -16,7 +16,7 @@ from densemble.atoms import BACKBONE, Ensemble, Topology
 from densemble.evaluation import ensemble_density, residue_rows, start_ensemble
 from densemble.inputs import Inputs
 from densemble.io.altlocs import letters_of
-from densemble.io.model_results import MODEL_FILE, FinalModel, Interval, Part, State, States
+from densemble.io.model_results import ALTERNATIVE_FILE, MODEL_FILE, FinalModel, Interval, Part, State, States
 from densemble.io.output import write_text
 from densemble.io.reflections import Reflections
 from densemble.io.state_results import RESIDUES_FILE, write_residues
@@ -38,7 +38,16 @@ from densemble.states import find_states, same_within
 
 FAILURE_FILE = "model.log"
 """Where a final model failed, line by line."""
-OWN_MODEL_FILES = (MODEL_FILE, PDB_FILE, PHENIX_FILE, REFMAC_FILE, RESIDUES_FILE, FAILURE_FILE)
+OWN_MODEL_FILES = (
+    MODEL_FILE,
+    PDB_FILE,
+    ALTERNATIVE_FILE,
+    ALTERNATIVE_FILE.replace(".cif", ".pdb"),
+    PHENIX_FILE,
+    REFMAC_FILE,
+    RESIDUES_FILE,
+    FAILURE_FILE,
+)
 """What a final model adds to the folder of a run, and may replace there."""
 
 
@@ -230,15 +239,24 @@ def write_model(
 
     ``model.cif`` and ``model.pdb``, parameters for phenix.refine and REFMAC5, and ``residues.csv``.
     """
-    write_files(folder, modelled.built, amplitudes=True, tell=tell)
+    write_files(folder, modelled, amplitudes=True, tell=tell)
     write_residues(folder / RESIDUES_FILE, model_rows(problem, ensemble, modelled))
 
 
-def write_files(folder: Path, built: BuiltModel, *, amplitudes: bool, tell: Progress) -> None:
-    """The model and parameters to go on with; see ``refinement.programs.write_model``."""
-    _, obstacle = programs.write_model(
-        folder, built.structure, built.displaced, built.parts, amplitudes=amplitudes
-    )
+def write_files(folder: Path, modelled: Modelled, *, amplitudes: bool, tell: Progress) -> None:
+    """The model that is advised, what it was compared with, and parameters to go on with.
+
+    Where data held out do not clearly support the states, what is advised is the start, refined alike. Of
+    one state there is nothing else. See ``refinement.programs.write_model``.
+    """
+    record = modelled.record
+    models = {MODEL_FILE: modelled.built if record.advised else modelled.start}
+    if record.several:
+        models[ALTERNATIVE_FILE] = modelled.start if record.advised else modelled.built
+    for file, each in models.items():
+        _, obstacle = programs.write_model(
+            folder, each.structure, each.displaced, each.parts, file=file, amplitudes=amplitudes
+        )
     if obstacle is not None:
         tell.message(f"no {PDB_FILE}: the model does not fit the PDB format ({obstacle}); use {MODEL_FILE}")
 

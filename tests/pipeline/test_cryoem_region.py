@@ -95,6 +95,8 @@ def test_the_model_is_written_with_what_goes_on_from_it(run):
     )
     assert "occupancy group id 1" in (folder / "refmac.txt").read_text()
     assert not (folder / "phenix.eff").exists()  # phenix.refine takes amplitudes
+    other = gemmi.read_structure(str(folder / "alternative.cif"))  # one state, refined alike
+    assert not any(site.atom.has_altloc() for site in other[0].all())
     rows = list(csv.DictReader((folder / "residues.csv").read_text().splitlines()))
     own = [row for row in rows if row["model"]]
     assert {int(row["residue"][2:]) for row in own} >= set(FLEXIBLE)
@@ -114,6 +116,7 @@ def test_one_state_stays_one(files, tmp_path):
         site.atom.has_altloc() for site in gemmi.read_structure(str(tmp_path / "out" / "model.cif"))[0].all()
     )
     assert not (tmp_path / "out" / "refmac.txt").exists()
+    assert not (tmp_path / "out" / "alternative.cif").exists()
     said = state_summary(result, tmp_path / "out")
     assert f"One state of {LOOP} is enough" in said or "One state: no two members differ" in said
     (member,) = kept(result)

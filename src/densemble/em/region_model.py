@@ -93,7 +93,7 @@ def region_model(
     references: dict[str, np.ndarray],
     tell: Progress,
 ) -> Modelled:
-    """Make the model and write its files: ``model.cif``, where it fits ``model.pdb``, and ``refmac.txt``.
+    """Make the model and write its files; see ``modelling.write_files``.
 
     Args:
         folder: of the run.
@@ -116,8 +116,10 @@ def region_model(
         references=references,
         tell=tell,
     )
-    write_files(folder, made.built, amplitudes=False, tell=tell)
-    return made if judge.other is None else _held_to(made, judge.other, judge.edge)
+    if judge.other is not None:
+        made = _held_to(made, judge.other, judge.edge)
+    write_files(folder, made, amplitudes=False, tell=tell)
+    return made
 
 
 def _held_to(made: Modelled, other: DensityMap, edge: float) -> Modelled:

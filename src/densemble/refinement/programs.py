@@ -88,6 +88,7 @@ def write_model(
     waters: Displaced,
     parts: Sequence[Ensemble],
     *,
+    file: str = MODEL_FILE,
     amplitudes: bool = True,
 ) -> tuple[list[Path], str | None]:
     """Write ``model.cif``, ``model.pdb`` where that format has room, and ``write_parameters``.
@@ -97,16 +98,17 @@ def write_model(
         structure: the model (``waters.model_structure``).
         waters: those that made room in it.
         parts: that it was built of, as ``refine`` or ``split.split_where_different`` returns them.
+        file: name of the mmCIF file; the PDB file has the same but for its ending.
         amplitudes: whether it is of a crystal.
 
     Returns:
         The files, and why there is no PDB file, in words, if there is none.
     """
     folder = Path(directory)
-    files = [write_structure(folder / MODEL_FILE, structure)]
+    files = [write_structure(folder / file, structure)]
     obstacle = pdb_obstacle(structure)
     if obstacle is None:
-        files.append(write_structure(folder / PDB_FILE, structure))
+        files.append(write_structure((folder / file).with_suffix(".pdb"), structure))
     more = write_parameters(folder, structure, parts, waters.partial, amplitudes=amplitudes)
     return [*files, *more], obstacle
 

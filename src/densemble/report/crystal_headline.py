@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from densemble.io.model_results import FinalModel, Interval, Part, State
+from densemble.io.model_results import (
+    ALTERNATIVE_FILE,
+    MODEL_FILE,
+    FinalModel,
+    HeldOut,
+    Interval,
+    Part,
+    State,
+)
 from densemble.io.results import Result
 from densemble.report.sections import Headline, Tile, counted, signed
 
@@ -14,55 +20,19 @@ MORE_CLASHES = 20.0
 ORDINALS = {2: "second", 3: "third", 4: "fourth"}
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Agreement before and after, of which two models, and the standard error of the difference if known.
-
-    R-free; or where ``higher`` is better, correlation with a half map.
-    """
-
-    before: float
-    after: float
-    of: str
-    error: float | None = None
-    higher: bool = False
-
-    @property
-    def better(self) -> bool:
-        """Whether the data held out agree better."""
-        return self.after > self.before if self.higher else self.after < self.before
-
-    @property
-    def clear(self) -> bool:
-        """Whether the difference is more than twice its standard error, as far as that is known."""
-        return self.error is None or abs(self.after - self.before) > 2 * self.error
-
-
 def held_out(result: Result) -> HeldOut | None:
     """R-free of the model of states against the start refined alike; of ensemble and start without these."""
-    if result.model is not None and (alike := refined_alike(result.model)) is not None:
-        return alike
+    if result.model is not None and result.model.held_out is not None:
+        return result.model.held_out
     if result.r_factors is None:
         return None
     return HeldOut(result.r_factors.start.r_free, result.r_factors.ensemble.r_free, "start and ensemble")
 
 
-def refined_alike(model: FinalModel) -> HeldOut | None:
-    """R-free of one state and of the model of states, or their agreement with a half map, if there is any."""
-    refined, of = model.refinement, "one state and the model of states, refined alike"
-    if refined is None:
-        return None
-    if refined.held_out_rscc is not None:
-        return HeldOut(*refined.held_out_rscc, of, refined.held_out_error, higher=True)
-    if refined.start.r_free is None or refined.model.r_free is None:
-        return None
-    return HeldOut(refined.start.r_free[1], refined.model.r_free[1], of, refined.r_free_error)
-
-
 def headline(result: Result) -> Headline:
     """The first lines of the page, without jargon, and three figures."""
     held = held_out(result)
-    several = result.model is None or has_several(result.model)
+    several = result.model is None or bool(result.model.several)
     if held is None:
         verdict = "No data were held out of the fit, so this run cannot say whether to believe it."
     elif not several:
@@ -85,11 +55,6 @@ def headline(result: Result) -> Headline:
         answer=(*_supported(result, held), verdict, *_had_a_say(result, held), *clashes),
         tiles=(_number(result), _certainty(result), _agreement(held) if several else _unchanged(held)),
     )
-
-
-def has_several(model: FinalModel) -> bool:
-    """Whether any part has more than one state."""
-    return any(len(part.states) > 1 for part in model.states.parts)
 
 
 def chosen_with_held_out(result: Result) -> bool:
@@ -138,7 +103,14 @@ def verdicts_of(model: FinalModel, region: str, held: HeldOut | None) -> list[st
             f"No two of the sampled conformations of {region} differ by more than "
             f"{model.states.coordinate_error:.2f} Å: one state. More were not tested."
         ]
-    return [verdict_of(part, held) for part in model.states.parts]
+    return [*(verdict_of(part, held) for part in model.states.parts), *file_notes(model)]
+
+
+def file_notes(model: FinalModel) -> list[str]:
+    """Which file has which model, where the one that is advised is not the one of states."""
+    if model.advised:
+        return []
+    return [f"So {MODEL_FILE} has one state; the model of states is {ALTERNATIVE_FILE}."]
 
 
 def verdict_of(part: Part, held: HeldOut | None) -> str:
@@ -153,8 +125,7 @@ def verdict_of(part: Part, held: HeldOut | None) -> str:
     states = counted(number, "state")
     if held is None:
         return f"The data that were fitted support {states} of {part.region}."
-    gain = _held_out_gain(part)
-    if held.better and held.clear and (gain is None or gain > 0):
+    if part.supported_by(held):
         return f"The data support {states} of {part.region}."
     clearly = "clearly " if held.better else ""
     more = "the second" if number == 2 else "more than one"
@@ -162,14 +133,6 @@ def verdict_of(part: Part, held: HeldOut | None) -> str:
         f"{states.capitalize()} of {part.region} fit the map better; data held out do not {clearly}support "
         f"{more}: keep to one state unless other evidence speaks for it."
     )
-
-
-def _held_out_gain(part: Part) -> float | None:
-    """Log-likelihood of the data held out under the states taken, less that under one; None if unknown."""
-    by_number = {e.states: e.held_out for e in part.evidence}
-    taken = part.taken
-    one, several = by_number.get(1), by_number.get(taken)
-    return None if one is None or several is None else several - one
 
 
 def _number(result: Result) -> Tile:

@@ -7,9 +7,7 @@ from densemble.io.state_results import Distance, Fit, Geometry, RegionRecord, St
 from densemble.report.crystal_headline import (
     certainty_of,
     clash_warning,
-    has_several,
     number_of,
-    refined_alike,
     verdicts_of,
 )
 from densemble.report.crystal_page import (
@@ -74,7 +72,7 @@ def _state_tiles(result: StateResult) -> tuple[Tile, Tile]:
 
 def _of_model(region: str, model: FinalModel) -> tuple[tuple[str, ...], tuple[Tile, Tile, Tile]]:
     """Of a region's states, what is said and shown of them."""
-    held, question = refined_alike(model), "Better on held-out data?"
+    held, question = model.held_out, "Better on held-out data?"
     if held is None:
         check = "No half map was held out, so there is no independent check of it in this run."
         tile = Tile(question, "unknown", "no half map was held out")
@@ -90,7 +88,7 @@ def _of_model(region: str, model: FinalModel) -> tuple[tuple[str, ...], tuple[Ti
             "Nothing was fitted to the half map held out, but it had a say in the number of states; errors "
             "of the model are the same in both half maps."
         )
-        if not has_several(model):
+        if not model.several:
             tile = Tile(question, "unchanged: one state", note)
     answer = (*verdicts_of(model, region, held), check, *clash_warning(model))
     return answer, (number_of(model), certainty_of(model), tile)
