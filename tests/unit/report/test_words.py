@@ -100,6 +100,6 @@ def test_final_model_begins_with_a_verdict_and_says_what_it_costs():
         "the model of states (standard error of the difference of R-free 0.0010)." in lines
     )
     assert (
-        "Validation of the region, one state -> model of states: clash score 8.0 -> 31.2, rotamer outliers 0.0% -> 12.5%."
-        in lines
+        "Validation of the region, one state -> model of states: clash score 8.0 -> 31.2, "
+        "rotamer outliers 0.0% -> 12.5%." in lines
     )
