@@ -74,10 +74,15 @@ def row_of(result: StateResult) -> str:
         if m.selected
     ]
     nearest = {k: min((m.rmsd or {})[k] for m in result.region.members) for k in DEPOSITED}
-    fit = result.region.metrics.rscc
+    fit, model = result.region.metrics.rscc, result.region.model
+    states = [] if model is None else [s for part in model.states.parts for s in part.states]
+    said = "; ".join(
+        f"{s.occupancy:.2f} ({', '.join(f'{k} {v:.2f}' for k, v in (s.rmsd or {}).items())})" for s in states
+    )
     return (
         f"RSCC {fit['start']:.3f} -> {fit['ensemble']:.3f}; kept: {'; '.join(cells)}; nearest of all: "
-        f"{', '.join(f'{k} {v:.2f}' for k, v in nearest.items())}; {result.timings['region']:.0f} s"
+        f"{', '.join(f'{k} {v:.2f}' for k, v in nearest.items())}; states: {said}; "
+        f"{result.timings['region']:.0f} s"
     )
 
 

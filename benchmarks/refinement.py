@@ -27,9 +27,9 @@ from densemble.io.models import alternates
 from densemble.metrics.validation import validate_structure
 from densemble.pipeline import problem_of
 from densemble.problem import RegionProblem
+from densemble.refinement.built import BuiltModel
 from densemble.refinement.conformers import Sites, flat, site_restraints
 from densemble.refinement.refine import CYCLES, compare, refine
-from densemble.refinement.waters import model_structure
 
 SHIFT = 0.2
 """Å, root mean square length of the random displacements."""
@@ -39,17 +39,15 @@ COORDINATE_ERROR = 0.2
 """Å, below which conformations count as the same."""
 
 
-def row_of(name: str, problem: RegionProblem, parts: list[Ensemble], record: Refined) -> str:
+def row_of(name: str, problem: RegionProblem, built: BuiltModel, record: Refined) -> str:
     """One model before and after."""
     assert record.r_work is not None
     assert record.r_free is not None
-    sites = Sites.of(problem.stretches.topology, parts)
-    coords = flat([part.coords for part in parts])[None]
+    sites = Sites.of(problem.stretches.topology, built.parts)
+    coords = flat([part.coords for part in built.parts])[None]
     (report,) = validate(site_restraints(problem.restraints(), sites), coords).rows()
-    stretches = problem.stretches
-    structure, waters = model_structure(stretches.model, parts, stretches.model_atoms)
-    clashscore = validate_structure(structure, region=stretches.region).totals.clashscore
-    several = [part for part in parts if len(part) > 1]
+    clashscore = validate_structure(built.structure, region=problem.stretches.region).totals.clashscore
+    waters, several = built.displaced, [part for part in built.parts if len(part) > 1]
     states = "; ".join(
         f"{' '.join(f'{w:.3f}' for w in part.weights.tolist())} in {len(part.topology.residues)} residues"
         for part in several

@@ -23,8 +23,8 @@ from torch import Tensor
 from densemble.atoms import Ensemble, Region, Topology
 from densemble.crystal.direct import DirectFactors
 from densemble.crystal.fcalc import atom_factors, solvent_factors, solvent_mask, without_residues
-from densemble.crystal.omit import StretchMap, scaled_models
-from densemble.crystal.scaling import BulkSolvent, bulk_solvent
+from densemble.crystal.omit import ScaledModels, StretchMap, scaled_models
+from densemble.crystal.scaling import BulkSolvent, Scale, bulk_solvent
 from densemble.crystal.sigmaa import figure_of_merit
 from densemble.evaluation import backbone_atoms
 from densemble.forward.scattering import FormFactors, xray_form_factors
@@ -35,6 +35,7 @@ from densemble.geometry.restraints import build_restraints
 from densemble.io.models import read_model
 from densemble.io.reflections import MapCoefficients, Reflections, read_reflections
 from densemble.metrics.coordinates import rmsd
+from densemble.part_search import Counting
 from densemble.problem import CrystalProblem, Stretches, Surroundings
 from densemble.recipes import load_recipe
 from densemble.report import table
@@ -200,11 +201,11 @@ def simulate(scene: Scene, count: int, d_min: float, seed: int) -> dict[str, obj
     data = _reflections(model.structure, hkl, np.abs(true + error[0] + 1j * error[1]), free)
     first = direct(atoms, start.double().numpy(), b_start)
     variance = error_variance(data, data.f, np.abs(rest + first))
-    judge = Recording(data, data.f, rest, variance, direct, data.free)
+    judge = Recording(data, data.f, rest, variance, direct)
     stretches = replace(scene.stretches, start=start)
     maps = omit(scene, data, rest, rest + first)
     problem = CrystalProblem.of(stretches, maps, load_recipe("embedded").density)
-    states, parts = find_states(problem, members, judge, same=same_within(d_min))
+    states, parts = find_states(problem, members, judge, same=same_within(d_min), counting=Counting())
     return {
         "scene": scene.name,
         "d_min": d_min,
@@ -255,8 +256,12 @@ def omit(scene: Scene, data: Reflections, rest: np.ndarray, whole: np.ndarray) -
         return MapCoefficients(hkl, np.append(values, electrons), data.cell, data.spacegroup)
 
     loop = float((scene.factors.a).sum()) * len(data.spacegroup.operations())
-    context = coefficients(d * rest, scene.electrons)
-    return StretchMap(coefficients(total, scene.electrons + loop), context, scene.solvent)
+    context, one = coefficients(d * rest, scene.electrons), np.ones(len(rest))
+    known = Scale(
+        one, scene.solvent.density * np.exp(-scene.solvent.b * data.inverse_d2 / 4), scene.solvent.density
+    )
+    models = ScaledModels(np.append(whole, scene.electrons + loop), np.append(rest, scene.electrons), known)
+    return StretchMap(coefficients(total, scene.electrons + loop), context, models, scene.solvent)
 
 
 def compared(
@@ -279,7 +284,7 @@ def other_rules(judge: Recording, parameters: int) -> dict[str, int]:
         models.setdefault(count, (fit, values))
     counts = [n for n in range(1, 5) if all(m in models for m in range(1, n + 1))]
     fits, heard = [models[n][0] for n in counts], [models[n][1] for n in counts]
-    half = choosing_half(judge.reflections)[judge.choosing]
+    half = choosing_half(judge.reflections)[judge.reflections.free]
     found = {"AIC alone": choose_by_information(fits, [parameters * n for n in counts]).chosen + 1}
     for need in (0.0, 1.0, 1.645):
         for name, which in (("free", np.ones(len(half), dtype=bool)), ("half of free", half)):

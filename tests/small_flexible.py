@@ -47,6 +47,7 @@ class SmallFlexible:
             "ensemble": True,
             "region": LOOP,
             "region_members": 8,
+            "states": False,
             "region_recipe": str(self.region_recipe),
         }
         return StateSettings(**values | changes)

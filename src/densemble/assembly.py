@@ -362,26 +362,21 @@ def boltz_prior(
     return prior, AllAtom(atoms=rank[region])
 
 
-def _of_input(stretches: Stretches, boltz: BoltzModel) -> list[int]:
+def _of_input(stretches: Stretches, boltz: BoltzModel) -> np.ndarray:
     """The free atoms of the stretches among those of the network's input.
 
     Raises:
         InputError: one is not among them.
     """
-    topology = boltz.topology
-    known = {
-        (topology.residues[r].id, name): i
-        for i, (r, name) in enumerate(zip(topology.residue_index, topology.names, strict=True))
-    }
-    found = []
-    for r, name in zip(stretches.topology.residue_index, stretches.topology.names, strict=True):
-        residue = stretches.topology.residues[r]
-        if (residue.id, name) not in known:
-            raise InputError(
-                f"region {stretches.region}: the network has no atom {name} of {residue.id} "
-                f"({residue.name}); leave the residue out, or see whether --sequence is that of the model"
-            )
-        found.append(known[residue.id, name])
+    topology = stretches.topology
+    found = boltz.topology.places_of(topology)
+    if (found < 0).any():
+        missing = int(np.argmin(found))
+        residue, name = topology.residues[topology.residue_index[missing]], topology.names[missing]
+        raise InputError(
+            f"region {stretches.region}: the network has no atom {name} of {residue.id} "
+            f"({residue.name}); leave the residue out, or see whether --sequence is that of the model"
+        )
     return found
 
 

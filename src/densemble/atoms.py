@@ -89,6 +89,17 @@ class Topology:
             (int(r), name): i for i, (r, name) in enumerate(zip(self.residue_index, self.names, strict=True))
         }
 
+    @cached_property
+    def atom_keys(self) -> tuple[tuple[ResidueId, str], ...]:
+        """Residue and name of each atom: what says that atoms of two topologies are the same, length N."""
+        residues = (self.residues[r].id for r in self.residue_index.tolist())
+        return tuple(zip(residues, self.names, strict=True))
+
+    def places_of(self, other: Topology) -> np.ndarray:
+        """Where another topology's n atoms are in this one, as indices; -1 where it has none, shape=(n,)."""
+        place = {key: i for i, key in enumerate(self.atom_keys)}
+        return np.array([place.get(key, -1) for key in other.atom_keys], dtype=np.int64)
+
     @property
     def residue_names(self) -> tuple[str, ...]:
         """Name of the residue of each atom, length N."""

@@ -74,9 +74,27 @@ _chroma_options = _with(
 """Options of everything that samples a region, by Chroma if so chosen."""
 
 
+_model_options = _with(
+    [
+        click.option(
+            "--states/--no-states",
+            default=True,
+            show_default=True,
+            help="Make a region's members into a final model: as many states as the data support, refined.",
+        ),
+        click.option(
+            "--cycles",
+            type=click.IntRange(min=0),
+            help="Of its refinement.  [default: 4]",
+        ),
+    ]
+)
+"""Options of what is made of a region's members."""
+
+
 def _run_options(priors: list[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Options of everything that samples a region of a crystal, with these priors to choose from."""
-    options = [
+    options: list[Callable[..., Any]] = [
         click.option(
             "--members", type=click.IntRange(min=1), default=16, show_default=True, help="Sampled together."
         ),
@@ -87,17 +105,7 @@ def _run_options(priors: list[str]) -> Callable[[Callable[..., None]], Callable[
             show_default=True,
             help="At most so many are kept.",
         ),
-        click.option(
-            "--states/--no-states",
-            default=True,
-            show_default=True,
-            help="Make the members into a final model: as many states as the data support, refined.",
-        ),
-        click.option(
-            "--cycles",
-            type=click.IntRange(min=0),
-            help="Of its refinement.  [default: 4]",
-        ),
+        _model_options,
         click.option(
             "--prior",
             type=click.Choice(priors),
@@ -291,6 +299,7 @@ def xray(
     "--region-recipe",
     help="Method for it: a name of xray's, or a .toml file.  [default: the one made for its prior]",
 )
+@_model_options
 @_chroma_options
 @click.option(
     "--keep",
@@ -321,7 +330,8 @@ def cryoem(
 
     Each member is a sample of its own (one map, one state). The best is written alone, and all of them as
     the models of one file. With --ensemble and --region, conformations of the region that together explain
-    the map are then sought, the rest of the best being held, and written as altlocs with occupancies.
+    the map are then sought, the rest of the best being held, and made into a model of as many states as the
+    map supports, by the half map held out if there is one: altlocs with occupancies.
     """
     from densemble.cryoem import run_cryoem
     from densemble.em.inputs import STATE_RECIPES, StateSettings
@@ -329,7 +339,7 @@ def cryoem(
     from densemble.report import state_summary
 
     settings["recipe"] = settings["recipe"] or STATE_RECIPES.get(settings["prior"], "densemble")
-    chosen = StateSettings(**_with_fold(settings))
+    chosen = StateSettings(**_with_fold(_with_cycles(settings)))
     progress = TerminalProgress(quiet=quiet)
     result = run_cryoem(
         chosen,

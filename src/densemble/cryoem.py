@@ -46,6 +46,7 @@ from densemble.io.state_results import (
     write_residues,
     write_state_result,
 )
+from densemble.modelling import OWN_MODEL_FILES
 from densemble.progress import Clock, Progress
 from densemble.run import Checkpoints, run_key
 
@@ -166,10 +167,12 @@ def write_results(
     write_models(folder / START_FILE, model, [model.coords])
     write_models(folder / MODELS_FILE, model, coords, b_iso=columns)
     write_models(folder / BEST_FILE, model, coords[:1], b_iso=None if columns is None else columns[:1])
-    write_residues(folder / RESIDUES_FILE, judge.residues(found.seen[0]))
+    rows = judge.residues(found.seen[0])
     if region is not None:
         region.write(folder)
+        rows = region.residues(rows)
         trace = [*trace, *region.run.trace]
+    write_residues(folder / RESIDUES_FILE, rows)
     write_trace(folder / TRACE_FILE, trace)
     write_state_result(folder, result)
 
@@ -249,7 +252,7 @@ def run_cryoem(
     messages += [*problem.messages, *sampling.messages, *(drawn_by.messages if drawn_by is not None else ())]
     for message in messages:
         tell.message(message)
-    folder = prepare_output(out, force=force, resume=resume, own=OWN_STATE_FILES)
+    folder = prepare_output(out, force=force, resume=resume, own=(*OWN_STATE_FILES, *OWN_MODEL_FILES))
     if STANDING not in checkpoints.finished:
         checkpoints.finish(STANDING, problem.standing.state_dict())
     write_map(folder / MAP_FILE, problem.prepared.density)
@@ -271,11 +274,11 @@ def run_cryoem(
         tell.message(message)
     region = None
     if plan is not None:
-        with clock("region"), tell.steps(f"region {plan.region}", plan.steps) as on_step:
+        with clock("region"):
             best = found.members[0].double().numpy()
             state = problem.model.coords if found.start_is_better else best
             region = flexible(
-                plan, settings, inputs, problem, state, checkpoints=checkpoints, on_step=on_step
+                plan, settings, inputs, problem, state, folder=folder, checkpoints=checkpoints, tell=tell
             )
     result = StateResult(
         inputs=files if reference is None else [*files, InputFile.of(reference)],

@@ -1,7 +1,8 @@
-"""From sampled members to the final model of a crystal's region: states, altlocs, refinement, validation."""
+"""From sampled members to the final model of a region: states, altlocs, refinement, validation."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +16,38 @@ from densemble.atoms import BACKBONE, Ensemble, Topology
 from densemble.evaluation import ensemble_density, residue_rows, start_ensemble
 from densemble.inputs import Inputs
 from densemble.io.altlocs import letters_of
-from densemble.io.model_results import MODEL_FILE, FinalModel, Interval, Part, State, States
+from densemble.io.model_results import ALTERNATIVE_FILE, MODEL_FILE, FinalModel, Interval, Part, State, States
+from densemble.io.output import write_text
+from densemble.io.reflections import Reflections
 from densemble.io.state_results import RESIDUES_FILE, write_residues
 from densemble.metrics.coordinates import rmsd
 from densemble.metrics.validation import validate_structure
-from densemble.problem import CrystalProblem
+from densemble.part_search import Counting
+from densemble.problem import CrystalProblem, RegionProblem
 from densemble.progress import Progress
 from densemble.refinement import programs
-from densemble.refinement.conformers import Sites, atom_keys, flat
+from densemble.refinement.built import BuiltModel
 from densemble.refinement.programs import PDB_FILE, PHENIX_FILE, REFMAC_FILE
 from densemble.refinement.refine import compare
 from densemble.refinement.split import sources
-from densemble.refinement.waters import Displaced, model_structure
+from densemble.refinement.waters import Displaced
 from densemble.selection.amplitudes import AmplitudeJudge
 from densemble.selection.intervals import bootstrap, widened
+from densemble.selection.judge import Judge
 from densemble.states import find_states, same_within
 
 FAILURE_FILE = "model.log"
 """Where a final model failed, line by line."""
-OWN_MODEL_FILES = (MODEL_FILE, PDB_FILE, PHENIX_FILE, REFMAC_FILE, RESIDUES_FILE, FAILURE_FILE)
+OWN_MODEL_FILES = (
+    MODEL_FILE,
+    PDB_FILE,
+    ALTERNATIVE_FILE,
+    ALTERNATIVE_FILE.replace(".cif", ".pdb"),
+    PHENIX_FILE,
+    REFMAC_FILE,
+    RESIDUES_FILE,
+    FAILURE_FILE,
+)
 """What a final model adds to the folder of a run, and may replace there."""
 
 
@@ -43,11 +57,13 @@ class Modelled:
 
     Attributes:
         record: for ``result.json``.
-        parts: of the region, refined; what states share stands once.
+        start: one state, refined.
+        built: the model, refined alike; what states share stands once in its parts.
     """
 
     record: FinalModel
-    parts: list[Ensemble]
+    start: BuiltModel
+    built: BuiltModel
 
 
 def final_model(
@@ -59,24 +75,51 @@ def final_model(
     references: dict[str, np.ndarray],
     tell: Progress,
 ) -> Modelled:
+    """The final model of a crystal's region: ``model_of_states`` by its amplitudes."""
+    reflections = inputs.reflections
+    return model_of_states(
+        problem,
+        members,
+        AmplitudeJudge.of(problem.models, inputs.stretches.topology, reflections),
+        resolution=reflections.d_min,
+        reflections=reflections,
+        counting=Counting(),
+        cycles=cycles,
+        references=references,
+        tell=tell,
+    )
+
+
+def model_of_states(
+    problem: RegionProblem,
+    members: Float[Tensor, "k n 3"],
+    judge: Judge,
+    *,
+    resolution: float,
+    reflections: Reflections | None,
+    counting: Counting,
+    cycles: int,
+    references: dict[str, np.ndarray],
+    tell: Progress,
+) -> Modelled:
     """How many states the members and the data make, and a model of them, refined as the start is.
 
     Args:
-        inputs: of the run.
         problem: the density of the region.
         members: Å, those sampled, without the start, shape=(K, N, 3).
+        judge: the data by which states are counted.
+        resolution: Å, of the data.
+        reflections: amplitudes to refine against; the region's density if None.
+        counting: how states are counted.
         cycles: of refinement.
         references: coordinates of known states, each shape=(N, 3); evaluation only.
         tell: told what was found.
     """
-    stretches, reflections, model = inputs.stretches, inputs.reflections, inputs.model
-    residues = [residue.id for residue in stretches.topology.residues]
-    judge = AmplitudeJudge.of(model.structure, residues, stretches.topology, reflections)
-    same = same_within(reflections.d_min)
+    stretches, same = problem.stretches, same_within(resolution)
     pool = torch.cat([stretches.start[None], members])
-    states, found = find_states(problem, pool, judge, same=same, on_step=tell.message)
+    states, found = find_states(problem, pool, judge, same=same, counting=counting, on_step=tell.message)
     tell.message(f"refining the start and the model of states, {cycles} cycles each")
-    first, parts, refinement = compare(
+    first, built, refinement = compare(
         problem,
         [start_ensemble(problem)],
         found,
@@ -84,22 +127,19 @@ def final_model(
         reflections=reflections,
         cycles=cycles,
     )
-    structures, displaced = zip(
-        *(model_structure(model, each, stretches.model_atoms) for each in (first, parts)), strict=True
-    )
-    for name, waters in zip(("start", "model of states"), displaced, strict=True):
+    for name, waters in (("start", first.displaced), ("model of states", built.displaced)):
         _tell_displaced(name, waters, tell)
     record = FinalModel(
-        states=restated(states, found, parts, judge, stretches.topology, references),
+        states=restated(states, found, built.parts, judge, stretches.topology, references),
         refinement=refinement,
         validation={
-            name: validate_structure(structure, region=stretches.region).totals
-            for name, structure in zip(("start", "model"), structures, strict=True)
+            name: validate_structure(each.structure, region=stretches.region).totals
+            for name, each in (("start", first), ("model", built))
         },
-        waters_displaced=[str(water) for water in displaced[1].removed],
-        waters_partial=[str(water) for water in displaced[1].partial],
+        waters_displaced=[str(water) for water in built.displaced.removed],
+        waters_partial=[str(water) for water in built.displaced.partial],
     )
-    return Modelled(record, parts)
+    return Modelled(record, first, built)
 
 
 def _tell_displaced(name: str, waters: Displaced, tell: Progress) -> None:
@@ -116,7 +156,7 @@ def restated(
     states: States,
     found: Sequence[Ensemble],
     refined: Sequence[Ensemble],
-    judge: AmplitudeJudge,
+    judge: Judge,
     topology: Topology,
     references: dict[str, np.ndarray],
 ) -> States:
@@ -132,8 +172,7 @@ def restated(
         topology: the region's N atoms.
         references: coordinates of known states, each shape=(N, 3).
     """
-    place = {key: i for i, key in enumerate(atom_keys(topology))}
-    atoms = [np.array([place[key] for key in atom_keys(part.topology)]) for part in refined]
+    atoms = [topology.places_of(part.topology) for part in refined]
     signals = np.concatenate(
         [
             judge.signals(own, part.coords.double().numpy(), part.b_iso.double().numpy())
@@ -193,39 +232,62 @@ def _to_references(
     return [{name: float(values[k]) for name, values in to.items()} for k in range(len(part))]
 
 
-def model_density(problem: CrystalProblem, parts: Sequence[Ensemble]) -> Float[Tensor, "nx ny nz"]:
-    """What the target would be if the parts of the region made it."""
-    place = {key: i for i, key in enumerate(atom_keys(problem.stretches.topology))}
-    forward = problem.forward
-    with torch.no_grad():
-        densities = [
-            forward.of_atoms(np.array([place[key] for key in atom_keys(part.topology)]))(
-                part.coords, part.weights, part.b_iso.clamp(min=forward.b_min)
-            )
-            for part in parts
-        ]
-    return torch.stack(densities).sum(0)
-
-
 def write_model(
     folder: Path, problem: CrystalProblem, ensemble: Ensemble, modelled: Modelled, *, tell: Progress
 ) -> None:
-    """The final model, where it fits as PDB too, and what goes on from it.
+    """The final model of a crystal's region, where it fits as PDB too, and what goes on from it.
 
-    ``model.cif`` and ``model.pdb``, parameters for phenix.refine and REFMAC5, and ``residues.csv`` with the
-    fit of each residue in the start, the ensemble and the model.
+    ``model.cif`` and ``model.pdb``, parameters for phenix.refine and REFMAC5, and ``residues.csv``.
     """
-    stretches = problem.stretches
-    _, obstacle = programs.write_model(folder, stretches.model, modelled.parts, stretches.model_atoms)
+    write_files(folder, modelled, amplitudes=True, tell=tell)
+    write_residues(folder / RESIDUES_FILE, model_rows(problem, ensemble, modelled))
+
+
+def write_files(folder: Path, modelled: Modelled, *, amplitudes: bool, tell: Progress) -> None:
+    """The model that is advised, what it was compared with, and parameters to go on with.
+
+    Where data held out do not clearly support the states, what is advised is the start, refined alike. Of
+    one state there is nothing else. See ``refinement.programs.write_model``.
+    """
+    record = modelled.record
+    models = {MODEL_FILE: modelled.built if record.advised else modelled.start}
+    if record.several:
+        models[ALTERNATIVE_FILE] = modelled.start if record.advised else modelled.built
+    for file, each in models.items():
+        _, obstacle = programs.write_model(
+            folder, each.structure, each.displaced, each.parts, file=file, amplitudes=amplitudes
+        )
     if obstacle is not None:
-        tell.message(f"no {PDB_FILE}: the model does not fit the PDB format ({obstacle}); use {MODEL_FILE}")
-    start = start_ensemble(problem)
+        tell.warning(f"no {PDB_FILE}: the model does not fit the PDB format ({obstacle}); use {MODEL_FILE}")
+
+
+def model_rows(
+    problem: RegionProblem, ensemble: Ensemble, modelled: Modelled
+) -> list[dict[str, str | float]]:
+    """The fit of each residue of a region in the start, the ensemble and the model; see ``residue_rows``."""
+    start, built = start_ensemble(problem), modelled.built
     densities = {
         "start": ensemble_density(problem.forward, start),
         "ensemble": ensemble_density(problem.forward, ensemble),
-        "model": model_density(problem, modelled.parts),
+        "model": built.density,
     }
-    index = Sites.of(stretches.topology, modelled.parts).index
-    modelled_coords = flat([part.coords for part in modelled.parts])[index]
-    coords = torch.cat([start.coords, ensemble.coords[ensemble.weights > 0], modelled_coords])
-    write_residues(folder / RESIDUES_FILE, residue_rows(problem, densities, coords))
+    coords = torch.cat([start.coords, ensemble.coords[ensemble.weights > 0], built.coords])
+    return residue_rows(problem, densities, coords)
+
+
+def without_model(folder: Path, error: Exception, *, tell: Progress) -> str:
+    """Leave nothing of a model that could not be made, keep the traceback, and say why, in words.
+
+    The hours of sampling before it are not lost: the ensemble stands without a model.
+
+    Args:
+        folder: of the run.
+        error: as it was caught.
+        tell: told why.
+    """
+    for name in OWN_MODEL_FILES:
+        (folder / name).unlink(missing_ok=True)
+    write_text(folder / FAILURE_FILE, "".join(traceback.format_exception(error)))
+    why = f"{type(error).__name__}: {error}"
+    tell.warning(f"No final model was made ({why}); see {FAILURE_FILE}. The ensemble stands without it.")
+    return why

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from densemble.atoms import Ensemble
 from densemble.crystal.omit import StretchMap, as_phased_map, omit_map, two_fofc_map
-from densemble.crystal.scaling import r_factors
+from densemble.crystal.scaling import r_factors, r_factors_of, scaled_differences
 from densemble.evaluation import map_fits, member_records, reference_states, start_ensemble
 from densemble.inputs import Inputs, Settings, load
 from densemble.io.altlocs import build_structure
@@ -25,7 +24,6 @@ from densemble.io.output import (
     device,
     prepare_output,
     versions,
-    write_text,
     write_trace,
 )
 from densemble.io.reflections import read_coefficients
@@ -41,7 +39,7 @@ from densemble.io.results import (
     write_members,
     write_result_json,
 )
-from densemble.modelling import FAILURE_FILE, OWN_MODEL_FILES, final_model, write_model
+from densemble.modelling import OWN_MODEL_FILES, final_model, without_model, write_model
 from densemble.problem import CrystalProblem, Guide
 from densemble.progress import Clock, Progress
 from densemble.region import Draw, GuideRun, run_guide
@@ -95,10 +93,13 @@ def evaluate(
     }
     metrics, voxels = map_fits(problem, ensembles, states, source)
     model, atoms = inputs.model, inputs.stretches.model_atoms
-    structures = {"start": model.structure} | {
-        name: build_structure(model, e, atoms) for name, e in ensembles.items() if name != "start"
+    scaled, reflections = problem.models, inputs.reflections
+    start = scaled_differences(scaled.whole[:-1], scaled.scale, reflections)  # the map has scaled it
+    factors = {"start": r_factors_of(start, reflections)} | {
+        name: r_factors(build_structure(model, e, atoms), reflections)
+        for name, e in ensembles.items()
+        if name != "start"
     }
-    factors = {name: r_factors(structure, inputs.reflections) for name, structure in structures.items()}
     coords, run = runs[last].final, runs[last]
     weights = dict(zip(run.selected, run.ensemble.weights.tolist(), strict=True))
     members = member_records(problem, voxels, coords, weights, run.ensemble.b_iso[0], states)
@@ -131,12 +132,7 @@ def model_or_failure(
         made = final_model(inputs, problem, run.final, cycles=cycles, references=references, tell=tell)
         write_model(folder, problem, run.ensemble, made, tell=tell)
     except Exception as error:  # whatever it is, the hours of sampling before it are not lost
-        for name in OWN_MODEL_FILES:
-            (folder / name).unlink(missing_ok=True)
-        write_text(folder / FAILURE_FILE, traceback.format_exc())
-        why = f"{type(error).__name__}: {error}"
-        tell.warning(f"No final model was made ({why}); see {FAILURE_FILE}. The ensemble stands without it.")
-        return None, why
+        return None, without_model(folder, error, tell=tell)
     return made.record, None
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from densemble.atoms import BACKBONE, Region, Topology
 from densemble.crystal.context import symmetry_copies
-from densemble.crystal.omit import StretchMap
+from densemble.crystal.omit import ScaledModels, StretchMap
 from densemble.crystal.sampling import sample
 from densemble.errors import InputError
 from densemble.forward.scattering import FormFactors
@@ -32,7 +32,6 @@ from densemble.sidechains.packing import SideChains, window_of
 from densemble.sidechains.residues import chi_atoms, complete_topology
 
 Guide = Literal["none", "each", "ensemble"]
-Problem = TypeVar("Problem", bound="RegionProblem")
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,9 +217,8 @@ class RegionProblem:
     fit_scale: bool = True
     uniform_b: bool = False
 
-    @classmethod
+    @staticmethod
     def within(
-        cls: type[Problem],
         stretches: Stretches,
         around: Surroundings,
         target: DensityMap,
@@ -228,7 +226,7 @@ class RegionProblem:
         recipe: Density,
         *,
         d_min: float,
-    ) -> Problem:
+    ) -> RegionProblem:
         """Weigh the voxels and estimate their noise.
 
         Args:
@@ -242,7 +240,9 @@ class RegionProblem:
         start = stretches.start.double().numpy()
         mask = reach_mask(target.grid, start, recipe.reach, exclude=around.coords)
         fit_scale, uniform_b = recipe.fit_scale, recipe.b_iso == "mean"
-        found = cls(stretches, around, target, mask, forward, recipe.sigma or 1.0, fit_scale, uniform_b)
+        found = RegionProblem(
+            stretches, around, target, mask, forward, recipe.sigma or 1.0, fit_scale, uniform_b
+        )
         if recipe.sigma is not None:
             return found
         # what the start leaves unexplained is the noise that is known before anything is fitted
@@ -251,12 +251,28 @@ class RegionProblem:
 
     def likelihood(self, mode: Literal["ensemble", "each"], b_iso: Tensor) -> DensityLikelihood:
         """Eq. 2 of paper 1, or its i.i.d. ablation."""
+        return self._likelihood(self.forward, mode, b_iso, None)
+
+    def likelihood_of(
+        self, atoms: Int[np.ndarray, " n"], b_iso: Float[Tensor, " n"], others: Float[Tensor, "nx ny nz"]
+    ) -> DensityLikelihood:
+        """The same of some of the region's atoms, beside the density of the others."""
+        return self._likelihood(self.forward.of_atoms(atoms), "ensemble", b_iso, others)
+
+    def _likelihood(
+        self,
+        forward: XrayDensity,
+        mode: Literal["ensemble", "each"],
+        b_iso: Tensor,
+        context: Tensor | None,
+    ) -> DensityLikelihood:
         return DensityLikelihood(
-            self.forward,
+            forward,
             self.target,
             self.mask,
             b_iso=b_iso,
             sigma=self.sigma,
+            context=context,
             mode=mode,
             fit_scale=self.fit_scale,
             fit_offset=self.fit_scale,
@@ -326,8 +342,15 @@ class RegionProblem:
         )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CrystalProblem(RegionProblem):
-    """The density of a region in a crystal: of its atoms less the solvent that they displace."""
+    """The density of a region in a crystal: of its atoms less the solvent that they displace.
+
+    Attributes:
+        models: structure factors of the start, and of all but the region, on the data's scale.
+    """
+
+    models: ScaledModels
 
     @classmethod
     def of(cls, stretches: Stretches, maps: StretchMap, recipe: Density) -> CrystalProblem:
@@ -349,4 +372,5 @@ class CrystalProblem(RegionProblem):
         extra = FormFactors(*solvent)
         forward = XrayDensity(grid, topology.elements, d_min=d_min, images=images, extra=extra)
         target = sample(maps.stretch, grid)
-        return cls.within(stretches, around, target, forward, recipe, d_min=d_min)
+        region = RegionProblem.within(stretches, around, target, forward, recipe, d_min=d_min)
+        return cls(**vars(region), models=maps.models)

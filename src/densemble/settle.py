@@ -61,17 +61,7 @@ class Place:
 
     def likelihood(self, b_iso: Float[Tensor, " n"]) -> DensityLikelihood:
         """Of the map, given the part's conformations beside what is held."""
-        problem = self.problem
-        return DensityLikelihood(
-            problem.forward.of_atoms(self.atoms),
-            problem.target,
-            problem.mask,
-            b_iso=b_iso,
-            sigma=problem.sigma,
-            context=self.others,
-            fit_scale=problem.fit_scale,
-            fit_offset=problem.fit_scale,
-        )
+        return self.problem.likelihood_of(self.atoms, b_iso, self.others)
 
     def normal(self, coords: Float[Tensor, "k n 3"], b_iso: Float[Tensor, " n"]) -> Normal:
         """Normal equations of the weights of conformations on the voxels of the mask."""

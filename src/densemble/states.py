@@ -26,21 +26,14 @@ from densemble.selection.parts import spans_of
 from densemble.selection.states import distances
 
 _SAME_PER_RESOLUTION = 0.25
-_DIFFERENT = 2 * 2**0.5
-"""Two places of one atom differ by more than so many coordinate errors once in twenty times or less."""
 
 
-def same_within(d_min: float, *, error: float = 0.0) -> float:
-    """Å, difference up to which two conformations count as the same.
+def same_within(d_min: float) -> float:
+    """Å, difference up to which two conformations count as the same, at a resolution of ``d_min`` Å.
 
-    A quarter of the resolution: two half-occupied atoms that near make one peak that a B factor describes.
-    Where coordinates are worse than that, what two independent places of an atom differ by.
-
-    Args:
-        d_min: Å.
-        error: Å, standard error of an atom's place (of the distance to where it truly is).
+    A quarter of it: two half-occupied atoms that near make one peak that a B factor describes.
     """
-    return max(_SAME_PER_RESOLUTION * d_min, _DIFFERENT * error)
+    return _SAME_PER_RESOLUTION * d_min
 
 
 def find_states(
@@ -49,7 +42,7 @@ def find_states(
     judge: Judge,
     *,
     same: float,
-    counting: Counting | None = None,
+    counting: Counting,
     on_step: Callable[[str], None] | None = None,
 ) -> tuple[States, list[Ensemble]]:
     """States of each part of a region, their occupancies, and what the choice rests on.
@@ -66,7 +59,7 @@ def find_states(
         The record; and one ensemble a part: atoms that belong to no other, its states with their
         occupancies as members. What belongs to no part is a last ensemble of one.
     """
-    search = PartSearch(problem, judge, same, counting or Counting(), members, on_step or (lambda text: None))
+    search = PartSearch(problem, judge, same, counting, members, on_step or (lambda text: None))
     parts = [part.sorted() for part in search.run()]
     return _record(search, parts), [_ensemble(search, part) for part in parts]
 
@@ -102,10 +95,11 @@ def _rule(search: PartSearch) -> str:
     """In words."""
     if not search.judge.holds_out:
         return search.judge.rule
+    veto = search.counting.veto
+    must = f"must not be worse by more than {veto:g} standard error" if veto else "must be better"
     return (
         "one state more must explain the fitted data by more than the torsion angles and the occupancy that "
-        "it adds (AIC), and data held out must not be worse by more than "
-        f"{search.counting.veto:g} standard error: {search.judge.rule}"
+        f"it adds (AIC), and data held out {must}: {search.judge.rule}"
     )
 
 

@@ -39,7 +39,18 @@ def cryoem(files, tmp_path, monkeypatch):
     def run(*options):
         out = tmp_path / "out"
         given = ["cryoem", files.both, "--model", files.start, "--resolution", RESOLUTION, "--placed"]
-        given += ["--members", 1, "--steps", 2, "--recipe", files.recipe, "--ensemble", "--region", LOOP]
+        given += [
+            "--members",
+            1,
+            "--steps",
+            2,
+            "--recipe",
+            files.recipe,
+            "--ensemble",
+            "--no-states",
+            "--region",
+            LOOP,
+        ]
         given += ["--region-members", MEMBERS, "--out", out, "--quiet", *options]
         done = CliRunner().invoke(main, list(map(str, given)))
         assert done.exit_code == 0, done.output

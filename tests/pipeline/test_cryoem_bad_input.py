@@ -155,6 +155,9 @@ def test_region_that_cannot_be_sampled(complaint, state):
     options = {"--region-prior": "gaussian", "--region-recipe": "embedded", "--weights-design": "x.pt"}
     for option, value in options.items():
         assert f"{option} says how a region is sampled" in complaint(option, value)
+    assert "--no-states says how a region is sampled" in complaint("--no-states")
+    assert "--cycles says how a region is sampled" in complaint("--cycles", 2)
+    assert "--cycles is of the final model" in complaint(*region, "--no-states", "--cycles", 2)
     assert "starts.cif" in complaint(
         "--placed", "--ensemble", "--region", "A:70-75", "--reference", state.truth.with_name("starts.cif")
     )

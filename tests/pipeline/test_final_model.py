@@ -1,6 +1,7 @@
 """From members to the final model: the number of states, their occupancies, and the files."""
 
 import csv
+from dataclasses import replace
 
 import gemmi
 import numpy as np
@@ -10,6 +11,7 @@ from Bio.PDB.MMCIFParser import MMCIFParser
 from small_crystal import OCCUPANCY
 from small_report import bare_result
 
+from densemble.crystal.scaling import r_factors
 from densemble.evaluation import ensemble_density, reference_states, start_ensemble
 from densemble.inputs import load
 from densemble.io.finished import read_run
@@ -105,6 +107,33 @@ def test_files_say_what_the_record_says(case, tmp_path):
     assert better.mean() > 0.01
 
 
+def altlocs_of(path):
+    return {site.atom.altloc for site in gemmi.read_structure(str(path))[0].all() if site.atom.has_altloc()}
+
+
+def test_the_model_that_is_advised_is_the_model_and_the_other_stands_beside_it(case, tmp_path):
+    """The states here are clearly supported; then the same with an R-free that does not tell."""
+    _, problem, modelled = case
+    record = modelled.record
+    assert record.advised
+    before, after = record.refinement.start.r_free[1], record.refinement.model.r_free[1]
+    unsure = record.refinement.model_copy(update={"r_free_error": before - after})
+    doubtful = replace(modelled, record=record.model_copy(update={"refinement": unsure}))
+    assert not doubtful.record.advised
+    for name, each in (("clear", modelled), ("doubtful", doubtful)):
+        (tmp_path / name).mkdir()
+        write_model(tmp_path / name, problem, start_ensemble(problem), each, tell=Progress())
+        files = [tmp_path / name / file for file in ("model.cif", "alternative.cif")]
+        found = [altlocs_of(file) for file in files]
+        assert found == ([{"A", "B"}, set()] if name == "clear" else [set(), {"A", "B"}])
+        assert [altlocs_of(file.with_suffix(".pdb")) for file in files] == found
+        assert (tmp_path / name / "phenix.eff").exists()
+    # both are refined: what is written is what the R factors are of
+    one = gemmi.read_structure(str(tmp_path / "doubtful" / "model.cif"))
+    r = r_factors(one, case[0].reflections)
+    assert r.r_free == pytest.approx(before, abs=1e-4)
+
+
 def test_why_there_is_no_pdb_file_is_said(case, tmp_path, monkeypatch):
     monkeypatch.setattr("densemble.refinement.programs.pdb_obstacle", lambda structure: "chain 'AA'")
     _, problem, modelled = case
@@ -149,7 +178,7 @@ def test_the_terminal_says_what_the_model_is(case, crystal):
         assert f"{part.region} {state.label}" in text
         assert f"{state.interval.low:.2f}-{state.interval.high:.2f}" in text
     assert f"{record.refinement.start.r_free[1]:.4f} of one state" in text
-    assert f"{record.refinement.model.r_free[1]:.4f} of the model" in text
+    assert f"{record.refinement.model.r_free[1]:.4f} of the model of states" in text
     assert "they had a say in the number of states" in text
     assert "used for nothing else" not in text
     assert "model.cif" in text

@@ -12,6 +12,16 @@ from small_state import SmallState, write_state
 from test_report_files import Page
 
 from densemble.io.maps import read_map, write_map
+from densemble.io.model_results import (
+    Evidence,
+    FinalModel,
+    Part,
+    Refined,
+    Refinement,
+    State,
+    States,
+    Validation,
+)
 from densemble.io.models import read_model
 from densemble.io.output import InputFile, write_text
 from densemble.io.results import Member, Metrics
@@ -30,6 +40,7 @@ from densemble.io.state_results import (
     write_state_result,
 )
 from densemble.report.command import command_of
+from densemble.report.state_page import headline
 from densemble.report.viewer import unpacked
 from densemble.report.writing import write_report
 
@@ -238,3 +249,95 @@ def test_a_region_s_conformations_are_shown_in_what_is_held(tmp_path):
     assert "0.600 to 0.850, one state and ensemble" in found.text
     assert "0.900 correlation with the map that was fitted, over the region; one state 0.700" in found.text
     assert "member 3" not in found.text
+
+
+def region_of(model: FinalModel | None, failure: str | None = None) -> RegionRecord:
+    fits = {"start": 0.7, "ensemble": 0.9}
+    return RegionRecord(
+        region=LOOP,
+        metrics=Metrics(voxels="somewhere", rscc=fits, cosine=fits),
+        b_around=20.0,
+        b_iso=25.0,
+        members=[Member(id=1, selected=True, weight=1.0, rscc=0.8)],
+        model=model,
+        model_failure=failure,
+    )
+
+
+def model_of(occupancies: list[float], held: tuple[float, float] | None, error: float | None) -> FinalModel:
+    letters = "AB" if len(occupancies) > 1 else ("",)
+    evidence = [
+        Evidence(
+            states=n, fit=50.0 * n, held_out=None if held is None else 30.0 * n, chosen=n == len(letters)
+        )
+        for n in (1, 2)
+    ]
+    states = [
+        State(label=x, occupancy=o, members=[i])
+        for i, (x, o) in enumerate(zip(letters, occupancies, strict=True))
+    ]
+    refined = Refinement(
+        cycles=4,
+        start=Refined(rscc=(0.7, 0.8)),
+        model=Refined(rscc=(0.85, 0.9)),
+        held_out_rscc=held,
+        held_out_error=error,
+    )
+    part = Part(region=LOOP, states=states, evidence=evidence)
+    validation = {name: Validation(atoms=100, clashscore=c) for name, c in (("start", 1.0), ("model", 31.0))}
+    return FinalModel(
+        states=States(rule="by the other half map", coordinate_error=0.6, parts=[part]),
+        refinement=refined,
+        validation=validation,
+    )
+
+
+@pytest.mark.parametrize(
+    ("occupancies", "held", "error", "said", "tile"),
+    [
+        ([0.6, 0.4], (0.80, 0.85), 0.01, f"The data support two states of {LOOP}.", "yes"),
+        (
+            [0.6, 0.4],
+            (0.80, 0.81),
+            0.01,
+            "do not clearly support the second: keep to one state",
+            "not clearly",
+        ),
+        ([0.6, 0.4], (0.80, 0.79), 0.01, "do not support the second: keep to one state", "no"),
+        ([0.6, 0.4], None, None, f"The data that were fitted support two states of {LOOP}.", "unknown"),
+        ([1.0], (0.80, 0.81), 0.01, f"One state of {LOOP} is enough", "unchanged: one state"),
+    ],
+)
+def test_the_headline_says_how_many_states_and_whether_the_other_half_map_agrees(
+    occupancies, held, error, said, tile
+):
+    region = region_of(model_of(occupancies, held, error))
+    found = headline(record([], {}, held=None, region=region))
+    assert said in found.answer[0]
+    assert found.tiles[0].value == str(len(occupancies))
+    assert found.tiles[2].value == tile
+    assert ("0.800 to" in found.tiles[2].note) == (held is not None)
+    text = " ".join(found.answer)
+    assert "clash score 31.0, start 1.0" in text
+    assert ("no independent check" in text) == (held is None)
+
+
+def test_why_there_is_no_model_is_in_the_headline():
+    found = headline(record([], {}, held=None, region=region_of(None, "LinAlgError: Singular matrix")))
+    assert "could not be told: LinAlgError: Singular matrix" in " ".join(found.answer)
+
+
+def test_the_model_is_what_is_shown_where_there_is_one(tmp_path):
+    files = write_flexible(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.cif").write_bytes(files.truth.read_bytes())
+    (out / "ensemble.cif").write_bytes(files.start.read_bytes())
+    region = region_of(model_of([0.61, 0.39], (0.80, 0.85), 0.01))
+    write_state_result(out, record([files.both], {"map": "both.ccp4"}, held=None, region=region))
+    write_report(out)
+    found = page(out)
+    assert [s["name"] for s in json.loads(found.scripts["scene"])["states"]] == ["A", "B"]
+    assert "by the other half map" in found.text
+    assert "0.850 → 0.900" in found.text
+    assert "Clashes are per 1000 atoms" in found.text

@@ -209,3 +209,12 @@ def test_an_ensemble_of_other_atoms_than_its_topology():
 def test_negative_weights_are_refused():
     with pytest.raises(ValueError, match="negative weights"):
         ensemble(weights=torch.tensor([0.5, -0.1, 0.6]))
+
+
+def test_places_of_another_topology_go_by_residue_and_name():
+    residues = tuple(Residue(ResidueId("A", number), "GLY") for number in (1, 2))
+    first = Topology(("N", "CA", "N", "CA"), ("N", "C", "N", "C"), np.array([0, 0, 1, 1]), residues)
+    other = Topology(("CA", "CB", "CA"), ("C", "C", "C"), np.array([0, 0, 1]), residues[::-1])
+    assert first.atom_keys[2] == (ResidueId("A", 2), "N")
+    assert first.places_of(other).tolist() == [3, -1, 1]
+    assert first.places_of(first).tolist() == [0, 1, 2, 3]

@@ -28,9 +28,9 @@ def problem_and_judge(tmp_path_factory):
     settings = crystal.settings(region="A:176-191")
     inputs = load(settings)
     stretches = inputs.stretches
-    residues = [r.id for r in stretches.topology.residues]
-    judge = AmplitudeJudge.of(inputs.model.structure, residues, stretches.topology, inputs.reflections)
-    return problem_of(settings, inputs), judge
+    problem = problem_of(settings, inputs)
+    judge = AmplitudeJudge.of(problem.models, stretches.topology, inputs.reflections)
+    return problem, judge
 
 
 def test_every_part_gives_back_what_its_states_share(problem_and_judge):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import gemmi
 import numpy as np
-from jaxtyping import Complex
+from jaxtyping import Complex, Float
 
 from densemble.atoms import ResidueId
 from densemble.crystal.fcalc import (
@@ -39,6 +39,15 @@ _ORIGIN = np.zeros((1, 3), dtype=np.int32)
 
 
 @dataclass(frozen=True, eq=False)
+class ScaledModels:
+    """Structure factors, with solvent and (0, 0, 0) last, of the start and of all but its stretch."""
+
+    whole: Complex[np.ndarray, " n1"]
+    rest: Complex[np.ndarray, " n1"]
+    scale: Scale
+
+
+@dataclass(frozen=True, eq=False)
 class StretchMap:
     """A map of the crystal, and the part of it that is not the stretch; the same hkl in both.
 
@@ -48,11 +57,13 @@ class StretchMap:
     Attributes:
         total: the map.
         context: everything but the stretch.
+        models: the start and the rest of it, as they were brought to the data's scale.
         solvent: the solvent that the stretch displaces.
     """
 
     total: MapCoefficients
     context: MapCoefficients
+    models: ScaledModels
     solvent: BulkSolvent
 
     @property
@@ -62,15 +73,6 @@ class StretchMap:
         return MapCoefficients(
             self.total.hkl, values, self.total.cell, self.total.spacegroup, self.total.source
         )
-
-
-@dataclass(frozen=True, eq=False)
-class ScaledModels:
-    """Structure factors, with solvent and (0, 0, 0) last, of the start and of all but its stretch."""
-
-    whole: Complex[np.ndarray, " n1"]
-    rest: Complex[np.ndarray, " n1"]
-    scale: Scale
 
 
 def omit_map(
@@ -91,8 +93,8 @@ def omit_map(
         InputError: none of the residues is in the structure.
     """
     models = scaled_models(structure, residues, reflections)
-    total, context = _weighted(reflections, models, phasing=models.rest)
-    return _stretch_map(structure, reflections, total, context, models.scale)
+    total, context, _ = _weighted(reflections, models, phasing=models.rest)
+    return _stretch_map(structure, reflections, total, context, models)
 
 
 def two_fofc_map(
@@ -106,8 +108,8 @@ def two_fofc_map(
         InputError: none of the residues is in the structure.
     """
     models = scaled_models(structure, residues, reflections)
-    total, context = _weighted(reflections, models, phasing=models.whole)
-    return _stretch_map(structure, reflections, total, context, models.scale)
+    total, context, _ = _weighted(reflections, models, phasing=models.whole)
+    return _stretch_map(structure, reflections, total, context, models)
 
 
 def as_phased_map(
@@ -147,14 +149,14 @@ def as_phased_map(
             )
         total[inside] = values[inside] / scale
     with_000 = np.append(total, models.whole[-1]), np.append(context, models.rest[-1])
-    return _stretch_map(structure, reflections, *with_000, models.scale)
+    return _stretch_map(structure, reflections, *with_000, models)
 
 
 def atoms_map(structure: gemmi.Structure, reflections: Reflections) -> MapCoefficients:
     """2mFo-DFc less the bulk solvent around the whole model: the density of all its atoms, biased to it."""
     models = scaled_models(structure, None, reflections)
-    total, solvent = _weighted(reflections, models, phasing=models.whole)
-    return _stretch_map(structure, reflections, total, solvent, models.scale).stretch
+    total, solvent, _ = _weighted(reflections, models, phasing=models.whole)
+    return _stretch_map(structure, reflections, total, solvent, models).stretch
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,8 +178,7 @@ class ResidualMaps:
 def residual_maps(structure: gemmi.Structure, reflections: Reflections) -> ResidualMaps:
     """The difference map of a whole model, and the density of its atoms as observed and as calculated."""
     models = scaled_models(structure, None, reflections)
-    total, solvent = _weighted(reflections, models, phasing=models.whole)
-    _, d = figure_of_merit(reflections, reflections.f / models.scale.k, models.whole[:-1])
+    total, solvent, d = _weighted(reflections, models, phasing=models.whole)
     weight = np.append(d, 1.0)
     difference = np.where(np.append(reflections.free, True), 0, total - weight * models.whole)
     hkl = np.concatenate([reflections.hkl, _ORIGIN])
@@ -210,8 +211,8 @@ def scaled_models(
 
 def _weighted(
     reflections: Reflections, models: ScaledModels, *, phasing: Complex[np.ndarray, " n1"]
-) -> tuple[Complex[np.ndarray, " n1"], Complex[np.ndarray, " n1"]]:
-    """2mFo-DFc (centric: mFo) phased by a model, and DFc of the rest; equal at free reflections."""
+) -> tuple[Complex[np.ndarray, " n1"], Complex[np.ndarray, " n1"], Float[np.ndarray, " n"]]:
+    """2mFo-DFc (centric: mFo) phased by a model, and DFc of the rest; equal at free reflections. And D."""
     f, rest = phasing[:-1], models.rest[:-1]
     f_obs = reflections.f / models.scale.k
     m, d = figure_of_merit(reflections, f_obs, f)
@@ -219,7 +220,7 @@ def _weighted(
     best = m * f_obs * np.exp(1j * np.angle(f))
     total = np.where(reflections.centric, best, 2 * best - d * f)
     total = np.where(reflections.free, context, total)
-    return np.append(total, models.whole[-1]), np.append(context, models.rest[-1])
+    return np.append(total, models.whole[-1]), np.append(context, models.rest[-1]), d
 
 
 def _match(coefficients: MapCoefficients, reflections: Reflections) -> tuple[np.ndarray, np.ndarray]:
@@ -234,11 +235,11 @@ def _stretch_map(
     reflections: Reflections,
     total: Complex[np.ndarray, " n1"],
     context: Complex[np.ndarray, " n1"],
-    scale: Scale,
+    models: ScaledModels,
 ) -> StretchMap:
     hkl = np.concatenate([reflections.hkl, _ORIGIN])
     total_map, context_map = (
         MapCoefficients(hkl, values, structure.cell, reflections.spacegroup, reflections.source)
         for values in (total, context)
     )
-    return StretchMap(total_map, context_map, bulk_solvent(reflections, scale))
+    return StretchMap(total_map, context_map, models, bulk_solvent(reflections, models.scale))

@@ -166,30 +166,48 @@ def r_factors(structure: gemmi.Structure, reflections: Reflections) -> RFactors:
 
     Scale and bulk solvent are fitted to the working reflections for each model anew.
     """
-    difference = _differences(structure, reflections)
+    return r_factors_of(differences(structure, reflections), reflections)
+
+
+def r_factors_of(left: Float[np.ndarray, " n"], reflections: Reflections) -> RFactors:
+    """R-work and R-free of a model that leaves these ``differences``."""
     work, free = (
-        float(difference[subset].sum() / reflections.f[subset].sum())
+        float(left[subset].sum() / reflections.f[subset].sum())
         for subset in (~reflections.free, reflections.free)
     )
     return RFactors(r_work=work, r_free=free)
 
 
-def r_free_error(first: gemmi.Structure, second: gemmi.Structure, reflections: Reflections) -> float:
+def r_free_error(
+    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], reflections: Reflections
+) -> float:
     """Standard error of the difference between the R-free of two models, on the same reflections.
 
     ``sqrt(n) sd(|Fo - k2 Fc2| - |Fo - k1 Fc1|) / sum Fo`` over the n free ones, taken as independent. What
     both models get wrong alike cancels, so that it is less than the error of either R-free. NaN where there
     are fewer than two.
+
+    Args:
+        first: ``differences`` that the one model leaves, shape=(n,).
+        second: those of the other.
+        reflections: the data.
     """
     free = reflections.free
     if free.sum() < 2:
         return float("nan")
-    change = (_differences(second, reflections) - _differences(first, reflections))[free]
+    change = (second - first)[free]
     return float(np.sqrt(len(change)) * change.std(ddof=1) / reflections.f[free].sum())
 
 
-def _differences(structure: gemmi.Structure, reflections: Reflections) -> Float[np.ndarray, " n"]:
+def differences(structure: gemmi.Structure, reflections: Reflections) -> Float[np.ndarray, " n"]:
     """``|Fo - k Fc|`` of each reflection, on the scale of the data."""
     atoms, solvent = model_factors(structure, reflections)
     scale = fit_scale(reflections, atoms, solvent)
-    return np.abs(reflections.f - scale.k * np.abs(atoms + scale.k_mask * solvent))
+    return scaled_differences(atoms + scale.k_mask * solvent, scale, reflections)
+
+
+def scaled_differences(
+    f_model: Complex[np.ndarray, " n"], scale: Scale, reflections: Reflections
+) -> Float[np.ndarray, " n"]:
+    """The same where a model's structure factors, solvent included, and its scale are known."""
+    return np.abs(reflections.f - scale.k * np.abs(f_model))

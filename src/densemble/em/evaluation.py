@@ -36,16 +36,8 @@ NEAR = 2.0
 
 def matched(topology: Topology, other: Model) -> Float[np.ndarray, "n 3"]:
     """Å, the atoms of another model by chain, number, insertion code and name; NaN where it has none."""
-    residues = other.topology.residues
-    place = {
-        (residues[r].id, name): i
-        for i, (r, name) in enumerate(zip(other.topology.residue_index, other.topology.names, strict=True))
-    }
-    index = [
-        place.get((topology.residues[r].id, name), -1)
-        for r, name in zip(topology.residue_index, topology.names, strict=True)
-    ]
-    return np.where(np.array(index)[:, None] >= 0, other.coords[index], np.nan)
+    index = other.topology.places_of(topology)
+    return np.where(index[:, None] >= 0, other.coords[index], np.nan)
 
 
 def check_reference(start: Model, reference: Model) -> None:

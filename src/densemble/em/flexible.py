@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from densemble.assembly import Method
 from densemble.atoms import Ensemble, Region
 from densemble.em.inputs import StateInputs, StateSettings
 from densemble.em.problem import StateProblem, less
+from densemble.em.region_model import judge_of, region_model
 from densemble.em.rest import Rest
 from densemble.errors import InputError
 from densemble.evaluation import map_fit, map_fits, member_records, reference_states, start_ensemble
@@ -21,7 +21,9 @@ from densemble.grid import DensityMap
 from densemble.io.models import Model
 from densemble.io.results import Subject, write_ensemble, write_members
 from densemble.io.state_results import RegionRecord, models_structure
+from densemble.modelling import Modelled, model_rows, without_model
 from densemble.problem import RegionProblem, Stretches, Surroundings
+from densemble.progress import Progress
 from densemble.recipes import Recipe, load_recipe
 from densemble.region import Draw, GuideRun, run_guide
 from densemble.run import Checkpoints, passes_of
@@ -118,6 +120,8 @@ def _check_unused(settings: StateSettings) -> None:
         "--region-recipe": settings.region_recipe is not None,
         "--weights-backbone": settings.weights_backbone is not None,
         "--weights-design": settings.weights_design is not None,
+        "--no-states": not settings.states,
+        "--cycles": settings.cycles != StateSettings.cycles,
     }
     for option in (option for option, given in said.items() if given):
         raise InputError(f"{option} says how a region is sampled; give --ensemble and --region, or not it")
@@ -166,11 +170,22 @@ class Flexible:
         problem: its density and the model of it.
         run: members, those kept and their weights.
         record: what ``result.json`` says of them.
+        modelled: the final model, if one was made.
     """
 
     problem: RegionProblem
     run: GuideRun
     record: RegionRecord
+    modelled: Modelled | None
+
+    def residues(self, rows: list[dict[str, str | float]]) -> list[dict[str, str | float]]:
+        """Rows of all residues with, in the region, the fit of the model and of what it is compared with."""
+        if self.modelled is None:
+            return rows
+        own = {row["residue"]: row for row in model_rows(self.problem, self.run.ensemble, self.modelled)}
+        columns = [name for name in next(iter(own.values())) if name not in ("residue", "name")]
+        nothing: dict[str, str | float] = dict.fromkeys(columns, float("nan"))
+        return [row | own.get(row["residue"], nothing) for row in rows]
 
     def write(self, folder: Path) -> None:
         """The state with the region's altlocs, and each member as a whole model."""
@@ -189,10 +204,13 @@ def flexible(
     problem: StateProblem,
     state: Float[np.ndarray, "n 3"],
     *,
+    folder: Path,
     checkpoints: Checkpoints,
-    on_step: Callable[[int], None],
+    tell: Progress,
 ) -> Flexible:
     """Sample a region as an ensemble that explains the map together, everything else held at the state.
+
+    And make the final model of it, of as many states as the map supports, if the settings ask for it.
 
     Args:
         plan: the region and how.
@@ -200,8 +218,9 @@ def flexible(
         inputs: of the run.
         problem: the map, and the start in it.
         state: Å, the fitted model (the docked start where that fits better), shape=(n, 3).
+        folder: of the run, where the final model is written.
         checkpoints: of the run.
-        on_step: told the number of steps done.
+        tell: told of the steps and of what was found.
 
     Raises:
         InputError: the map does not show what is around the region, or nothing of the region.
@@ -224,9 +243,28 @@ def flexible(
         steps=None,
         seed=settings.seed,
     )
-    run = run_guide(found, draw, "ensemble", checkpoints=checkpoints, on_step=on_step)
+    with tell.steps(f"region {plan.region}", plan.steps) as on_step:
+        run = run_guide(found, draw, "ensemble", checkpoints=checkpoints, on_step=on_step)
     held_out = None if problem.held_out is None else less(problem.held_out, problem.prepared.solvent)
-    return Flexible(found, run, _record(plan, found, rest, run, held_out))
+    record, modelled = _record(plan, found, rest, run, held_out), None
+    if settings.states:
+        tell.message("states and their number")
+        try:
+            target = problem.likelihood.target
+            modelled = region_model(
+                folder,
+                found,
+                run.final,
+                judge_of(found, rest, run, target, held_out, resolution=inputs.resolution),
+                resolution=inputs.resolution,
+                cycles=settings.cycles,
+                references=plan.states,
+                tell=tell,
+            )
+            record = record.model_copy(update={"model": modelled.record})
+        except Exception as error:  # whatever it is, the sampling before it is not lost
+            record = record.model_copy(update={"model_failure": without_model(folder, error, tell=tell)})
+    return Flexible(found, run, record, modelled)
 
 
 def _record(

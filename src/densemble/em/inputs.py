@@ -52,6 +52,8 @@ class StateSettings:
             None.
         weights_backbone: of Chroma's backbone network; fetched by Chroma with the user's key if None.
         weights_design: of Chroma's design network, likewise.
+        states: whether a region's members are made into a final model of as many states as the map supports.
+        cycles: of its refinement.
         keep: of an ensemble, at most so many.
         seed: of all randomness.
         fit_in_b: write each residue's map correlation into the B column, times 100.
@@ -77,6 +79,8 @@ class StateSettings:
     region_recipe: str | None = None
     weights_backbone: Path | None = None
     weights_design: Path | None = None
+    states: bool = True
+    cycles: int = 4
     keep: int = 5
     seed: int = 0
     fit_in_b: bool = False

@@ -101,6 +101,14 @@ class Rest:
         offset = float((w * values).sum() - scale * (w * model).sum())
         return DensityMap(self.density.grid, (values - offset) / scale - model)
 
+    def noise(self, density: DensityMap) -> float:
+        """Root mean square of what the atoms that stay leave of a map around them, on the scale of the model.
+
+        Noise of the map and error of the model together, where one state is known to do.
+        """
+        left = self.taken_out(density).values
+        return float(((self.weights * left.square()).sum() / self.weights.sum()).sqrt())
+
 
 def box_around(grid: Grid, coords: Float[np.ndarray, "n 3"], margin: float) -> Grid:
     """The box on the voxels of a grid, or their continuation, that holds some points and a margin in Å."""

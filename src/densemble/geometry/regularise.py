@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from densemble.geometry.ascent import ascend
+
 LogProbability = Callable[[Tensor], Tensor]
 """Coordinates, shape=(k, n, 3), to a scalar."""
 
@@ -53,23 +55,10 @@ def regularise(
     """
     if not bool(torch.isfinite(coords).all()):
         raise ValueError("regularise: the given coordinates are not finite")
-    x = coords.detach().clone().requires_grad_(True)
-    best, best_value, first, count = x.detach().clone(), -float("inf"), float("nan"), 0
-    optimizer = torch.optim.LBFGS(
-        [x], max_iter=evaluations, max_eval=evaluations, history_size=20, line_search_fn="strong_wolfe"
-    )
 
-    def closure() -> Tensor:
-        nonlocal best, best_value, first, count
-        optimizer.zero_grad()
-        value = geometry(x) if log_likelihood is None else geometry(x) + log_likelihood(x)
-        (-value).backward()
-        first = float(value.detach()) if count == 0 else first
-        count += 1
-        if float(value.detach()) > best_value:
-            best, best_value = x.detach().clone(), float(value.detach())
-        return -value.detach()
+    def value(x: Tensor) -> Tensor:
+        return geometry(x) if log_likelihood is None else geometry(x) + log_likelihood(x)
 
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return Regularised(coords=best, before=first, after=best_value, evaluations=count)
+    found = ascend([coords], value, evaluations=evaluations)
+    (best,) = found.best
+    return Regularised(best, found.before, found.after, found.evaluations)

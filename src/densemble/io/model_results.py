@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -10,6 +11,8 @@ from densemble.io.output import Record
 
 MODEL_FILE = "model.cif"
 """The final model: altlocs only where states differ, refined."""
+ALTERNATIVE_FILE = "alternative.cif"
+"""What the final model was compared with: one state, or a model of states that is not advised."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -19,6 +22,30 @@ class Interval(Record):
 
     low: Fraction
     high: Fraction
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Agreement before and after, of which two models, and the standard error of the difference if known.
+
+    R-free; or where ``higher`` is better, correlation with a half map.
+    """
+
+    before: float
+    after: float
+    of: str
+    error: float | None = None
+    higher: bool = False
+
+    @property
+    def better(self) -> bool:
+        """Whether the data held out agree better."""
+        return self.after > self.before if self.higher else self.after < self.before
+
+    @property
+    def clear(self) -> bool:
+        """Whether the difference is more than twice its standard error, as far as that is known."""
+        return self.error is None or abs(self.after - self.before) > 2 * self.error
 
 
 class State(Record):
@@ -75,6 +102,18 @@ class Part(Record):
         """How many states were taken; refinement may since have brought some of them together."""
         return next((e.states for e in self.evidence if e.chosen), len(self.states))
 
+    @property
+    def held_out_gain(self) -> float | None:
+        """Log-likelihood of data held out under the states taken, less that under one; None if unknown."""
+        by_number = {e.states: e.held_out for e in self.evidence}
+        one, several = by_number.get(1), by_number.get(self.taken)
+        return None if one is None or several is None else several - one
+
+    def supported_by(self, held: HeldOut) -> bool:
+        """Whether data held out clearly support the states of this part."""
+        gain = self.held_out_gain
+        return held.better and held.clear and (gain is None or gain > 0)
+
 
 class States(Record):
     """How many states the data support, part by part.
@@ -110,12 +149,17 @@ class Refinement(Record):
         cycles: of each.
         start, model: before and after.
         r_free_error: standard error of the difference between the R-free of both after refinement.
+        held_out_rscc: of both after refinement, start first, in a half map that took no part, over the same
+            voxels.
+        held_out_error: standard error of their difference.
     """
 
     cycles: int
     start: Refined
     model: Refined
     r_free_error: float | None = None
+    held_out_rscc: tuple[float, float] | None = None
+    held_out_error: float | None = None
 
 
 class Validation(Record):
@@ -158,3 +202,30 @@ class FinalModel(Record):
     validation: dict[str, Validation] = Field(default_factory=dict)
     waters_displaced: list[str] = Field(default_factory=list)
     waters_partial: list[str] = Field(default_factory=list)
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """R-free of one state and of the model of states, or how they agree with a half map held out."""
+        refined, of = self.refinement, "one state and the model of states, refined alike"
+        if refined is None:
+            return None
+        if refined.held_out_rscc is not None:
+            return HeldOut(*refined.held_out_rscc, of, refined.held_out_error, higher=True)
+        if refined.start.r_free is None or refined.model.r_free is None:
+            return None
+        return HeldOut(refined.start.r_free[1], refined.model.r_free[1], of, refined.r_free_error)
+
+    @property
+    def several(self) -> list[Part]:
+        """Parts of more than one state."""
+        return [part for part in self.states.parts if len(part.states) > 1]
+
+    @property
+    def advised(self) -> bool:
+        """Whether this model is to be preferred to one state.
+
+        Not where data were held out and clearly support no part's states. With none held out, or with one
+        state, there is nothing else to go by.
+        """
+        held = self.held_out
+        return held is None or not self.several or any(part.supported_by(held) for part in self.several)

@@ -174,10 +174,7 @@ def alternates(path: str | Path, topology: Topology) -> dict[str, Alternate]:
         if rid in wanted:
             for atom in residue:
                 found.setdefault((rid, atom.name), {})[_letter(atom)] = atom
-    sites = [
-        found.get((topology.residues[r].id, name), {})
-        for r, name in zip(topology.residue_index, topology.names, strict=True)
-    ]
+    sites = [found.get(key, {}) for key in topology.atom_keys]
     if not any(sites):
         raise InputError(f"model {path}: none of the {len(topology)} atoms of the region is in this file")
     letters = sorted({letter for site in sites for letter in site if letter}) or [""]

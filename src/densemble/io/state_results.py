@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
+from densemble.io.model_results import FinalModel
 from densemble.io.models import Model
 from densemble.io.output import (
     MAP_FILE,
@@ -181,6 +182,8 @@ class RegionRecord(Record):
             as far as its Gaussians do.
         b_iso: Å^2, of the region's.
         members: all that were sampled; distances are in place, chains are not exchanged.
+        model: of as many states as the map supports; None where it was not asked for or could not be made.
+        model_failure: why a model that was asked for is not there.
     """
 
     region: str
@@ -189,6 +192,8 @@ class RegionRecord(Record):
     b_around: float
     b_iso: float
     members: list[Member]
+    model: FinalModel | None = None
+    model_failure: str | None = None
 
 
 class FoldRecord(Record):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from densemble.atoms import Ensemble, ResidueId, Topology
+from densemble.atoms import Ensemble, Topology
 from densemble.geometry.contacts import Contacts
 from densemble.geometry.restraints import Restraints, Terms
 
@@ -51,14 +51,13 @@ class Sites:
         Raises:
             ValueError: a part has an atom that is not among them or is in another part, or one is missing.
         """
-        place = {key: i for i, key in enumerate(atom_keys(topology))}
         states = tuple(len(part) for part in parts)
         index = torch.full((max(states, default=1), len(topology)), -1, dtype=torch.long)
         atom: list[Tensor] = []
         owner: list[Tensor] = []
         group: list[Tensor] = []
         for p, part in enumerate(parts):
-            own = torch.tensor([place.get(key, -1) for key in atom_keys(part.topology)], dtype=torch.long)
+            own = torch.from_numpy(topology.places_of(part.topology))
             if bool((own < 0).any()) or bool((index[0, own] >= 0).any()):
                 raise ValueError("Sites: a part has an atom that is not the region's or is in another part")
             first = sum(map(len, atom))
@@ -125,12 +124,6 @@ def site_restraints(restraints: Restraints, sites: Sites) -> Restraints:
         contacts=_contacts(restraints.contacts, sites, place),
         **terms,
     )
-
-
-def atom_keys(topology: Topology) -> list[tuple[ResidueId, str]]:
-    """Residue and name of each atom: what says that atoms of two topologies are the same."""
-    residues = (topology.residues[r].id for r in topology.residue_index.tolist())
-    return list(zip(residues, topology.names, strict=True))
 
 
 def _repeated(topology: Topology, sites: Sites) -> Topology:

@@ -12,16 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import gemmi
-import numpy as np
 
 from densemble.atoms import Ensemble, ResidueId
 from densemble.io.altlocs import letters_of
 from densemble.io.model_results import MODEL_FILE
-from densemble.io.models import Model
 from densemble.io.naming import residue_id
 from densemble.io.output import write_text
 from densemble.io.results import pdb_obstacle, write_structure
-from densemble.refinement.waters import PartialWater, model_structure
+from densemble.refinement.waters import Displaced, PartialWater
 
 PDB_FILE = "model.pdb"
 PHENIX_FILE = "phenix.eff"
@@ -85,26 +83,34 @@ def occupancy_groups(
 
 
 def write_model(
-    directory: str | Path, model: Model, parts: Sequence[Ensemble], region_atoms: np.ndarray
+    directory: str | Path,
+    structure: gemmi.Structure,
+    waters: Displaced,
+    parts: Sequence[Ensemble],
+    *,
+    file: str = MODEL_FILE,
+    amplitudes: bool = True,
 ) -> tuple[list[Path], str | None]:
     """Write ``model.cif``, ``model.pdb`` where that format has room, and ``write_parameters``.
 
     Args:
         directory: the output folder.
-        model: what was read.
-        parts: as ``refine`` or ``split.split_where_different`` returns them.
-        region_atoms: indices into ``model.topology`` of the atoms that the parts replace.
+        structure: the model (``waters.model_structure``).
+        waters: those that made room in it.
+        parts: that it was built of, as ``refine`` or ``split.split_where_different`` returns them.
+        file: name of the mmCIF file; the PDB file has the same but for its ending.
+        amplitudes: whether it is of a crystal.
 
     Returns:
         The files, and why there is no PDB file, in words, if there is none.
     """
     folder = Path(directory)
-    structure, waters = model_structure(model, parts, region_atoms)
-    files = [write_structure(folder / MODEL_FILE, structure)]
+    files = [write_structure(folder / file, structure)]
     obstacle = pdb_obstacle(structure)
     if obstacle is None:
-        files.append(write_structure(folder / PDB_FILE, structure))
-    return [*files, *write_parameters(folder, structure, parts, waters.partial)], obstacle
+        files.append(write_structure((folder / file).with_suffix(".pdb"), structure))
+    more = write_parameters(folder, structure, parts, waters.partial, amplitudes=amplitudes)
+    return [*files, *more], obstacle
 
 
 def write_parameters(
@@ -112,16 +118,21 @@ def write_parameters(
     structure: gemmi.Structure,
     parts: Sequence[Ensemble],
     waters: Sequence[PartialWater] = (),
+    *,
+    amplitudes: bool = True,
 ) -> list[Path]:
-    """Write ``phenix.eff`` and ``refmac.txt``; nothing where no part has several states."""
+    """Write ``phenix.eff`` and ``refmac.txt``; nothing where no part has several states.
+
+    Of a model of a map ``refmac.txt`` alone, for servalcat: phenix.refine takes amplitudes.
+    """
     groups = occupancy_groups(structure, parts, waters)
     if not groups:
         return []
     folder = Path(directory)
-    return [
-        write_text(folder / PHENIX_FILE, phenix_parameters(groups)),
-        write_text(folder / REFMAC_FILE, refmac_keywords(groups)),
-    ]
+    keywords = [write_text(folder / REFMAC_FILE, refmac_keywords(groups))]
+    if not amplitudes:
+        return keywords
+    return [write_text(folder / PHENIX_FILE, phenix_parameters(groups)), *keywords]
 
 
 def phenix_parameters(groups: Sequence[OccupancyGroup]) -> str:

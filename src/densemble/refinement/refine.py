@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import gemmi
 import torch
@@ -21,8 +20,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from densemble.atoms import Ensemble
-from densemble.crystal.scaling import r_factors, r_free_error
+from densemble.crystal.scaling import r_factors_of, r_free_error
 from densemble.evaluation import NEAR
+from densemble.geometry.ascent import ascend
 from densemble.geometry.objective import GeometryObjective
 from densemble.io.altlocs import build_altlocs, letters_of
 from densemble.io.model_results import Refined, Refinement
@@ -31,10 +31,11 @@ from densemble.io.reflections import Reflections
 from densemble.metrics.maps import rscc, voxels_near
 from densemble.problem import RegionProblem
 from densemble.refinement.amplitudes import ModelAndData, local_likelihood
-from densemble.refinement.conformers import Sites, atom_keys, flat, site_restraints, unflat
+from densemble.refinement.built import BuiltModel
+from densemble.refinement.conformers import Sites, flat, site_restraints, unflat
 from densemble.refinement.restraints import BRestraints
 from densemble.refinement.split import split_where_different
-from densemble.refinement.waters import make_room, model_structure, residues_of
+from densemble.refinement.waters import make_room, residues_of
 
 CYCLES = 4
 EVALUATIONS = 40
@@ -73,8 +74,7 @@ def compare(
     coordinate_error: float,
     reflections: Reflections | None = None,
     cycles: int = CYCLES,
-    on_cycle: Callable[[int], None] | None = None,
-) -> tuple[list[Ensemble], list[Ensemble], Refinement]:
+) -> tuple[BuiltModel, BuiltModel, Refinement]:
     """The start and the model of states, refined alike, with their fit over the same voxels.
 
     Args:
@@ -84,14 +84,13 @@ def compare(
         coordinate_error: Å.
         reflections: see ``refine``.
         cycles: of each.
-        on_cycle: told how many of both are done.
 
     Returns:
-        The parts of both, refined, and the record.
+        Both, refined, and the record.
     """
     coords = torch.cat([part.coords.reshape(-1, 3) for part in (*start, *parts)])
     voxels = voxels_near(problem.target.grid, coords, NEAR)
-    refined_start, refined_parts = (
+    (first, of_first), (second, of_second) = (
         refine(
             problem,
             each,
@@ -99,38 +98,19 @@ def compare(
             reflections=reflections,
             cycles=cycles,
             voxels=voxels,
-            on_cycle=None if on_cycle is None else partial(_after, on_cycle, done),
         )
-        for each, done in ((start, 0), (parts, cycles))
+        for each in (start, parts)
     )
+    error = float("nan")
+    if reflections is not None and first.differences is not None and second.differences is not None:
+        error = r_free_error(first.differences, second.differences, reflections)
     record = Refinement(
         cycles=cycles,
-        start=refined_start[1],
-        model=refined_parts[1],
-        r_free_error=_difference_error(problem, refined_start[0], refined_parts[0], reflections),
+        start=of_first,
+        model=of_second,
+        r_free_error=None if math.isnan(error) else error,
     )
-    return refined_start[0], refined_parts[0], record
-
-
-def _difference_error(
-    problem: RegionProblem,
-    start: Sequence[Ensemble],
-    parts: Sequence[Ensemble],
-    reflections: Reflections | None,
-) -> float | None:
-    """Of the R-free of two models as they would be written, waters displaced; None where there is none."""
-    if reflections is None:
-        return None
-    stretches = problem.stretches
-    first, second = (
-        model_structure(stretches.model, each, stretches.model_atoms)[0] for each in (start, parts)
-    )
-    error = r_free_error(first, second, reflections)
-    return None if math.isnan(error) else error
-
-
-def _after(on_cycle: Callable[[int], None], before: int, done: int) -> None:
-    on_cycle(before + done)
+    return first, second, record
 
 
 def refine(
@@ -142,8 +122,7 @@ def refine(
     cycles: int = CYCLES,
     evaluations: int = EVALUATIONS,
     voxels: Bool[Tensor, "nx ny nz"] | None = None,
-    on_cycle: Callable[[int], None] | None = None,
-) -> tuple[list[Ensemble], Refined]:
+) -> tuple[BuiltModel, Refined]:
     """Refine the states of a region.
 
     Args:
@@ -156,10 +135,10 @@ def refine(
         cycles: how often the target is made anew.
         evaluations: of the objective in a cycle, at most (the line search under way is finished).
         voxels: of the target's grid, over which RSCC is stated; those within 2 Å of the parts if None.
-        on_cycle: told how many cycles are done.
 
     Returns:
-        The refined parts, what they share apart, the most occupied state first; and the record.
+        The refined model, in its parts what states share apart and the most occupied state first; and the
+        record.
 
     Raises:
         ValueError: the parts do not make up the region.
@@ -176,17 +155,16 @@ def refine(
         torch.cat([part.weights for part in parts]),
         flat([part.b_iso for part in parts]).clamp(min=least + 1.0),
     )
-    before = _judged(problem, parts, reflections, voxels)
+    before = BuiltModel.of(problem, parts, reflections)
     restraints = site_restraints(problem.restraints(), sites)
     geometry, expected = GeometryObjective(restraints), BRestraints.of(restraints, sites)
     whole = None if reflections is None else _WholeModel(problem, parts, reflections)
-    for done in range(cycles):
+    for _ in range(cycles):
         target = _map_target(problem) if whole is None else whole.target(values, sites)
         values = _ascend(values, sites, target, geometry, expected, least=least, evaluations=evaluations)
-        if on_cycle is not None:
-            on_cycle(done + 1)
     refined = split_where_different(_parts_of(values, parts), coordinate_error)
-    return refined, _record(before, _judged(problem, refined, reflections, voxels))
+    after = BuiltModel.of(problem, refined, reflections)
+    return after, _record(problem, before, after, reflections, voxels)
 
 
 class _WholeModel:
@@ -221,7 +199,7 @@ def _atoms_of_sites(structure: gemmi.Structure, parts: Sequence[Ensemble]) -> li
         found[(*key, letter)]
         for part in parts
         for letter in letters_of(part)
-        for key in atom_keys(part.topology)
+        for key in part.topology.atom_keys
     ]
 
 
@@ -249,30 +227,18 @@ def _ascend(
     Occupancies are refined as the logits of each part's shares, B factors as ``ln(B - least)``, which keeps
     both within their bounds.
     """
-    x = values.coords.detach().clone().requires_grad_(True)
-    logits = values.weights.detach().clamp(min=1e-3).log().requires_grad_(True)
-    log_b = (values.b_iso.detach() - least).clamp(min=1e-3).log().requires_grad_(True)
-    variables = [x, logits, log_b]
-    optimizer = torch.optim.LBFGS(
-        variables, max_iter=evaluations, max_eval=evaluations, history_size=20, line_search_fn="strong_wolfe"
-    )
-    best, best_value = values, -float("inf")
+    logits = values.weights.detach().clamp(min=1e-3).log()
+    log_b = (values.b_iso.detach() - least).clamp(min=1e-3).log()
 
-    def closure() -> Tensor:
-        nonlocal best, best_value
-        optimizer.zero_grad()
+    def at(x: Tensor, logits: Tensor, log_b: Tensor) -> Values:
         weights = torch.cat([part.softmax(0) for part in logits.split(sites.states)])
-        now = Values(x, weights, least + log_b.exp())
-        value = target(*now.of_conformers(sites)) + geometry(x[None]) + expected(now.b_iso)
-        (-value).backward()
-        if float(value.detach()) > best_value:
-            best_value = float(value.detach())
-            best = Values(*(v.detach().clone() for v in (now.coords, now.weights, now.b_iso)))
-        return -value.detach()
+        return Values(x, weights, least + log_b.exp())
 
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return best
+    def value(*variables: Tensor) -> Tensor:
+        now = at(*variables)
+        return target(*now.of_conformers(sites)) + geometry(now.coords[None]) + expected(now.b_iso)
+
+    return at(*ascend([values.coords, logits, log_b], value, evaluations=evaluations).best)
 
 
 def _parts_of(values: Values, parts: Sequence[Ensemble]) -> list[Ensemble]:
@@ -286,34 +252,17 @@ def _parts_of(values: Values, parts: Sequence[Ensemble]) -> list[Ensemble]:
     return [Ensemble(part.topology, x, w, b) for part, x, w, b in pieces]
 
 
-def _judged(
+def _record(
     problem: RegionProblem,
-    parts: Sequence[Ensemble],
+    before: BuiltModel,
+    after: BuiltModel,
     reflections: Reflections | None,
     voxels: Bool[Tensor, "nx ny nz"],
-) -> tuple[float, tuple[float, float] | None]:
-    """RSCC over the voxels, and R-work and R-free, of the model as it would be written."""
-    stretches = problem.stretches
-    sites = Sites.of(stretches.topology, parts)
-    values = Values(
-        flat([part.coords for part in parts]),
-        torch.cat([part.weights for part in parts]),
-        flat([part.b_iso for part in parts]).clamp(min=problem.forward.b_min),
-    )
-    with torch.no_grad():
-        density = problem.forward(*values.of_conformers(sites))
-    fit = rscc(density, problem.target.values, voxels)
-    if reflections is None:
-        return fit, None
-    structure, _ = model_structure(stretches.model, parts, stretches.model_atoms)
-    r = r_factors(structure, reflections)
-    return fit, (r.r_work, r.r_free)
-
-
-def _record(
-    before: tuple[float, tuple[float, float] | None], after: tuple[float, tuple[float, float] | None]
 ) -> Refined:
-    rscc = (before[0], after[0])
-    if before[1] is None or after[1] is None:
-        return Refined(rscc=rscc)
-    return Refined(r_work=(before[1][0], after[1][0]), r_free=(before[1][1], after[1][1]), rscc=rscc)
+    """RSCC over the voxels, and R factors where there are reflections."""
+    fits = [rscc(built.density, problem.target.values, voxels) for built in (before, after)]
+    fit = (fits[0], fits[1])
+    if reflections is None or before.differences is None or after.differences is None:
+        return Refined(rscc=fit)
+    first, last = (r_factors_of(left, reflections) for left in (before.differences, after.differences))
+    return Refined(r_work=(first.r_work, last.r_work), r_free=(first.r_free, last.r_free), rscc=fit)

@@ -20,7 +20,6 @@ from densemble.atoms import BACKBONE, Ensemble, Topology
 from densemble.io.altlocs import occupancies
 from densemble.io.models import PEPTIDE_BOND_LIMIT
 from densemble.metrics.coordinates import nearest_naming
-from densemble.refinement.conformers import atom_keys
 
 BOND_TOLERANCE = 0.05
 """Å. A bond between a split and a shared atom may be so much longer or shorter than within its state."""
@@ -62,8 +61,7 @@ def sources(refined: Ensemble, part: Ensemble) -> list[int]:
         refined: states of some of the part's atoms, in any order.
         part: what was refined.
     """
-    index = {key: i for i, key in enumerate(atom_keys(part.topology))}
-    own = torch.tensor([index[key] for key in atom_keys(refined.topology)], dtype=torch.long)
+    own = torch.from_numpy(part.topology.places_of(refined.topology))
     apart = (refined.coords[:, None] - part.coords[None, :, own]).square().sum((-1, -2))
     rows, columns = linear_sum_assignment(apart.detach().cpu().numpy())
     return [int(columns[rows == k][0]) for k in range(len(refined))]

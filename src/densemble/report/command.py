@@ -20,6 +20,8 @@ def command_of(result: Result | StateResult) -> str:
     settings: dict[str, object] = dict(result.settings)
     reference = _reference(result)
     if isinstance(result, StateResult):
+        if settings.get("region") is None or not settings.get("states", True):
+            settings.pop("cycles", None)
         return _shell("cryoem", ["map"], settings | {"selection": result.selection}, reference)
     guides = settings.pop("guides", ["ensemble"])
     if isinstance(guides, list) and len(guides) == 1:

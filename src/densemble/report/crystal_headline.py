@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from densemble.io.model_results import FinalModel, Interval, Part, State
+from densemble.io.model_results import (
+    ALTERNATIVE_FILE,
+    MODEL_FILE,
+    FinalModel,
+    HeldOut,
+    Interval,
+    Part,
+    State,
+)
 from densemble.io.results import Result
 from densemble.report.sections import Headline, Tile, counted, signed
 
@@ -14,48 +20,19 @@ MORE_CLASHES = 20.0
 ORDINALS = {2: "second", 3: "third", 4: "fourth"}
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """R-free before and after, of which two models, and the standard error of the difference if known."""
-
-    before: float
-    after: float
-    of: str
-    error: float | None = None
-
-    @property
-    def better(self) -> bool:
-        """Whether it fell."""
-        return self.after < self.before
-
-    @property
-    def clear(self) -> bool:
-        """Whether the difference is more than twice its standard error, as far as that is known."""
-        return self.error is None or abs(self.after - self.before) > 2 * self.error
-
-
 def held_out(result: Result) -> HeldOut | None:
     """R-free of the model of states against the start refined alike; of ensemble and start without these."""
-    if result.model is not None and (alike := refined_alike(result.model)) is not None:
-        return alike
+    if result.model is not None and result.model.held_out is not None:
+        return result.model.held_out
     if result.r_factors is None:
         return None
     return HeldOut(result.r_factors.start.r_free, result.r_factors.ensemble.r_free, "start and ensemble")
 
 
-def refined_alike(model: FinalModel) -> HeldOut | None:
-    """R-free of one state and of the model of states, if both were refined against amplitudes."""
-    refined = model.refinement
-    if refined is None or refined.start.r_free is None or refined.model.r_free is None:
-        return None
-    of = "one state and the model of states, refined alike"
-    return HeldOut(refined.start.r_free[1], refined.model.r_free[1], of, refined.r_free_error)
-
-
 def headline(result: Result) -> Headline:
     """The first lines of the page, without jargon, and three figures."""
     held = held_out(result)
-    several = result.model is None or has_several(result.model)
+    several = result.model is None or bool(result.model.several)
     if held is None:
         verdict = "No data were held out of the fit, so this run cannot say whether to believe it."
     elif not several:
@@ -71,17 +48,13 @@ def headline(result: Result) -> Headline:
         verdict = (
             "The result agrees no better than the start with data that the fit never saw: do not prefer it."
         )
+    clashes = [] if result.model is None else clash_warning(result.model)
     return Headline(
         title=f"Conformations of {result.region}",
         kind="X-ray crystal",
-        answer=(*_supported(result, held), verdict, *_had_a_say(result, held), *_clashes(result)),
+        answer=(*_supported(result, held), verdict, *_had_a_say(result, held), *clashes),
         tiles=(_number(result), _certainty(result), _agreement(held) if several else _unchanged(held)),
     )
-
-
-def has_several(model: FinalModel) -> bool:
-    """Whether any part has more than one state."""
-    return any(len(part.states) > 1 for part in model.states.parts)
 
 
 def chosen_with_held_out(result: Result) -> bool:
@@ -96,9 +69,9 @@ def _had_a_say(result: Result, held: HeldOut | None) -> list[str]:
     return ["Nothing was fitted to the free reflections, but they had a say in the number of states."]
 
 
-def _clashes(result: Result) -> list[str]:
+def clash_warning(model: FinalModel) -> list[str]:
     """A sentence where the model has clearly more clashes than the start."""
-    found = {} if result.model is None else result.model.validation
+    found = model.validation
     before, after = (None if name not in found else found[name].clashscore for name in ("start", "model"))
     if before is None or after is None or after - before <= MORE_CLASHES:
         return []
@@ -106,10 +79,6 @@ def _clashes(result: Result) -> list[str]:
         f"The model has clearly more clashes than the start (clash score {after:.1f}, start {before:.1f}): "
         "look at them before the model is used."
     ]
-
-
-def _parts(result: Result) -> list[Part]:
-    return [] if result.model is None else result.model.states.parts
 
 
 def _supported(result: Result, held: HeldOut | None) -> list[str]:
@@ -124,12 +93,24 @@ def _supported(result: Result, held: HeldOut | None) -> list[str]:
             if why is None
             else f"How many states the data support could not be told: {why}.",
         ]
-    if not _parts(result):
+    return verdicts_of(result.model, result.region, held)
+
+
+def verdicts_of(model: FinalModel, region: str, held: HeldOut | None) -> list[str]:
+    """How many states each part of a region has; see ``verdict_of``."""
+    if not model.states.parts:
         return [
-            f"No two of the sampled conformations of {result.region} differ by more than "
-            f"{result.model.states.coordinate_error:.2f} Å: one state. More were not tested."
+            f"No two of the sampled conformations of {region} differ by more than "
+            f"{model.states.coordinate_error:.2f} Å: one state. More were not tested."
         ]
-    return [verdict_of(part, held) for part in _parts(result)]
+    return [*(verdict_of(part, held) for part in model.states.parts), *file_notes(model)]
+
+
+def file_notes(model: FinalModel) -> list[str]:
+    """Which file has which model, where the one that is advised is not the one of states."""
+    if model.advised:
+        return []
+    return [f"So {MODEL_FILE} has one state; the model of states is {ALTERNATIVE_FILE}."]
 
 
 def verdict_of(part: Part, held: HeldOut | None) -> str:
@@ -144,8 +125,7 @@ def verdict_of(part: Part, held: HeldOut | None) -> str:
     states = counted(number, "state")
     if held is None:
         return f"The data that were fitted support {states} of {part.region}."
-    gain = _held_out_gain(part)
-    if held.better and held.clear and (gain is None or gain > 0):
+    if part.supported_by(held):
         return f"The data support {states} of {part.region}."
     clearly = "clearly " if held.better else ""
     more = "the second" if number == 2 else "more than one"
@@ -155,28 +135,25 @@ def verdict_of(part: Part, held: HeldOut | None) -> str:
     )
 
 
-def _held_out_gain(part: Part) -> float | None:
-    """Log-likelihood of the data held out under the states taken, less that under one; None if unknown."""
-    by_number = {e.states: e.held_out for e in part.evidence}
-    taken = part.taken
-    one, several = by_number.get(1), by_number.get(taken)
-    return None if one is None or several is None else several - one
-
-
 def _number(result: Result) -> Tile:
     question = "How many states?"
     if result.model is None:
         kept = sum(m.selected for m in result.members)
         return Tile(question, str(kept), f"conformations kept of {len(result.members)}; number not tested")
-    if not _parts(result):
+    return number_of(result.model)
+
+
+def number_of(model: FinalModel) -> Tile:
+    """The number of states, part by part."""
+    question, parts = "How many states?", model.states.parts
+    if not parts:
         return Tile(question, "1", "no other was sampled")
-    numbers = [len(part.states) for part in _parts(result)]
     chosen = "chosen on the data that were fitted"
-    if chosen_with_held_out(result):
+    if model.states.by_held_out:
         chosen += ", with a veto of data held out"
-    if len(numbers) > 1:
-        chosen = f"in {', '.join(part.region for part in _parts(result))}; {chosen}"
-    return Tile(question, " + ".join(map(str, numbers)), chosen)
+    if len(parts) > 1:
+        chosen = f"in {', '.join(part.region for part in parts)}; {chosen}"
+    return Tile(question, " + ".join(str(len(part.states)) for part in parts), chosen)
 
 
 def _certainty(result: Result) -> Tile:
@@ -185,17 +162,23 @@ def _certainty(result: Result) -> Tile:
         weights = sorted((m.weight for m in result.members if m.selected), reverse=True)
         listed = ", ".join(f"{w:.2f}" for w in weights)
         return Tile(question, "not tested", f"weights {listed}; no intervals were estimated")
+    return certainty_of(result.model)
+
+
+def certainty_of(model: FinalModel) -> Tile:
+    """What the data say of the last state, and the widest interval."""
+    question, parts = "How sure?", model.states.parts
     value, notes = "not tested", []
-    steps = [(part, step) for part in _parts(result) if (step := last_step(part)) is not None]
+    steps = [(part, step) for part in parts if (step := last_step(part)) is not None]
     if steps:
         part, (gain, error, number) = min(steps, key=lambda found: abs(found[1][0]) / max(found[1][1], 1e-12))
         state = f"the {ORDINALS[number]} state" if number in ORDINALS else f"state number {number}"
         value = "not distinguishable"
         if abs(gain) > 2 * error:
             value = f"data {'for' if gain > 0 else 'against'} {state}"
-        where = "held-out data" if chosen_with_held_out(result) else "fitted data"
+        where = "held-out data" if model.states.by_held_out else "fitted data"
         notes.append(f"{where}: {signed(gain, 1)} ± {error:.1f} log units for {state} of {part.region}")
-    known = [(state, state.interval) for part in _parts(result) for state in part.states if state.interval]
+    known = [(state, state.interval) for part in parts for state in part.states if state.interval]
     if known:
         widest, interval = max(known, key=_width)
         notes.append(

@@ -28,7 +28,7 @@ def sections(run: RunFolder, scene: Scene | None) -> list[Section]:
     assert isinstance(result, Result)
     found = []
     if result.model is not None:
-        found += [_states(result.model, scene)]
+        found += [states_of(result.model, scene)]
     found.append(_agreement(result))
     if run.residues and run.residue_figures:
         found.append(residues(run))
@@ -36,13 +36,13 @@ def sections(run: RunFolder, scene: Scene | None) -> list[Section]:
     if any(m.bimodality is not None for m in result.members):
         found.append(bimodality(result.members))
     if result.model is not None and result.model.validation:
-        found.append(_validation(result.model.validation))
+        found.append(validation_of(result.model.validation))
     if run.trace:
         found.append(traces(run))
     return found
 
 
-def _states(model: FinalModel, scene: Scene | None) -> Section:
+def states_of(model: FinalModel, scene: Scene | None) -> Section:
     """Parts, states, occupancies and what the number rests on."""
     states, parts = model.states, model.states.parts
     drawn = () if scene is None else scene.conformations
@@ -216,7 +216,7 @@ VALIDATION_ROWS = (
 )
 
 
-def _validation(found: dict[str, Validation]) -> Section:
+def validation_of(found: dict[str, Validation]) -> Section:
     """Stereochemistry of start and model, side by side."""
     names: list[str] = [name for name in ("start", "model") if name in found] or list(found)
     rows = []

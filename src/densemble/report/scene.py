@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from densemble.atoms import Region, ResidueId
 from densemble.errors import InputError
-from densemble.io.model_results import MODEL_FILE, Part
+from densemble.io.model_results import ALTERNATIVE_FILE, MODEL_FILE, Part
 from densemble.io.models import read_model
 from densemble.io.naming import NO_ALTLOC, residue_id
 from densemble.io.output import MAP_FILE
@@ -122,7 +122,7 @@ class Camera:
 def scene_of(run: RunFolder) -> Scene | None:
     """The scene of a run; None where its folder has no model.
 
-    The refined model with altlocs is shown where there is one, else the ensemble as sampled, else the models
+    The refined model of states is shown where there is one, else the ensemble as sampled, else the models
     of a fit to a cryo-EM map.
 
     Raises:
@@ -130,15 +130,19 @@ def scene_of(run: RunFolder) -> Scene | None:
     """
     result, folder = run.result, run.path
     map_file = MAP_FILE if (folder / MAP_FILE).is_file() else None
-    final = result.model if isinstance(result, Result) else None
+    region: str | None
     if isinstance(result, Result):
-        region: str | None = result.region
+        region, final = result.region, result.model
+    elif result.region is not None:
+        region, final = result.region.region, result.region.model
     else:
-        region = None if result.region is None else result.region.region
+        region, final = None, None
     parts: list[tuple[str, Part | None]] = [] if region is None else [(region, None)]
     file = ENSEMBLE_FILE
-    if final is not None and (folder / MODEL_FILE).is_file():
-        file, parts = MODEL_FILE, [(part.region, part) for part in final.states.parts] or parts
+    if final is not None:
+        of_states = MODEL_FILE if final.advised else ALTERNATIVE_FILE
+        if (folder / of_states).is_file():
+            file, parts = of_states, [(part.region, part) for part in final.states.parts] or parts
     if parts and (folder / file).is_file():
         return _of_altlocs(folder, file, parts, map_file)
     if (folder / MODELS_FILE).is_file():

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from densemble.io.model_results import FinalModel
 from densemble.io.state_results import Distance, Fit, Geometry, RegionRecord, StateResult
-from densemble.report.crystal_page import EVALUATION, bimodality, residues, traces
+from densemble.report.crystal_headline import (
+    certainty_of,
+    clash_warning,
+    number_of,
+    verdicts_of,
+)
+from densemble.report.crystal_page import (
+    EVALUATION,
+    bimodality,
+    residues,
+    states_of,
+    traces,
+    validation_of,
+)
 from densemble.report.folder import RunFolder
+from densemble.report.scene import Scene
 from densemble.report.sections import (
     Headline,
     Section,
@@ -24,7 +39,10 @@ def headline(result: StateResult) -> Headline:
     if held.tone != "plain":
         does = "better" if held.tone == "good" else "no better"
         verdict = f"The result agrees {does} than the start with the half map that the fit never saw."
-    region = result.region
+    region, model = result.region, None if result.region is None else result.region.model
+    if region is not None and model is not None:
+        title = f"Conformations of {region.region}"
+        return Headline(title, "cryo-EM map", *_of_model(region.region, model))
     if region is None:
         title, answer, tiles = f"The state in {_map_name(result)}", _of_state(result), _state_tiles(result)
     else:
@@ -52,12 +70,38 @@ def _state_tiles(result: StateResult) -> tuple[Tile, Tile]:
     )
 
 
+def _of_model(region: str, model: FinalModel) -> tuple[tuple[str, ...], tuple[Tile, Tile, Tile]]:
+    """Of a region's states, what is said and shown of them."""
+    held, question = model.held_out, "Better on held-out data?"
+    if held is None:
+        check = "No half map was held out, so there is no independent check of it in this run."
+        tile = Tile(question, "unknown", "no half map was held out")
+    else:
+        gain = held.after - held.before
+        note = f"RSCC in half map 2 {signed(gain, 3)}: {held.before:.3f} to {held.after:.3f}, {held.of}"
+        if held.error is not None:
+            note += f"; standard error of the difference {held.error:.3f}"
+        tile = Tile(question, "yes", note, "good") if held.better else Tile(question, "no", note, "bad")
+        if held.better and not held.clear:
+            tile = Tile(question, "not clearly", note)
+        check = (
+            "Nothing was fitted to the half map held out, but it had a say in the number of states; errors "
+            "of the model are the same in both half maps."
+        )
+        if not model.several:
+            tile = Tile(question, "unchanged: one state", note)
+    answer = (*verdicts_of(model, region, held), check, *clash_warning(model))
+    return answer, (number_of(model), certainty_of(model), tile)
+
+
 def _of_region(region: RegionRecord) -> list[str]:
     kept = sum(m.selected for m in region.members)
-    verb = "explains" if kept == 1 else "together explain"
+    verb, why = "explains" if kept == 1 else "together explain", region.model_failure
     return [
         f"{counted(kept, 'conformation').capitalize()} of {region.region} {verb} the map there.",
-        "How many states the data support was not tested in this run.",
+        "How many states the data support was not tested in this run."
+        if why is None
+        else f"How many states the data support could not be told: {why}.",
     ]
 
 
@@ -90,12 +134,16 @@ def _held_out(result: StateResult) -> Tile:
     return Tile(question, "yes" if after > before else "no", note, "good" if after > before else "bad")
 
 
-def sections(run: RunFolder) -> list[Section]:
+def sections(run: RunFolder, scene: Scene | None) -> list[Section]:
     """Everything below the headline and the 3D view."""
     result = run.result
     assert isinstance(result, StateResult)
     found = []
     if result.region is not None:
+        model = result.region.model
+        if model is not None:
+            found += [states_of(model, scene), _alike(model)]
+            found += [validation_of(model.validation)] if model.validation else []
         found.append(_region(result.region))
         if any(m.bimodality is not None for m in result.region.members):
             found.append(bimodality(result.region.members))
@@ -164,6 +212,25 @@ def _mixture(result: StateResult) -> Table:
     return Table(f"Together, by weight: {weights}.", ("", "fitted map", "half map held out"), rows, (1,))
 
 
+def _alike(model: FinalModel) -> Section:
+    """One state and the model of states, refined alike."""
+    assert model.refinement is not None
+    refined = model.refinement
+    pairs = (("one state", refined.start.rscc), ("model of states", refined.model.rscc))
+    held = refined.held_out_rscc or (None, None)
+    rows = tuple(
+        (name, f"{rscc[0]:.3f} → {rscc[1]:.3f}", optional(other, ".3f"))
+        for (name, rscc), other in zip(pairs, held, strict=True)
+    )
+    caption = f"Before and after {refined.cycles} cycles of the same refinement: the fair comparison."
+    if refined.held_out_error is not None:
+        caption += (
+            f" Standard error of the difference in the half map held out: {refined.held_out_error:.3f}."
+        )
+    table = Table(caption, ("", "RSCC (fitted)", "RSCC (held\u00a0out)"), rows, (1,))
+    return Section("refined", "One state and the model of states", tables=(table,))
+
+
 def _region(region: RegionRecord) -> Section:
     """One state and the ensemble of a region."""
     rows = []
@@ -183,7 +250,9 @@ def _region(region: RegionRecord) -> Section:
         tuple(cells),
     )
     text = "Everything outside the region is held, and its density is taken out of the map."
-    return Section("states", f"Conformations of {region.region}", text=(text,), tables=(members, fit))
+    return Section(
+        "members", f"Sampled conformations of {region.region}", text=(text,), tables=(members, fit)
+    )
 
 
 def _geometry(result: StateResult) -> Section:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from densemble.io.model_results import FinalModel, Refined
+from densemble.io.model_results import FinalModel, Refined, Refinement
 from densemble.io.results import Result
 from densemble.io.state_results import Distance, Fit, Mixture, RegionRecord, StateResult
-from densemble.report.crystal_headline import refined_alike, verdict_of
+from densemble.report.crystal_headline import clash_warning, file_notes, verdict_of
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -58,19 +58,41 @@ def model_lines(model: FinalModel) -> list[str]:
         within = f"no two members differ by {model.states.coordinate_error:.2f} Å"
         lines = [f"One state: {within}; more were not tested."]
     else:
-        lines = [verdict_of(part, refined_alike(model)) for part in parts]
-        lines += table(["final model: state", "occupancy", "95 % interval"], _state_rows(model))
+        lines = [*(verdict_of(part, model.held_out) for part in parts), *file_notes(model)]
+        lines += table(["model of states", "occupancy", "95 % interval"], _state_rows(model))
     if found is not None and found.start.r_free is not None and found.model.r_free is not None:
         error = found.r_free_error
         lines.append(
             f"Refined alike, {found.cycles} cycles: {_r_factors(found.start)} of one state, "
-            f"{_r_factors(found.model)} of the model"
+            f"{_r_factors(found.model)} of the model of states"
             + ("." if error is None else f" (standard error of the difference of R-free {error:.4f}).")
         )
-    lines += _validation_line(model)
+    if found is not None and found.start.r_free is None:
+        lines.append(_map_line(found))
+    lines += [*_validation_line(model), *clash_warning(model)]
     if model.states.by_held_out:
-        lines.append("Nothing was fitted to the free reflections; they had a say in the number of states.")
+        data, they = (
+            ("free reflections", "they") if found is None or found.start.r_free else ("half map 2", "it")
+        )
+        lines.append(f"Nothing was fitted to the {data}; {they} had a say in the number of states.")
     return lines
+
+
+def _map_line(found: Refinement) -> str:
+    """Agreement with the map of one state and of the model."""
+    line = (
+        f"Refined alike, {found.cycles} cycles: RSCC {found.start.rscc[1]:.3f} of one state, "
+        f"{found.model.rscc[1]:.3f} of the model of states"
+    )
+    if found.held_out_rscc is None:
+        return f"{line}."
+    before, after = found.held_out_rscc
+    error = (
+        ""
+        if found.held_out_error is None
+        else f" (standard error of the difference {found.held_out_error:.3f})"
+    )
+    return f"{line}; in half map 2, held out, {before:.3f} and {after:.3f}{error}."
 
 
 def _state_rows(model: FinalModel) -> list[list[str]]:
@@ -101,7 +123,7 @@ def _validation_line(model: FinalModel) -> list[str]:
         said.append(f"clash score {start.clashscore:.1f} -> {final.clashscore:.1f}")
     if start.rotamer_outliers is not None and final.rotamer_outliers is not None:
         said.append(f"rotamer outliers {start.rotamer_outliers:.1%} -> {final.rotamer_outliers:.1%}")
-    return [f"Validation of the region, start -> model: {', '.join(said)}."] if said else []
+    return [f"Validation of the region, one state -> model of states: {', '.join(said)}."] if said else []
 
 
 def state_summary(result: StateResult, out: Path) -> str:
@@ -133,6 +155,11 @@ def state_summary(result: StateResult, out: Path) -> str:
     if result.region is not None:
         lines += ["", *_region_lines(result.region), ""]
         files = f"ensemble.cif, members/, {files}"
+        if result.region.model is not None:
+            lines += [*model_lines(result.region.model), ""]
+            files = f"model.cif, {files}"
+        elif result.region.model_failure is not None:
+            lines.append(f"No final model: {result.region.model_failure}; see model.log.")
     lines.append(f"Written to {out}/: {files}")
     return "\n".join([*lines, *(f"Warning: {message.rstrip('.')}." for message in result.messages)])
 

@@ -75,4 +75,4 @@ def _overview(scene: Scene | None, target: DensityMap | None, density: DrawnMap 
 def _content(run: RunFolder, scene: Scene | None) -> tuple[Headline, list[Section]]:
     if isinstance(run.result, Result):
         return crystal_headline.headline(run.result), crystal_page.sections(run, scene)
-    return state_page.headline(run.result), state_page.sections(run)
+    return state_page.headline(run.result), state_page.sections(run, scene)

@@ -7,7 +7,6 @@ that the model's errors have in a shell of resolution: Murshudov, G. N., Vagin, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,9 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Complex, Float, Int
 from scipy.optimize import minimize_scalar
 
-from densemble.atoms import ResidueId, Topology
+from densemble.atoms import Topology
 from densemble.crystal.direct import DirectFactors
-from densemble.crystal.omit import scaled_models
+from densemble.crystal.omit import ScaledModels
 from densemble.crystal.scaling import bulk_solvent, resolution_shells
 from densemble.crystal.sigmaa import log_rice, slopes
 from densemble.forward.scattering import FormFactors, xray_form_factors
@@ -100,7 +99,6 @@ class AmplitudeJudge:
         rest: structure factors of all but the region, solvent included, shape=(n,).
         variance: of the error of a structure factor, shape=(n,).
         factors: of the region's atoms, less the solvent that they displace.
-        choosing: free reflections by which models are compared, shape=(n,).
     """
 
     reflections: Reflections
@@ -108,28 +106,21 @@ class AmplitudeJudge:
     rest: Complex[np.ndarray, " n"]
     variance: Float[np.ndarray, " n"]
     factors: DirectFactors
-    choosing: Bool[np.ndarray, " n"]
 
     @classmethod
     def of(
         cls,
-        structure: gemmi.Structure,
-        residues: Sequence[ResidueId],
+        models: ScaledModels,
         topology: Topology,
         reflections: Reflections,
-        *,
-        choosing: Bool[np.ndarray, " n"] | None = None,
     ) -> AmplitudeJudge:
-        """Scale the model to the data and take the region out of it.
+        """See how large the model's errors are, and what the region's atoms scatter.
 
         Args:
-            structure: the start, with the region in one conformation.
-            residues: of the region.
+            models: the start, with the region in one conformation, and all but the region.
             topology: the region's atoms.
             reflections: the data.
-            choosing: free reflections to compare models by; all of them if None.
         """
-        models = scaled_models(structure, residues, reflections)
         f_obs = reflections.f / models.scale.k
         solvent = bulk_solvent(reflections, models.scale)
         volumes = displaced_volumes(topology.residue_names, topology.names, topology.elements)
@@ -142,24 +133,23 @@ class AmplitudeJudge:
             models.rest[:-1],
             error_variance(reflections, f_obs, np.abs(models.whole[:-1])),
             DirectFactors(factors, reflections.hkl, reflections.cell, reflections.spacegroup),
-            reflections.free if choosing is None else choosing,
         )
 
     @property
     def rule(self) -> str:
         """What is compared, in words."""
-        count, free = int(self.choosing.sum()), int(self.reflections.free.sum())
+        free = int(self.reflections.free.sum())
         if not self.holds_out:
             return (
                 "log-likelihood (Rice) of the working reflections, less parameters (AIC), for with "
-                f"{count} of {free} free reflections to choose by nothing can be held out"
+                f"{free} free reflections to choose by nothing can be held out"
             )
-        return f"log-likelihood (Rice) of {count} of the {free} free reflections, which nothing was fitted to"
+        return f"log-likelihood (Rice) of the {free} free reflections, which nothing was fitted to"
 
     @property
     def holds_out(self) -> bool:
         """There are free reflections enough to choose by."""
-        return int(self.choosing.sum()) >= _LEAST_HELD_OUT
+        return int(self.reflections.free.sum()) >= _LEAST_HELD_OUT
 
     @cached_property
     def _block(self) -> Int[np.ndarray, " m"]:
@@ -196,8 +186,8 @@ class AmplitudeJudge:
         return float(self._log_likelihood(signals, weights, ~self.reflections.free).sum())
 
     def held_out(self, signals: np.ndarray, weights: Float[np.ndarray, " s"]) -> Float[np.ndarray, " m"]:
-        """Log-likelihood of each free reflection that models are compared by."""
-        return self._log_likelihood(signals, weights, self.choosing)
+        """Log-likelihood of each free reflection."""
+        return self._log_likelihood(signals, weights, self.reflections.free)
 
     def _log_likelihood(self, signals: np.ndarray, weights: np.ndarray, which: np.ndarray) -> np.ndarray:
         model = np.abs(self.rest[which] + weights @ signals[:, which])

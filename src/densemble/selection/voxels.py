@@ -12,6 +12,7 @@ from torch import Tensor
 
 from densemble.forward.xray import XrayDensity
 from densemble.grid import DensityMap
+from densemble.metrics.maps import blocks_of
 from densemble.selection.intervals import Blocks
 
 
@@ -95,8 +96,5 @@ class MapJudge:
 
     @cached_property
     def _block(self) -> Int[np.ndarray, " d"]:
-        """The block that each voxel is in, numbered without gaps."""
-        grid = self.target.grid
-        size = [max(round(self.edge / h), 1) for h in grid.spacing]
-        place = np.argwhere(self.inside.numpy()) // size
-        return np.unique(place, axis=0, return_inverse=True)[1].ravel()
+        """The block that each voxel is in."""
+        return blocks_of(self.target.grid, self.inside, self.edge)

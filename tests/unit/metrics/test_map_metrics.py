@@ -4,7 +4,7 @@ import torch
 
 from densemble.atoms import Residue, ResidueId, Topology
 from densemble.grid import Grid
-from densemble.metrics.maps import cosine, model_fit, rscc, voxels_near
+from densemble.metrics.maps import blocks_of, cosine, model_fit, rscc, rscc_gain_error, voxels_near
 
 GRID = Grid((1.0, -2.0, 0.5), (0.5, 0.75, 1.0), (9, 8, 7))
 
@@ -103,3 +103,32 @@ def test_model_fit_in_blocks(maps, three_residues):
     fit = model_fit(a, b, GRID, topology, coords, radius=30.0)
     np.testing.assert_array_equal(fit.voxels, [a.numel()] * 3 + [0])
     np.testing.assert_allclose(fit.residues[:3], np.corrcoef(a.reshape(-1), b.reshape(-1))[0, 1], atol=1e-6)
+
+
+def test_blocks_are_cubes_of_the_edge_numbered_without_gaps():
+    grid = Grid((0.0, 0.0, 0.0), (1.0, 1.0, 0.5), (5, 4, 8))
+    inside = torch.ones(grid.shape, dtype=torch.bool)
+    inside[:2, :2, :4] = False  # one block is empty
+    found = blocks_of(grid, inside, 2.0)
+    assert found.max() + 1 == 3 * 2 * 2 - 1
+    assert np.bincount(found).tolist() == [16, 16, 16, 16, 16, 16, 16, 8, 8, 8, 8]
+
+
+def test_error_of_a_gain_in_rscc_is_its_scatter_over_maps():
+    """Blocks of one voxel with noise of their own; two models of which each lacks something."""
+    grid, generator = Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (9, 9, 9)), torch.Generator().manual_seed(2)
+    truth, *more = torch.randn(3, *grid.shape, generator=generator).double()
+    first, second = (truth + 0.5 * other for other in more)
+    inside = torch.ones(grid.shape, dtype=torch.bool)
+    block = blocks_of(grid, inside, 1.0)
+    gains, errors = [], []
+    for _ in range(60):
+        # all is drawn anew: the jackknife takes the voxels for a sample
+        order = torch.randint(truth.numel(), (truth.numel(),), generator=generator)
+        a, b, t = (x.reshape(-1)[order].reshape(grid.shape) for x in (first, second, truth))
+        target = t + 0.7 * torch.randn(grid.shape, generator=generator)
+        gains.append(rscc(b, target, inside) - rscc(a, target, inside))
+        errors.append(rscc_gain_error(a, b, target, inside, block))
+    assert np.mean(errors) == pytest.approx(np.std(gains, ddof=1), rel=0.25)
+    assert rscc_gain_error(first, first, truth, inside, block) == pytest.approx(0, abs=1e-12)
+    assert np.isnan(rscc_gain_error(first, second, truth, inside, 0 * block))

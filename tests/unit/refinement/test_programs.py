@@ -21,6 +21,7 @@ from densemble.refinement.programs import (
     write_parameters,
 )
 from densemble.refinement.split import split_where_different
+from densemble.refinement.waters import model_structure
 
 MODEL = Path(densemble.__file__).parent / "data" / "7rin" / "model.cif"
 
@@ -151,13 +152,16 @@ def test_the_model_is_written_with_all_that_goes_with_it(tmp_path):
     model = read_model(MODEL)
     own = model.topology.atoms_of([r for s in Region.parse("A:90-94").resolve(model.topology) for r in s])
     _, parts = split_model(model, "A:90-94")
-    files, obstacle = write_model(tmp_path, model, parts, own)
+    files, obstacle = write_model(tmp_path, *model_structure(model, parts, own), parts)
     assert [file.name for file in files] == ["model.cif", "model.pdb", "phenix.eff", "refmac.txt"]
     assert obstacle is None
     counts = {gemmi.read_structure(str(file))[0].count_atom_sites() for file in files[:2]}
     assert counts == {len(model.topology) + len(own)}
     model.structure[0]["A"].name = "LONG"
-    files, obstacle = write_model(tmp_path, model, parts, own)
+    built = model_structure(model, parts, own)
+    files, _ = write_model(tmp_path, *built, parts, amplitudes=False)
+    assert [file.name for file in files] == ["model.cif", "refmac.txt"]
+    files, obstacle = write_model(tmp_path, *built, parts)
     assert [file.name for file in files] == ["model.cif", "phenix.eff", "refmac.txt"]
     assert "room for one letter" in obstacle
 

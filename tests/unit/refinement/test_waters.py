@@ -227,7 +227,7 @@ def test_every_altloc_atom_is_in_one_group_of_its_letter(example, tmp_path):
         assert numbers == {
             site.residue.seqid.num for site in structure[0].all() if site.atom.altloc == letter
         }
-    write_model(tmp_path, model, parts, atoms_of(model))
+    write_model(tmp_path, structure, displaced, parts)
     phenix = [x for x in phenix_parameters([group]).splitlines() if "selection" in x]
     assert ["resseq 538 " in x for x in phenix] == [True, False]
     assert phenix[0].endswith("and altloc A")

@@ -125,7 +125,11 @@ def test_support_is_that_of_the_data_held_out(after, gain, support):
     )
     steps = [Evidence(states=1, fit=0.0, held_out=0.0)]
     steps.append(Evidence(states=2, fit=90.0, held_out=gain, error=5.0, chosen=True))
-    first = headline(result([part("A:1-20", [0.6, 0.4], steps)], refined=refined)).answer[0]
+    found = result([part("A:1-20", [0.6, 0.4], steps)], refined=refined)
+    first, *more = headline(found).answer
+    assert found.model.advised == ("keep to one state" not in support)
+    note = "So model.cif has one state; the model of states is alternative.cif."
+    assert (note in more) == (not found.model.advised)
     assert support in first
     assert first.startswith("The data support") or first.startswith("Two states of A:1-20 fit the map better")
 
@@ -206,3 +210,31 @@ def test_last_step_is_in_what_decides(evidence, expected):
     steps = [Evidence(states=n, fit=f, held_out=h, error=e, chosen=c) for n, f, h, e, c in evidence]
     found = last_step(part("A:1-20", [1.0], steps))
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "advised"),
+    [
+        ([("A:1-9", [0.6, 0.4], 9.0), ("A:11", [0.5, 0.5], 1.0)], 0.001, True),
+        ([("A:1-9", [0.6, 0.4], 9.0), ("A:11", [0.5, 0.5], -1.0)], 0.001, True),  # one of them is enough
+        ([("A:1-9", [0.6, 0.4], -9.0), ("A:11", [0.5, 0.5], -1.0)], 0.001, False),
+        ([("A:1-9", [0.6, 0.4], 9.0), ("A:11", [0.5, 0.5], 1.0)], 0.01, False),
+        ([("A:1-9", [1.0], -9.0)], 0.01, True),  # there is nothing else
+    ],
+)
+def test_a_model_is_advised_if_any_part_s_states_are(parts, error, advised):
+    def steps(gain):
+        return [
+            Evidence(states=1, fit=0.0, held_out=0.0),
+            Evidence(states=2, fit=90.0, held_out=gain, error=5.0, chosen=True),
+        ]
+
+    refined = Refinement(
+        cycles=5,
+        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
+        model=Refined(r_free=(0.19, 0.181), rscc=(0.9, 0.91)),
+        r_free_error=error,
+    )
+    found = [part(name, occupancies, steps(gain)) for name, occupancies, gain in parts]
+    assert result(found, refined=refined).model.advised == advised
+    assert result(found).model.advised  # without data held out there is nothing to doubt it by

@@ -92,12 +92,14 @@ def test_final_model_begins_with_a_verdict_and_says_what_it_costs():
         },
     )
     lines = model_lines(model)
+    assert "So model.cif has one state; the model of states is alternative.cif." in lines
+    assert any(line.startswith("The model has clearly more clashes than the start") for line in lines)
     assert lines[0].startswith("Two states of A:1-8 fit the map better; data held out do not clearly support")
     assert (
         "Refined alike, 4 cycles: R-work 0.1700, R-free 0.1900 of one state, R-work 0.1650, R-free 0.1895 of "
-        "the model (standard error of the difference of R-free 0.0010)." in lines
+        "the model of states (standard error of the difference of R-free 0.0010)." in lines
     )
     assert (
-        "Validation of the region, start -> model: clash score 8.0 -> 31.2, rotamer outliers 0.0% -> 12.5%."
-        in lines
+        "Validation of the region, one state -> model of states: clash score 8.0 -> 31.2, "
+        "rotamer outliers 0.0% -> 12.5%." in lines
     )

@@ -50,7 +50,7 @@ def judge(weights, noise, *, seed=0):
     f = np.abs(rest + np.array(weights) @ signals + error)
     data = reflections(f, hkl, rng.uniform(size=len(f)) < 0.1)
     variance = np.maximum(noise * sd, 0.05 * sd) ** 2
-    return AmplitudeJudge(data, f, rest, variance, factors, data.free), states, b_iso, signals
+    return AmplitudeJudge(data, f, rest, variance, factors), states, b_iso, signals
 
 
 def test_the_hash_is_that_of_a_reflection_not_of_its_setting():
@@ -106,7 +106,7 @@ def test_a_handful_of_free_reflections_is_nothing_to_choose_by(count):
     few[np.flatnonzero(found.reflections.free)[:count]] = True
     assert found.holds_out
     assert "which nothing was fitted to" in found.rule
-    other = replace(found, choosing=few)
+    other = replace(found, reflections=replace(found.reflections, free=few))
     assert not other.holds_out
     assert "of the working reflections" in other.rule
     assert "AIC" in other.rule
@@ -149,14 +149,12 @@ def test_occupancies_are_recovered_from_noise_and_are_the_likeliest():
 def test_what_is_fitted_and_what_is_held_out_are_different_reflections():
     found, states, b_iso, signals = judge((0.3, 0.7), 0.5)
     assert np.allclose(found.signals(np.arange(COUNT), states, b_iso), signals)
-    changed = np.where(found.choosing, 2 * found.f_obs, found.f_obs)
-    other = AmplitudeJudge(
-        found.reflections, changed, found.rest, found.variance, found.factors, found.choosing
-    )
+    changed = np.where(found.reflections.free, 2 * found.f_obs, found.f_obs)
+    other = replace(found, f_obs=changed)
     w = np.array([0.4, 0.6])
     assert other.fitted(signals, w) == found.fitted(signals, w)
     assert np.array_equal(other.blocks(signals, w).gram, found.blocks(signals, w).gram)
     assert (other.held_out(signals, w) != found.held_out(signals, w)).all()
-    assert len(found.held_out(signals, w)) == found.choosing.sum()
-    assert "293 of the 293 free reflections" in found.rule
+    assert len(found.held_out(signals, w)) == found.reflections.free.sum()
+    assert "of the 293 free reflections" in found.rule
     assert found.holds_out
