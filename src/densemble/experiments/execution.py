@@ -15,6 +15,7 @@ from filelock import FileLock
 from densemble.cryoem import run_cryoem
 from densemble.errors import InputError
 from densemble.experiments.jobs import Found, Job, JobRecord
+from densemble.experiments.judging import judge_states
 from densemble.experiments.preparation import Task
 from densemble.inputs import Settings
 from densemble.io.output import RESULT_FILE, write_record, write_text
@@ -58,7 +59,7 @@ def execute(task: Task, record_file: Path) -> JobRecord:
         write_text(key_file, job.key)
         begin = time.perf_counter()
         try:
-            figures = figures_of(_result(task, own=own))
+            figures = figures_of(_result(task, own=own), task)
             record = JobRecord(
                 id=job.id,
                 key=job.key,
@@ -93,18 +94,29 @@ def _result(task: Task, *, own: bool) -> Result | StateResult:
     return run_cryoem(settings, folder, reference=task.reference, resume=own, force=not own)
 
 
-def figures_of(result: Result | StateResult) -> tuple[Found, ...]:
+def figures_of(result: Result | StateResult, task: Task) -> tuple[Found, ...]:
     """What a run says, by the names that suites have for it."""
-    return _of_crystal(result) if isinstance(result, Result) else _of_map(result)
+    return _of_crystal(result, task) if isinstance(result, Result) else _of_map(result)
 
 
-def _of_crystal(result: Result) -> tuple[Found, ...]:
+def _of_crystal(result: Result, task: Task) -> tuple[Found, ...]:
+    """Agreement with the data; and of the final model's states with those of the reference, if it has some."""
     found = [
         Found(measure="cosine", value=result.metrics.cosine["ensemble"]),
         Found(measure="rscc", value=result.metrics.rscc["ensemble"]),
     ]
     if result.r_factors is not None:
         found.append(Found(measure="r_free", value=result.r_factors.ensemble.r_free))
+    if result.model is None or task.reference is None:
+        return tuple(found)
+    judged = judge_states(task.folder, result.region, result.model.states, task.reference)
+    if judged is not None:
+        found.append(Found(measure="states", value=judged.found))
+        found += [
+            Found(measure=f"rmsd_to_{name or 'reference'}", value=value) for name, value in judged.rmsd.items()
+        ]
+        if judged.occupancy_error is not None:
+            found.append(Found(measure="occupancy_error", value=judged.occupancy_error))
     return tuple(found)
 
 

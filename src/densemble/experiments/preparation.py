@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import gemmi
 
+from densemble.atoms import Region
 from densemble.em.inputs import StateSettings
 from densemble.errors import InputError
+from densemble.experiments.crystals import simulate_crystal
 from densemble.experiments.drawing import cut_zone, draw_map
 from densemble.experiments.files import Files
-from densemble.experiments.jobs import Job
+from densemble.experiments.jobs import UNUSED, Job
 from densemble.experiments.pairs import common, moved_at_random, with_side_chains
 from densemble.inputs import Settings
 from densemble.io.maps import read_map, write_map
-from densemble.io.models import Model, read_model
+from densemble.io.models import Model, read_model, require_cell
 from densemble.io.output import write_text
+from densemble.io.reflections import check_same_crystal, read_reflections
 from densemble.priors.fold import FoldSettings
 from densemble.recipes.state import load_state_recipe
 from densemble.recipes.writing import toml_text
-from densemble.suites import Crystal, Drawn, Map, Variant
+from densemble.suites import Crystal, Drawn, Map, Simulated, Variant
 from densemble.suites.sites import find_site
 
 _CRYSTAL, _STATE, _FOLD = ("embedded", "gaussian", "chroma"), ("embedded", "elastic"), ("boltz1", "boltz2")
@@ -58,12 +62,18 @@ def prepare(job: Job, files: Files, out: Path) -> Task:
 def _crystal(job: Job, case: Crystal, files: Files, out: Path) -> Task:
     variant = job.variant
     _check_prior(variant, _CRYSTAL)
-    model, data = files.find(case.model), files.find(case.data)
-    topology = read_model(model, altloc=case.start_altloc).topology
+    path = files.find(case.model)
+    model = read_model(path, altloc=case.start_altloc)
+    region = find_site(case.site, model.topology).region
+    if isinstance(case.data, Simulated):
+        data, reference = _simulated(case, case.data, files, inputs_folder(job, out), model, region)
+    else:
+        data = files.find(case.data)
+        reference = None if case.reference is None else files.find(case.reference)
     settings = Settings(
-        model=model,
+        model=path,
         data=data,
-        region=find_site(case.site, topology).region,
+        region=region,
         start_altloc=case.start_altloc,
         members=variant.members,
         keep=variant.keep,
@@ -74,14 +84,51 @@ def _crystal(job: Job, case: Crystal, files: Files, out: Path) -> Task:
         prior=variant.prior,  # type: ignore[arg-type]
         recipe=variant.recipe,
     )
-    reference = None if case.reference is None else files.find(case.reference)
     return Task(job, settings, job.folder(out), reference)
 
 
+def inputs_folder(job: Job, out: Path) -> Path:
+    """Where what is made for a case is kept; emptied when the case is another than it was made for."""
+    folder = out / "inputs" / job.case.id
+    case_file, now = folder / "case.json", job.case.model_dump_json(exclude=UNUSED)
+    if folder.is_dir() and not (case_file.is_file() and case_file.read_text(encoding="utf-8") == now):
+        shutil.rmtree(folder)
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        write_text(case_file, now)
+    return folder
+
+
+def _simulated(
+    case: Crystal, how: Simulated, files: Files, folder: Path, model: Model, region: str
+) -> tuple[Path, Path]:
+    """Data and their truth, made once a case."""
+    truth, data = folder / "truth.cif", folder / "data.mtz"
+    real = files.find(how.like)
+    states = None if how.states is None else files.find(how.states)
+    if not data.is_file():  # it is written last
+        require_cell(model)
+        reflections = read_reflections(real)
+        check_same_crystal(model.structure, reflections, name=str(model.path))
+        simulate_crystal(
+            model,
+            reflections,
+            Region.parse(region),
+            occupancies=how.occupancies,
+            states=states,
+            apart=how.apart,
+            d_min=how.resolution,
+            seed=how.seed,
+            truth=truth,
+            data=data,
+        )
+    return data, truth
+
+
 def _map(job: Job, case: Map, files: Files, out: Path) -> Task:
-    variant, folder = job.variant, out / "inputs" / case.id
+    variant = job.variant
     _check_prior(variant, _STATE + _FOLD)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = inputs_folder(job, out)
     folds = variant.prior in _FOLD
     if folds and case.sequence is None:
         raise InputError(f"{variant.prior} folds, and the case has no sequence")
