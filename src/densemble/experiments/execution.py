@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import traceback
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from filelock import FileLock
 
 from densemble.cryoem import run_cryoem
 from densemble.errors import InputError
+from densemble.experiments.clusters import VISIBLE
 from densemble.experiments.jobs import Found, Job, JobRecord
 from densemble.experiments.judging import judge_states
 from densemble.experiments.preparation import Task
@@ -24,12 +26,17 @@ from densemble.io.state_results import StateResult
 from densemble.pipeline import run_xray
 
 
-def begin_worker(threads: int) -> None:
-    """Set up a worker process: its threads, and an end to it when the scheduler is no more.
+def begin_worker(threads: int, gpus: SimpleQueue[str | None]) -> None:
+    """Set up a worker process: its threads, its GPU, and an end to it when the scheduler is no more.
 
-    Figures depend on the number of threads in their last digits, so it is the same for every worker.
+    Args:
+        threads: of its jobs. Figures depend on their number in the last digits, so it is the same for all.
+        gpus: one for each worker, to be taken; None where there is none.
     """
     torch.set_num_threads(threads)
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ[VISIBLE] = gpu  # CUDA reads it when it is first used, which it was not
     parent = multiprocessing.parent_process()
     if parent is not None:
 
