@@ -34,7 +34,8 @@ number = len(list(jobs.iterdir())) + 1
 script = jobs / f"{{number}}.sh"
 script.write_bytes(pathlib.Path(sys.argv[-1]).read_bytes())
 with open(jobs.parent / f"{{number}}.out", "wb") as out:
-    job = subprocess.Popen(["bash", script], stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+    options = dict(stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+    job = subprocess.Popen(["bash", script], **options)
 (jobs.parent / f"{{number}}.pid").write_text(str(job.pid))
 print("Submitted batch job", number)
 """
@@ -90,7 +91,8 @@ def files(crystal, tmp_path) -> Files:
 def test_the_script_that_is_submitted(tmp_path):
     (tmp_path / "gpu.toml").write_text(
         'memory = "8GB"\nwalltime = "12:00:00"\nqueue = "gpu"\naccount = "lab"\ngpu = true\n'
-        'directives = ["--constraint=a100"]\nprologue = ["module load cuda"]\npython = "/opt/env/bin/python"\n'
+        'directives = ["--constraint=a100"]\nprologue = ["module load cuda"]\n'
+        'python = "/opt/env/bin/python"\n'
     )
     options = Slurm.read(str(tmp_path / "gpu.toml")).options(2)
     with dask_jobqueue.SLURMCluster(**options) as cluster:
@@ -120,7 +122,7 @@ def test_without_gpu_none_is_asked_for():
 
 
 def test_a_slurm_job_that_ends_too_early_is_asked_for_again(slurm, crystal, files, tmp_path, monkeypatch):
-    """As when its walltime is over: the suite's job goes on in the next; the figures are those of a local run."""
+    """As when its walltime is over: the suite's job goes on in the next, to the figures of a local run."""
     monkeypatch.setattr(clusters, "REPLENISHED", 1.0)
     import dask
 
@@ -165,5 +167,5 @@ def test_a_configuration_that_will_not_do(slurm, tmp_path):
     (tmp_path / "wrong.toml").write_text('memory = "8GB"\nque = "gpu"\n')
     with pytest.raises(InputError, match=r"--slurm .*wrong\.toml: que"):
         Slurm.read(str(tmp_path / "wrong.toml"))
-    with pytest.raises(InputError, match="gpu: give a .toml file"):
+    with pytest.raises(InputError, match=r"gpu: give a \.toml file"):
         Slurm.read("gpu")

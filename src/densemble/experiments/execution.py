@@ -98,7 +98,9 @@ def _result(task: Task, *, own: bool) -> Result | StateResult:
         return run_xray(settings, folder, reference=task.reference, resume=own, force=not own)
     if finished:
         return StateResult.model_validate_json((folder / RESULT_FILE).read_bytes())
-    return run_cryoem(settings, folder, reference=task.reference, resume=own, force=not own)
+    return run_cryoem(
+        settings, folder, reference=task.reference, selection=task.local, resume=own, force=not own
+    )
 
 
 def figures_of(result: Result | StateResult, task: Task) -> tuple[Found, ...]:
@@ -107,7 +109,7 @@ def figures_of(result: Result | StateResult, task: Task) -> tuple[Found, ...]:
 
 
 def _of_crystal(result: Result, task: Task) -> tuple[Found, ...]:
-    """Agreement with the data; and of the final model's states with those of the reference, if it has some."""
+    """Agreement with the data, and of the final model's states with the reference's, if there is one."""
     found = [
         Found(measure="cosine", value=result.metrics.cosine["ensemble"]),
         Found(measure="rscc", value=result.metrics.rscc["ensemble"]),
@@ -120,7 +122,8 @@ def _of_crystal(result: Result, task: Task) -> tuple[Found, ...]:
     if judged is not None:
         found.append(Found(measure="states", value=judged.found))
         found += [
-            Found(measure=f"rmsd_to_{name or 'reference'}", value=value) for name, value in judged.rmsd.items()
+            Found(measure=f"rmsd_to_{name or 'reference'}", value=value)
+            for name, value in judged.rmsd.items()
         ]
         if judged.occupancy_error is not None:
             found.append(Found(measure="occupancy_error", value=judged.occupancy_error))
@@ -142,5 +145,7 @@ def _of_map(result: StateResult) -> tuple[Found, ...]:
                 "ca_rmsd": member.reference.ca_rmsd,
                 "tm_score": member.reference.tm_score,
             }
+            if member.reference.local_ca_rmsd is not None:
+                values["local_rmsd"] = member.reference.local_ca_rmsd
         found += [Found(measure=name, best_by=by, value=value) for name, value in values.items()]  # type: ignore[arg-type]
     return tuple(found)

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import gemmi
-
 from densemble.atoms import Region
 from densemble.em.inputs import StateSettings
 from densemble.errors import InputError
 from densemble.experiments.crystals import simulate_crystal
 from densemble.experiments.drawing import cut_zone, draw_map
 from densemble.experiments.files import Files
+from densemble.experiments.folded import fold_case, protein_chains, read_structure
 from densemble.experiments.jobs import UNUSED, Job
 from densemble.experiments.pairs import common, moved_at_random, with_side_chains
 from densemble.inputs import Settings
@@ -25,7 +24,7 @@ from densemble.io.reflections import check_same_crystal, read_reflections
 from densemble.priors.fold import FoldSettings
 from densemble.recipes.state import load_state_recipe
 from densemble.recipes.writing import toml_text
-from densemble.suites import Crystal, Drawn, Map, Simulated, Variant
+from densemble.suites import Crystal, Drawn, Keep, Map, Simulated, Variant
 from densemble.suites.sites import find_site
 
 _CRYSTAL, _STATE, _FOLD = ("embedded", "gaussian", "chroma"), ("embedded", "elastic"), ("boltz1", "boltz2")
@@ -40,12 +39,14 @@ class Task:
         settings: of the run.
         folder: run directory.
         reference: for evaluation.
+        local: residues over which the distance from it is stated too.
     """
 
     job: Job
     settings: Settings | StateSettings
     folder: Path
     reference: Path | None
+    local: str | None = None
 
 
 def prepare(job: Job, files: Files, out: Path) -> Task:
@@ -139,11 +140,21 @@ def _map(job: Job, case: Map, files: Files, out: Path) -> Task:
     if case.backbones:
         start, reference = _pair(case, files, folder)
     density = _density(case, files, folder, reference)
-    fold = None
+    fold, local = None, case.local
     if folds:
+        assert case.sequence is not None
+        folded = fold_case(
+            files.find(case.sequence),
+            reference,
+            folder,
+            keep=_keep(case),
+            local=case.local,
+            alignments=[files.find(name) for name in case.alignments],
+        )
+        reference, local = folded.reference, folded.local
         fold = FoldSettings(
             prior=variant.prior,  # type: ignore[arg-type]
-            sequence=_fasta(reference, folder / "sequence.fasta"),
+            sequence=folded.sequences,
             step_scale=case.step_scale,
         )
     settings = StateSettings(
@@ -159,7 +170,12 @@ def _map(job: Job, case: Map, files: Files, out: Path) -> Task:
         seed=job.seed,
         **({} if folds else {"prior": variant.prior}),  # type: ignore[arg-type]
     )
-    return Task(job, settings, job.folder(out), reference)
+    return Task(job, settings, job.folder(out), reference, local)
+
+
+def _keep(case: Map) -> Keep:
+    """Which part of a model a case is about."""
+    return case.map.keep if isinstance(case.map, Drawn) else "protein"
 
 
 def _check_prior(variant: Variant, known: Sequence[str]) -> None:
@@ -193,14 +209,17 @@ def _density(case: Map, files: Files, folder: Path, reference: Path) -> Path:
     return path
 
 
-def _kept(model: Model, keep: str) -> Model:
+def _kept(model: Model, keep: Keep) -> Model:
     """The part of a model that a map is drawn of."""
-    if keep == "fab":
-        raise InputError(
-            "the paper does not print which chains the Fab is; draw the map in a suite of your own"
-        )
+    chains = None if keep != "fab" else protein_chains(read_structure(model.path), keep)
     residues = model.topology.residues
-    return model.only([r for r, residue in enumerate(residues) if keep == "all" or residue.kind == "protein"])
+    return model.only(
+        [
+            r
+            for r, residue in enumerate(residues)
+            if keep == "all" or (residue.kind == "protein" and (chains is None or residue.id.chain in chains))
+        ]
+    )
 
 
 def _pair(case: Map, files: Files, folder: Path) -> tuple[Path, Path]:
@@ -212,21 +231,6 @@ def _pair(case: Map, files: Files, folder: Path) -> tuple[Path, Path]:
         with_side_chains(second, answer, 2)
         moved_at_random(with_side_chains(first, folder / "first.cif", 1), start, 0)
     return start, answer
-
-
-def _fasta(model: Path, path: Path) -> Path:
-    """The protein sequences of an entry, as deposited."""
-    structure = gemmi.read_structure(str(model))
-    structure.setup_entities()
-    records = []
-    for entity in structure.entities:
-        if entity.polymer_type == gemmi.PolymerType.PeptideL:
-            names = [gemmi.Entity.first_mon(name) for name in entity.full_sequence]
-            letters = "".join(gemmi.find_tabulated_residue(n).one_letter_code.upper() for n in names)
-            records += [f">{chain}\n{letters}" for chain in entity.subchains]
-    if not records:
-        raise InputError(f"model {model}: has no protein sequence")
-    return write_text(path, "\n".join(records) + "\n")
 
 
 def recipe_with(name: str, stages: Sequence[str] | None, folder: Path) -> str:

@@ -25,6 +25,9 @@ Entry = Annotated[str, Field(pattern=r"^([0-9][A-Z0-9]{3}|EMD-[0-9]{4,5})$")]
 FileName = Annotated[str, Field(pattern=r"^(fetch|package|data):[^\s:]+$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Measure = Literal["cosine", "rscc", "r_free", "rmsd", "ca_rmsd", "tm_score", "local_rmsd"]
+Keep = Literal["all", "protein", "fab"]
+CDR_H3 = "CDR H3"
+"""The third heavy loop of an antibody, as a case's ``local``; found by sequence."""
 Occupancy = Annotated[float, Field(gt=0, le=1)]
 Numbering = Literal["from-first", "author"]
 
@@ -171,7 +174,7 @@ class Drawn(Part):
         resolution: Å.
         voxel: Å.
         box: voxels along each side, padded to; as large as the molecule needs if None.
-        keep: which part of the model.
+        keep: which part of the model; ``fab``: the heavy and the light chain of an antibody, by sequence.
         noise: in units of the standard deviation of the density.
     """
 
@@ -179,7 +182,7 @@ class Drawn(Part):
     resolution: Positive
     voxel: Positive
     box: Whole | None = None
-    keep: Literal["all", "protein", "fab"] = "protein"
+    keep: Keep = "protein"
     noise: Annotated[float, Field(ge=0)] = 0.0
 
 
@@ -198,9 +201,11 @@ class Map(Case):
         backbones: model and reference are backbones: they are reduced to the residues that both have, side
             chains are added, the start is turned and moved at random, and the map drawn from the reference.
         forward: how atoms look in the map.
-        sequence: entry whose sequence is folded, where it does.
+        sequence: model whose sequences are folded, where the method does; of the kind that ``map`` keeps.
+        alignments: of each chain of these; from sequence alone if there are none.
         step_scale: of Boltz's sampler.
-        local: over which residues the local RMSD is, as printed.
+        local: over which residues the local RMSD is: ``CDR H3``, or a region in the fold's chains (A, B, ...)
+            and numbers (from 1).
     """
 
     entry: Entry
@@ -213,7 +218,8 @@ class Map(Case):
     model: FileName | None = None
     backbones: bool = False
     forward: Literal["electron", "molmap"] = "electron"
-    sequence: Entry | None = None
+    sequence: FileName | None = None
+    alignments: tuple[FileName, ...] = ()
     step_scale: Positive | None = None
     local: str | None = None
 

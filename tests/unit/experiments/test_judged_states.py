@@ -24,7 +24,11 @@ def states(*parts: tuple[str, dict[str, float]], error: float = 0.5) -> States:
         rule="",
         coordinate_error=error,
         parts=[
-            Part(region=region, evidence=[], states=[State(label=n, occupancy=w, members=[]) for n, w in own.items()])
+            Part(
+                region=region,
+                evidence=[],
+                states=[State(label=n, occupancy=w, members=[]) for n, w in own.items()],
+            )
             for region, own in parts
         ],
     )
@@ -59,14 +63,15 @@ def test_a_state_that_was_not_found(small, tmp_path):
 
 
 def test_occupancies_count_where_states_differ(small, tmp_path):
-    """Letters of the parts are their own: in the first part they are exchanged; in the second both are one."""
+    """The mean over residues; parts where the reference has hardly two states have no say."""
     shutil.copy(small.reference, tmp_path / "model.cif")
     right = states(("A:179-182", OCCUPANCY), ("A:183-186", OCCUPANCY))
-    assert judge_states(tmp_path, REGION, right, small.reference).occupancy_error == pytest.approx(0, abs=1e-6)
+    assert judge_states(tmp_path, REGION, right, small.reference).occupancy_error == pytest.approx(
+        0, abs=1e-6
+    )
     off = states(("A:179-182", {"A": 0.5, "B": 0.5}), ("A:183-186", OCCUPANCY))
     judged = judge_states(tmp_path, REGION, off, small.reference)
     assert judged.occupancy_error == pytest.approx((0.5 - OCCUPANCY["A"]) / 2, abs=1e-6)
-    # where its states differ by less than counts as different, a part has no say
     near, far = sorted(distance(small.reference, region=r) for r in ("A:179-182", "A:183-186"))
     both = {
         "A:179-182": {"A": 0.5, "B": 0.5},

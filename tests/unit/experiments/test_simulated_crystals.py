@@ -86,7 +86,11 @@ def test_states_that_are_made_are_apart_and_the_start_is_none_of_them(small, sim
     file, _ = simulate(occupancies=(0.5, 0.3, 0.2), apart=1.2)
     topology = backbone(small.model)
     found = alternates(file, topology)
-    assert {name: round(state.occupancy, 3) for name, state in found.items()} == {"A": 0.5, "B": 0.3, "C": 0.2}
+    assert {name: round(state.occupancy, 3) for name, state in found.items()} == {
+        "A": 0.5,
+        "B": 0.3,
+        "C": 0.2,
+    }
     (start,) = alternates(small.model, topology).values()
     coords = [state.coords for state in found.values()]
     distances = [apart(x, y) for i, x in enumerate(coords) for y in coords[:i]]
@@ -165,7 +169,10 @@ def test_a_case_is_made_once_and_anew_when_it_has_changed(small, tmp_path):
     ("changes", "said"),
     [
         ({"data": {"like": "data:d.mtz", "occupancies": (0.5, 0.4)}}, "add up to 0.9"),
-        ({"data": {"like": "data:d.mtz", "occupancies": (1.0,)}, "reference": "data:r.cif"}, "leave reference"),
+        (
+            {"data": {"like": "data:d.mtz", "occupancies": (1.0,)}, "reference": "data:r.cif"},
+            "leave reference",
+        ),
         ({"data": {"like": "data:d.mtz", "occupancies": (1.0,)}, "map": "as-phased"}, "have no phases"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -123,7 +124,17 @@ def test_trunk_runs_once_per_input_and_weights(forward, tmp_path):
         assert counter.rounds == 4
         run(recycling=0)
         assert counter.rounds == 5
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("trunk-*"))) == 3
+
+
+def test_of_two_runs_at_the_same_time_one_makes_the_trunk(forward, tmp_path):
+    def run(_):
+        return trunk_of(forward.network, forward.given, weights="w", cache=tmp_path, recycling=1)
+
+    with Counter(forward.network) as counter, ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, range(2))
+    assert counter.rounds == 2
+    assert torch.equal(first.z, second.z)
 
 
 def test_trunk_of_another_input_is_another(forward, boltz_cache, tmp_path):
