@@ -66,6 +66,7 @@ def _crystal(job: Job, case: Crystal, files: Files, out: Path) -> Task:
     path = files.find(case.model)
     model = read_model(path, altloc=case.start_altloc)
     region = find_site(case.site, model.topology).region
+    reference: Path | None
     if isinstance(case.data, Simulated):
         data, reference = _simulated(case, case.data, files, inputs_folder(job, out), model, region)
     else:
