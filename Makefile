@@ -15,7 +15,7 @@ env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) -c constraints.txt torch==2.13.0
-	$(BIN)/python $(PIP) -c constraints.txt -e '.[test,lint,report,dask,browser]'
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[test,lint,report,slurm,browser]'
 	touch $@
 
 # The released package boltz, for the priors boltz1 and boltz2 and the tests that compare with it.
@@ -58,7 +58,7 @@ chroma: $(CHROMA)/.ready
 $(CHROMA)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CHROMA)
 	$(CHROMA)/bin/python $(PIP) -c constraints.txt torch==2.13.0
-	$(CHROMA)/bin/python $(PIP) -c constraints.txt -e '.[test,report,dask,chroma]'
+	$(CHROMA)/bin/python $(PIP) -c constraints.txt -e '.[test,report,slurm,chroma]'
 	$(CHROMA)/bin/python $(PIP) --no-deps generate-chroma==1.0.0 nglview==4.0.1
 	$(CHROMA)/bin/python -c 'import chroma'
 	touch $@

@@ -27,6 +27,7 @@ from densemble.crystal.omit import ScaledModels, StretchMap, scaled_models
 from densemble.crystal.scaling import BulkSolvent, Scale, bulk_solvent
 from densemble.crystal.sigmaa import figure_of_merit
 from densemble.evaluation import backbone_atoms
+from densemble.experiments.crystals import deformed
 from densemble.forward.scattering import FormFactors, xray_form_factors
 from densemble.forward.solvent import displaced_volumes, displacement_factors
 from densemble.geometry.objective import GeometryObjective
@@ -122,16 +123,6 @@ def _power(reflections: Reflections, f: np.ndarray) -> np.ndarray:
 def _reflections(structure: gemmi.Structure, hkl: np.ndarray, f: np.ndarray, free: np.ndarray) -> Reflections:
     group = structure.find_spacegroup()
     return Reflections(hkl, f, np.full(len(f), 0.02 * f.mean()), free, structure.cell, group)
-
-
-def deformed(start: Tensor, residue: np.ndarray, rng: np.random.Generator, rms: float) -> Tensor:
-    """Residues moved along a smooth random field that is zero beyond both ends, by so many Å."""
-    count = residue.max() + 1
-    place = np.arange(1, count + 1) / (count + 1)
-    waves = np.sin(np.pi * np.arange(1, 5)[:, None] * place[None])
-    field = (rng.normal(size=(3, 4)) / np.arange(1, 5)) @ waves
-    moved = field.T[residue]
-    return start + torch.as_tensor(moved * rms / np.sqrt((moved**2).sum(1).mean())).to(start)
 
 
 class Loop:

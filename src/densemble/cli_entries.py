@@ -124,6 +124,11 @@ def scan(*, model: Path, data: Path, json_file: Path | None, force: bool, **opti
 )
 @click.option("--scheduler", help="Address of a Dask scheduler.  [default: workers on this machine]")
 @click.option(
+    "--slurm",
+    metavar="FILE",
+    help="Workers of --engine dask are jobs of Slurm, asked for as FILE (.toml) says.",
+)
+@click.option(
     "--offline",
     is_flag=True,
     help="Fetch nothing that is not in the cache; jobs that lack files are not run.",
@@ -142,6 +147,7 @@ def run(
     threads: int,
     engine: str,
     scheduler: str | None,
+    slurm: str | None,
     offline: bool,
     cache: Path | None,
     resume: bool,
@@ -155,6 +161,7 @@ def run(
     """
     from densemble.archives.cache import Cache, default_folder
     from densemble.archives.transfer import Client
+    from densemble.experiments.clusters import Slurm
     from densemble.experiments.dask_engine import DaskEngine
     from densemble.experiments.engine import LocalEngine
     from densemble.experiments.files import Files
@@ -162,8 +169,11 @@ def run(
     from densemble.progress import TerminalProgress
     from densemble.suites import load_suite
 
-    if scheduler is not None and engine != "dask":
-        raise InputError("--scheduler is Dask's; add --engine dask")
+    for option, value in (("--scheduler", scheduler), ("--slurm", slurm)):
+        if value is not None and engine != "dask":
+            raise InputError(f"{option} is Dask's; add --engine dask")
+    if scheduler is not None and slurm is not None:
+        raise InputError("--slurm makes a scheduler of its own; leave --scheduler or --slurm out")
     progress = TerminalProgress(quiet=quiet)
     kept = Cache(cache or default_folder(), Client(progress=progress, offline=offline))
     records = run_suite(
@@ -172,7 +182,12 @@ def run(
         Files(folder=out / "fetched", data=data, cache=kept),
         only=only,
         engine=(
-            DaskEngine(address=scheduler, workers=workers, threads=threads)
+            DaskEngine(
+                address=scheduler,
+                slurm=None if slurm is None else Slurm.read(slurm),
+                workers=workers,
+                threads=threads,
+            )
             if engine == "dask"
             else LocalEngine(workers=workers, threads=threads)
         ),

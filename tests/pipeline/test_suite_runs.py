@@ -17,10 +17,13 @@ from small_suite import figures, files_of, until, write_suite
 
 from densemble.cli import main
 from densemble.errors import InputError
+from densemble.experiments.clusters import gpus_of
+from densemble.experiments.dask_engine import DaskEngine
 from densemble.experiments.engine import ATTEMPTS, LocalEngine
 from densemble.experiments.execution import execute
 from densemble.experiments.files import Files
-from densemble.experiments.jobs import jobs_of, read_record
+from densemble.experiments.jobs import JobRecord, jobs_of, read_record
+from densemble.experiments.judging import judge_states
 from densemble.experiments.preparation import prepare
 from densemble.experiments.running import run_suite
 from densemble.io.finished import read_run
@@ -80,10 +83,11 @@ def test_a_suite_runs_to_its_table_and_says_what_did_not(suite_file, crystal, tm
     assert "<td>0.8</td>" in (out / "results.html").read_text(encoding="utf-8")
     # again: refused without --resume, and with it nothing that is done is done again
     assert CliRunner().invoke(main, arguments).exit_code == 2
-    before = (out / "jobs/loop/guided/seed-1/result.json").stat().st_mtime_ns
+    first = [out / "jobs/loop/guided/seed-1.json", out / "jobs/loop/guided/seed-1/result.json"]
+    before = [file.stat().st_mtime_ns for file in first]
     again = CliRunner().invoke(main, [*arguments, "--resume"])
     assert "3 done, 2 not run" in again.output
-    assert (out / "jobs/loop/guided/seed-1/result.json").stat().st_mtime_ns == before
+    assert [file.stat().st_mtime_ns for file in first] == before
 
 
 def test_a_suite_of_which_nothing_can_be_run_ends_with_code_1(suite_file, crystal, tmp_path):
@@ -103,13 +107,94 @@ def test_a_suite_of_which_nothing_can_be_run_ends_with_code_1(suite_file, crysta
     assert "\n" not in table(out)[0]["remark"], "the files that could be put there by hand are several"
 
 
-def test_two_workers_find_what_one_finds(suite_file, files, tmp_path):
+@pytest.mark.slow
+def test_four_workers_find_what_one_finds(suite_file, files, tmp_path):
+    """Four jobs at a time, to the last digit of every coordinate."""
     suite = load_suite(str(suite_file()))
-    for workers in (1, 2):
-        run_suite(suite, tmp_path / str(workers), files, only=["loop"], engine=LocalEngine(workers=workers))
-    one, two = (figures(tmp_path / str(workers), suite) for workers in (1, 2))
-    assert one == two
-    assert len(one) == 3
+    variants = tuple(v.model_copy(update={"seeds": (0, 1, 2, 3)}) for v in suite.variants)
+    suite = suite.model_copy(update={"variants": variants})
+    jobs = jobs_of(suite, ["loop/unguided"])
+    for name, workers in (("one", 1), ("four", 4)):
+        run_suite(suite, tmp_path / name, files, only=["loop/unguided"], engine=LocalEngine(workers=workers))
+    one, four = (figures(tmp_path / name, suite) for name in ("one", "four"))
+    assert len(one) == len(jobs) == 4
+    assert one == four
+    for job in jobs:
+        models = {(job.folder(tmp_path / name) / "ensemble.cif").read_bytes() for name in ("one", "four")}
+        assert len(models) == 1
+    assert len({tuple(found) for found in one.values()}) == 4, "seeds differ"
+
+
+def _seen(task, record_file):
+    """In place of a job: says which GPU its worker sees, when the other job has begun too."""
+    mark = record_file.with_suffix(".begun")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    until(lambda: len(list(mark.parent.glob("*.begun"))) == 2)
+    return JobRecord(id=task.job.id, key=task.job.key, state="done", why=os.environ["CUDA_VISIBLE_DEVICES"])
+
+
+def _seen_by_dask(threads, task, record_file):
+    return _seen(task, record_file)
+
+
+@pytest.mark.parametrize("kind", ["local", "dask"])
+@pytest.mark.filterwarnings("ignore")  # Dask's own, on closing
+def test_each_worker_sees_one_gpu(suite_file, files, tmp_path, monkeypatch, kind):
+    if kind == "dask":
+        pytest.importorskip("distributed", reason="dask.distributed is not installed")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, GPU-b")
+    monkeypatch.setattr("densemble.experiments.engine.execute", _seen)
+    monkeypatch.setattr("densemble.experiments.dask_engine.execute_with", _seen_by_dask)
+    engine = LocalEngine(workers=2) if kind == "local" else DaskEngine(workers=2)
+    suite = load_suite(str(suite_file()))
+    records = run_suite(suite, tmp_path / "out", files, only=["loop/guided"], engine=engine)
+    assert {record.why for record in records.values()} == {"GPU-a", "GPU-b"}
+
+
+def test_gpus_are_shared_out_in_turn(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert gpus_of(3) == ["2", "5", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus_of(2) == [None, None]
+
+
+SIMULATED = """
+name = "simulated"
+source = "two states"
+[[variants]]
+id = "guided"
+prior = "gaussian"
+recipe = "{recipe}"
+members = 2
+keep = 2
+steps = 4
+[[crystals]]
+id = "two"
+printed = "two states"
+table = "1"
+model = "data:start.cif"
+data = {{ like = "data:data.mtz", occupancies = [0.6, 0.4] }}
+site = {{ chain = "A", first = 179, last = 186, numbering = "author" }}
+variants = ["guided"]
+"""
+
+
+def test_the_table_says_how_far_states_are_from_a_simulated_truth(crystal, files, tmp_path):
+    path, out = tmp_path / "two.toml", tmp_path / "out"
+    path.write_text(SIMULATED.format(recipe=crystal.recipe), encoding="utf-8")
+    records = run_suite(load_suite(str(path)), out, files)
+    assert [record.state for record in records.values()] == ["done"]
+    ours = {row["measure"]: float(row["ours"]) for row in table(out)}
+    folder = out / "jobs/two/guided/seed-0"
+    result = read_run(folder)
+    judged = judge_states(folder, result.region, result.model.states, out / "inputs/two/truth.cif")
+    assert ours["states"] == judged.found
+    assert ours["rmsd_to_A"] == pytest.approx(judged.rmsd["A"], abs=1e-4)
+    assert ours["rmsd_to_B"] == pytest.approx(judged.rmsd["B"], abs=1e-4)
+    assert ours["occupancy_error"] == pytest.approx(judged.occupancy_error, abs=1e-4)
+    assert min(judged.rmsd.values()) > 0, "the truth was not given to it"
+    assert "truth" not in {file.name.split(".")[0] for file in result.inputs[:2]}
 
 
 def children(pid: int) -> list[int]:
@@ -157,11 +242,14 @@ def test_killed_worker_and_killed_scheduler_lose_nothing(suite_file, files, crys
         scheduler.communicate()
     done = json.loads((out / f"jobs/{first}.json").read_text())
     assert done["state"] == "done"
-    written = (out / f"jobs/{first}/result.json").stat().st_mtime_ns
+    files_of_first = [out / f"jobs/{first}.json", *(out / "jobs" / first).iterdir()]
+    written = {file: file.stat().st_mtime_ns for file in files_of_first}
     assert any(row["remark"] for row in table(out))  # the second is said to be waiting
     records = run_suite(suite, out, files, only=["loop/guided"], resume=True)
     assert [record.state for record in records.values()] == ["done", "done"]
-    assert (out / f"jobs/{first}/result.json").stat().st_mtime_ns == written
+    assert {file: file.stat().st_mtime_ns for file in files_of_first} == written, (
+        "a finished job is left alone"
+    )
     undisturbed = tmp_path / "undisturbed"
     run_suite(suite, undisturbed, files, only=["loop/guided"])
     assert figures(out, suite) == figures(undisturbed, suite)

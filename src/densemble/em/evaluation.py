@@ -175,23 +175,33 @@ class Judge:
         alpha = [index[r, "CA"] for r in protein if (r, "CA") in index]
         x, reference = arranged[alpha], self._reference[alpha]
         known = np.isfinite(x).all(axis=1) & np.isfinite(reference).all(axis=1)
+        local, local_ca = self._local(arranged)
         return Distance(
             ca_rmsd=found.alpha,
             ca_rmsd_in_place=self._in_place(coords),
             all_atom_rmsd=found.all_atoms,
             tm_score=tm_score(x[known], reference[known], length=self._reference_length),
-            local_rmsd=self._local(arranged),
+            local_rmsd=local,
+            local_ca_rmsd=local_ca,
         )
 
-    def _local(self, arranged: Float[np.ndarray, "n 3"]) -> float | None:
-        """Backbone RMSD over the selection, superposed on the CA atoms outside it."""
+    def _local(self, arranged: Float[np.ndarray, "n 3"]) -> tuple[float | None, float | None]:
+        """RMSD over the selection: backbone, superposed on the CA atoms outside it; CA, superposed on all CA.
+
+        The second is None where the reference has no CA atom of the selection.
+        """
         if not self.selection or self._reference is None:
-            return None
-        names = np.array(self.topology.names)
-        chosen = np.isin(self.topology.residue_index, self.selection)
+            return None, None
+        names, known = np.array(self.topology.names), np.isfinite(self._reference).all(axis=1)
+        chosen, alpha = np.isin(self.topology.residue_index, self.selection), names == "CA"
         over = np.flatnonzero(chosen & np.isin(names, BACKBONE))
-        fit = np.flatnonzero(~chosen & (names == "CA"))
-        return local_rmsd(arranged, self._reference, over=over, fit=fit)
+        outside = local_rmsd(arranged, self._reference, over=over, fit=np.flatnonzero(~chosen & alpha))
+        if not (known & chosen & alpha).any():
+            return outside, None
+        everywhere = np.flatnonzero(alpha)
+        return outside, local_rmsd(
+            arranged, self._reference, over=np.flatnonzero(chosen & alpha), fit=everywhere
+        )
 
     def _in_place(self, coords: Float[np.ndarray, "n 3"]) -> float:
         """RMSD of CA atoms without superposition, whichever of equal chains stand where."""

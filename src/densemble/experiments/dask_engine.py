@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from densemble.errors import InputError
+from densemble.experiments.clusters import Slurm, local_cluster, slurm_cluster
 from densemble.experiments.engine import record_without_run
 from densemble.experiments.execution import execute_with, not_run
 from densemble.experiments.jobs import Job, JobRecord
@@ -23,12 +24,14 @@ class DaskEngine:
     Each worker should run one job at a time (``nthreads=1``), and see the output folder under the same path.
 
     Attributes:
-        address: of a scheduler, for example ``tcp://host:8786``; None for workers on this machine.
-        workers: on this machine; of a scheduler elsewhere, jobs at a time that are asked for at least.
+        address: of a scheduler, for example ``tcp://host:8786``; None for workers of our own.
+        slurm: how workers are asked for as jobs of Slurm; None for workers on this machine.
+        workers: of our own; of a scheduler elsewhere, jobs at a time that are asked for at least.
         threads: of each job.
     """
 
     address: str | None = None
+    slurm: Slurm | None = None
     workers: int = 1
     threads: int = 1
 
@@ -36,7 +39,8 @@ class DaskEngine:
         """The records of all jobs, as they come; prepared here, one at a time, as workers become free.
 
         Raises:
-            InputError: Dask is not installed, or there is no scheduler at the address.
+            InputError: Dask is not installed, there is no scheduler at the address, or none of Slurm's jobs
+                can be asked for.
         """
         distributed = _distributed()
         waiting, running = deque(jobs), dict[str, Job]()
@@ -74,16 +78,10 @@ class DaskEngine:
         """A client of the scheduler, or of one that is begun here with its workers."""
         with ExitStack() as stack:
             address: Any = self.address
-            if address is None:
-                address = stack.enter_context(
-                    distributed.LocalCluster(
-                        n_workers=self.workers,
-                        threads_per_worker=1,
-                        processes=True,
-                        memory_limit=None,
-                        dashboard_address=None,
-                    )
-                )
+            if self.slurm is not None:
+                address = stack.enter_context(slurm_cluster(self.slurm, self.workers, self.threads))
+            elif address is None:
+                address = stack.enter_context(local_cluster(distributed, self.workers))
             try:
                 client = stack.enter_context(distributed.Client(address, timeout="10s"))
             except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from densemble.errors import InputError
+from densemble.experiments.clusters import gpus_of
 from densemble.experiments.execution import begin_worker, execute, not_run
 from densemble.experiments.jobs import Job, JobRecord
 from densemble.experiments.preparation import Task
@@ -32,7 +33,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """Worker processes.
+    """Worker processes, each of which sees one GPU, if there are any.
 
     Attributes:
         workers: how many.
@@ -88,11 +89,12 @@ class LocalEngine:
             waiting.popleft()
 
     def _pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        gpus = context.SimpleQueue()
+        for gpu in gpus_of(self.workers):
+            gpus.put(gpu)
         return ProcessPoolExecutor(
-            self.workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=begin_worker,
-            initargs=(self.threads,),
+            self.workers, mp_context=context, initializer=begin_worker, initargs=(self.threads, gpus)
         )
 
 

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import traceback
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ from filelock import FileLock
 
 from densemble.cryoem import run_cryoem
 from densemble.errors import InputError
+from densemble.experiments.clusters import VISIBLE
 from densemble.experiments.jobs import Found, Job, JobRecord
+from densemble.experiments.judging import judge_states
 from densemble.experiments.preparation import Task
 from densemble.inputs import Settings
 from densemble.io.finished import read_run
@@ -24,12 +27,17 @@ from densemble.io.state_results import StateResult
 from densemble.pipeline import run_xray
 
 
-def begin_worker(threads: int) -> None:
-    """Set up a worker process: its threads, and an end to it when the scheduler is no more.
+def begin_worker(threads: int, gpus: SimpleQueue[str | None]) -> None:
+    """Set up a worker process: its threads, its GPU, and an end to it when the scheduler is no more.
 
-    Figures depend on the number of threads in their last digits, so it is the same for every worker.
+    Args:
+        threads: of its jobs. Figures depend on their number in the last digits, so it is the same for all.
+        gpus: one for each worker, to be taken; None where there is none.
     """
     torch.set_num_threads(threads)
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ[VISIBLE] = gpu  # CUDA reads it when it is first used, which it was not
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -59,7 +67,7 @@ def execute(task: Task, record_file: Path) -> JobRecord:
         write_text(key_file, job.key)
         begin = time.perf_counter()
         try:
-            figures = figures_of(_result(task, own=own))
+            figures = figures_of(_result(task, own=own), task)
             record = JobRecord(
                 id=job.id,
                 key=job.key,
@@ -88,21 +96,35 @@ def _result(task: Task, *, own: bool) -> Result | StateResult:
         return read_run(folder)
     if isinstance(settings, Settings):
         return run_xray(settings, folder, reference=task.reference, resume=own, force=not own)
-    return run_cryoem(settings, folder, reference=task.reference, resume=own, force=not own)
+    return run_cryoem(
+        settings, folder, reference=task.reference, selection=task.local, resume=own, force=not own
+    )
 
 
-def figures_of(result: Result | StateResult) -> tuple[Found, ...]:
+def figures_of(result: Result | StateResult, task: Task) -> tuple[Found, ...]:
     """What a run says, by the names that suites have for it."""
-    return _of_crystal(result) if isinstance(result, Result) else _of_map(result)
+    return _of_crystal(result, task) if isinstance(result, Result) else _of_map(result)
 
 
-def _of_crystal(result: Result) -> tuple[Found, ...]:
+def _of_crystal(result: Result, task: Task) -> tuple[Found, ...]:
+    """Agreement with the data, and of the final model's states with the reference's, if there is one."""
     found = [
         Found(measure="cosine", value=result.metrics.cosine["ensemble"]),
         Found(measure="rscc", value=result.metrics.rscc["ensemble"]),
     ]
     if result.r_factors is not None:
         found.append(Found(measure="r_free", value=result.r_factors.ensemble.r_free))
+    if result.model is None or task.reference is None:
+        return tuple(found)
+    judged = judge_states(task.folder, result.region, result.model.states, task.reference)
+    if judged is not None:
+        found.append(Found(measure="states", value=judged.found))
+        found += [
+            Found(measure=f"rmsd_to_{name or 'reference'}", value=value)
+            for name, value in judged.rmsd.items()
+        ]
+        if judged.occupancy_error is not None:
+            found.append(Found(measure="occupancy_error", value=judged.occupancy_error))
     return tuple(found)
 
 
@@ -121,5 +143,7 @@ def _of_map(result: StateResult) -> tuple[Found, ...]:
                 "ca_rmsd": member.reference.ca_rmsd,
                 "tm_score": member.reference.tm_score,
             }
+            if member.reference.local_ca_rmsd is not None:
+                values["local_rmsd"] = member.reference.local_ca_rmsd
         found += [Found(measure=name, best_by=by, value=value) for name, value in values.items()]  # type: ignore[arg-type]
     return tuple(found)

@@ -18,6 +18,8 @@ from densemble.suites import Crystal, Map, Suite, Variant
 
 SCHEMA: Literal["densemble.job/1"] = "densemble.job/1"
 State = Literal["done", "not run", "failed"]
+UNUSED = {"figures", "note", "printed", "table", "variants"}
+"""What a case says of itself that no run depends on."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Job:
     def key(self) -> str:
         """SHA-256 of all that defines it: a record with another key is of another job."""
         parts = {
-            "case": self.case.model_dump(mode="json", exclude={"figures", "note", "printed", "table"}),
+            "case": self.case.model_dump(mode="json", exclude=UNUSED),
             "variant": self.variant.model_dump(mode="json", exclude={"seeds", "prints"}),
             "seed": self.seed,
             "version": versions()["densemble"],

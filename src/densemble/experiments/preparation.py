@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import gemmi
-
+from densemble.atoms import Region
 from densemble.em.inputs import StateSettings
 from densemble.errors import InputError
+from densemble.experiments.crystals import simulate_crystal
 from densemble.experiments.drawing import cut_zone, draw_map
 from densemble.experiments.files import Files
-from densemble.experiments.jobs import Job
+from densemble.experiments.folded import fold_case, protein_chains, read_structure
+from densemble.experiments.jobs import UNUSED, Job
 from densemble.experiments.pairs import common, moved_at_random, with_side_chains
 from densemble.inputs import Settings
 from densemble.io.maps import read_map, write_map
-from densemble.io.models import Model, read_model
-from densemble.io.naming import one_letter
+from densemble.io.models import Model, read_model, require_cell
 from densemble.io.output import write_text
+from densemble.io.reflections import check_same_crystal, read_reflections
 from densemble.priors.fold import FoldSettings
 from densemble.recipes.state import load_state_recipe
 from densemble.recipes.writing import toml_text
-from densemble.suites import Crystal, Drawn, Map, Variant
+from densemble.suites import Crystal, Drawn, Keep, Map, Simulated, Variant
 from densemble.suites.sites import find_site
 
 _CRYSTAL, _STATE, _FOLD = ("embedded", "gaussian", "chroma"), ("embedded", "elastic"), ("boltz1", "boltz2")
@@ -37,12 +39,14 @@ class Task:
         settings: of the run.
         folder: run directory.
         reference: for evaluation.
+        local: residues over which the distance from it is stated too.
     """
 
     job: Job
     settings: Settings | StateSettings
     folder: Path
     reference: Path | None
+    local: str | None = None
 
 
 def prepare(job: Job, files: Files, out: Path) -> Task:
@@ -59,12 +63,19 @@ def prepare(job: Job, files: Files, out: Path) -> Task:
 def _crystal(job: Job, case: Crystal, files: Files, out: Path) -> Task:
     variant = job.variant
     _check_prior(variant, _CRYSTAL)
-    model, data = files.find(case.model), files.find(case.data)
-    topology = read_model(model, altloc=case.start_altloc).topology
+    path = files.find(case.model)
+    model = read_model(path, altloc=case.start_altloc)
+    region = find_site(case.site, model.topology).region
+    reference: Path | None
+    if isinstance(case.data, Simulated):
+        data, reference = _simulated(case, case.data, files, inputs_folder(job, out), model, region)
+    else:
+        data = files.find(case.data)
+        reference = None if case.reference is None else files.find(case.reference)
     settings = Settings(
-        model=model,
+        model=path,
         data=data,
-        region=find_site(case.site, topology).region,
+        region=region,
         start_altloc=case.start_altloc,
         members=variant.members,
         keep=variant.keep,
@@ -75,14 +86,51 @@ def _crystal(job: Job, case: Crystal, files: Files, out: Path) -> Task:
         prior=variant.prior,  # type: ignore[arg-type]
         recipe=variant.recipe,
     )
-    reference = None if case.reference is None else files.find(case.reference)
     return Task(job, settings, job.folder(out), reference)
 
 
+def inputs_folder(job: Job, out: Path) -> Path:
+    """Where what is made for a case is kept; emptied when the case is another than it was made for."""
+    folder = out / "inputs" / job.case.id
+    case_file, now = folder / "case.json", job.case.model_dump_json(exclude=UNUSED)
+    if folder.is_dir() and not (case_file.is_file() and case_file.read_text(encoding="utf-8") == now):
+        shutil.rmtree(folder)
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        write_text(case_file, now)
+    return folder
+
+
+def _simulated(
+    case: Crystal, how: Simulated, files: Files, folder: Path, model: Model, region: str
+) -> tuple[Path, Path]:
+    """Data and their truth, made once a case."""
+    truth, data = folder / "truth.cif", folder / "data.mtz"
+    real = files.find(how.like)
+    states = None if how.states is None else files.find(how.states)
+    if not data.is_file():  # it is written last
+        require_cell(model)
+        reflections = read_reflections(real)
+        check_same_crystal(model.structure, reflections, name=str(model.path))
+        simulate_crystal(
+            model,
+            reflections,
+            Region.parse(region),
+            occupancies=how.occupancies,
+            states=states,
+            apart=how.apart,
+            d_min=how.resolution,
+            seed=how.seed,
+            truth=truth,
+            data=data,
+        )
+    return data, truth
+
+
 def _map(job: Job, case: Map, files: Files, out: Path) -> Task:
-    variant, folder = job.variant, out / "inputs" / case.id
+    variant = job.variant
     _check_prior(variant, _STATE + _FOLD)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = inputs_folder(job, out)
     folds = variant.prior in _FOLD
     if folds and case.sequence is None:
         raise InputError(f"{variant.prior} folds, and the case has no sequence")
@@ -93,11 +141,21 @@ def _map(job: Job, case: Map, files: Files, out: Path) -> Task:
     if case.backbones:
         start, reference = _pair(case, files, folder)
     density = _density(case, files, folder, reference)
-    fold = None
+    fold, local = None, case.local
     if folds:
+        assert case.sequence is not None
+        folded = fold_case(
+            files.find(case.sequence),
+            reference,
+            folder,
+            keep=_keep(case),
+            local=case.local,
+            alignments=[files.find(name) for name in case.alignments],
+        )
+        reference, local = folded.reference, folded.local
         fold = FoldSettings(
             prior=variant.prior,  # type: ignore[arg-type]
-            sequence=_fasta(reference, folder / "sequence.fasta"),
+            sequence=folded.sequences,
             step_scale=case.step_scale,
         )
     settings = StateSettings(
@@ -113,7 +171,12 @@ def _map(job: Job, case: Map, files: Files, out: Path) -> Task:
         seed=job.seed,
         **({} if folds else {"prior": variant.prior}),  # type: ignore[arg-type]
     )
-    return Task(job, settings, job.folder(out), reference)
+    return Task(job, settings, job.folder(out), reference, local)
+
+
+def _keep(case: Map) -> Keep:
+    """Which part of a model a case is about."""
+    return case.map.keep if isinstance(case.map, Drawn) else "protein"
 
 
 def _check_prior(variant: Variant, known: Sequence[str]) -> None:
@@ -147,14 +210,17 @@ def _density(case: Map, files: Files, folder: Path, reference: Path) -> Path:
     return path
 
 
-def _kept(model: Model, keep: str) -> Model:
+def _kept(model: Model, keep: Keep) -> Model:
     """The part of a model that a map is drawn of."""
-    if keep == "fab":
-        raise InputError(
-            "the paper does not print which chains the Fab is; draw the map in a suite of your own"
-        )
+    chains = None if keep != "fab" else protein_chains(read_structure(model.path), keep)
     residues = model.topology.residues
-    return model.only([r for r, residue in enumerate(residues) if keep == "all" or residue.kind == "protein"])
+    return model.only(
+        [
+            r
+            for r, residue in enumerate(residues)
+            if keep == "all" or (residue.kind == "protein" and (chains is None or residue.id.chain in chains))
+        ]
+    )
 
 
 def _pair(case: Map, files: Files, folder: Path) -> tuple[Path, Path]:
@@ -166,21 +232,6 @@ def _pair(case: Map, files: Files, folder: Path) -> tuple[Path, Path]:
         with_side_chains(second, answer, 2)
         moved_at_random(with_side_chains(first, folder / "first.cif", 1), start, 0)
     return start, answer
-
-
-def _fasta(model: Path, path: Path) -> Path:
-    """The protein sequences of an entry, as deposited."""
-    structure = gemmi.read_structure(str(model))
-    structure.setup_entities()
-    records = []
-    for entity in structure.entities:
-        if entity.polymer_type == gemmi.PolymerType.PeptideL:
-            names = [gemmi.Entity.first_mon(name) for name in entity.full_sequence]
-            letters = "".join(one_letter(name) or "X" for name in names)
-            records += [f">{chain}\n{letters}" for chain in entity.subchains]
-    if not records:
-        raise InputError(f"model {model}: has no protein sequence")
-    return write_text(path, "\n".join(records) + "\n")
 
 
 def recipe_with(name: str, stages: Sequence[str] | None, folder: Path) -> str:

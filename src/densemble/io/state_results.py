@@ -126,7 +126,8 @@ class Distance(Record):
     Chains of the same sequence are exchanged where that is nearer. After superposition of the CA atoms, but
     for ``ca_rmsd_in_place``, which pose and conformation make up together. The TM-score is normalised by
     the CA atoms of the whole reference. ``local_rmsd`` is that of the backbone of the result's
-    ``selection``, after superposition on all other CA atoms.
+    ``selection``, after superposition on all other CA atoms; ``local_ca_rmsd`` that of its CA atoms after
+    superposition on all CA atoms, these too (as paper 2 has it).
     """
 
     ca_rmsd: float
@@ -134,6 +135,7 @@ class Distance(Record):
     all_atom_rmsd: float
     tm_score: float
     local_rmsd: float | None = None
+    local_ca_rmsd: float | None = None
 
 
 class StateMember(Record):

@@ -25,6 +25,10 @@ Entry = Annotated[str, Field(pattern=r"^([0-9][A-Z0-9]{3}|EMD-[0-9]{4,5})$")]
 FileName = Annotated[str, Field(pattern=r"^(fetch|package|data):[^\s:]+$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Measure = Literal["cosine", "rscc", "r_free", "rmsd", "ca_rmsd", "tm_score", "local_rmsd"]
+Keep = Literal["all", "protein", "fab"]
+CDR_H3 = "CDR H3"
+"""The third heavy loop of an antibody, as a case's ``local``; found by sequence."""
+Occupancy = Annotated[float, Field(gt=0, le=1)]
 Numbering = Literal["from-first", "author"]
 
 
@@ -99,14 +103,44 @@ class Case(Part):
     note: str = ""
 
 
+class Simulated(Part):
+    """Amplitudes of a truth that is known: the start, but with the site in several states.
+
+    They have errors as large as those of the start against real data, reflection by reflection. The truth
+    judges the results and has no other part in them.
+
+    Attributes:
+        like: the real data, with their free set.
+        occupancies: of the states.
+        states: model whose altlocs are the states; where None, they are made by bending the start.
+        apart: Å, RMSD of their backbones above which states that are made differ.
+        resolution: Å, where the data end; where the real ones do if None.
+        seed: of states and errors.
+    """
+
+    like: FileName
+    occupancies: Annotated[tuple[Occupancy, ...], Field(min_length=1, max_length=26)]
+    states: FileName | None = None
+    apart: Positive = 1.0
+    resolution: Positive | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> Simulated:
+        if abs(sum(self.occupancies) - 1) > 1e-6:
+            raise ValueError(f"occupancies add up to {sum(self.occupancies):g}, not to 1")
+        return self
+
+
 class Crystal(Case):
     """A region of a crystal.
 
     Attributes:
         entry: in the PDB; None of data of one's own.
         model: refined model.
-        data: amplitudes with a free set, and map coefficients where ``map`` is ``as-phased``.
-        reference: model with the states, for evaluation only.
+        data: amplitudes with a free set, and map coefficients where ``map`` is ``as-phased``; or how
+            they are simulated.
+        reference: model with the states, for evaluation only; of simulated data it is their truth.
         start_altloc: conformation to start from.
         site: the residues.
         map: the target.
@@ -115,12 +149,21 @@ class Crystal(Case):
 
     entry: Entry | None = None
     model: FileName
-    data: FileName
+    data: FileName | Simulated
     reference: FileName | None = None
     start_altloc: str | None = None
     site: Site
     map: Literal["omit", "2fofc", "as-phased"] = "omit"
     resolution: Positive | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Crystal:
+        if isinstance(self.data, Simulated):
+            if self.reference is not None:
+                raise ValueError("simulated data have their truth as reference; leave reference out")
+            if self.map == "as-phased":
+                raise ValueError("simulated data have no phases; choose another map")
+        return self
 
 
 class Drawn(Part):
@@ -131,7 +174,7 @@ class Drawn(Part):
         resolution: Å.
         voxel: Å.
         box: voxels along each side, padded to; as large as the molecule needs if None.
-        keep: which part of the model.
+        keep: which part of the model; ``fab``: the heavy and the light chain of an antibody, by sequence.
         noise: in units of the standard deviation of the density.
     """
 
@@ -139,7 +182,7 @@ class Drawn(Part):
     resolution: Positive
     voxel: Positive
     box: Whole | None = None
-    keep: Literal["all", "protein", "fab"] = "protein"
+    keep: Keep = "protein"
     noise: Annotated[float, Field(ge=0)] = 0.0
 
 
@@ -158,9 +201,11 @@ class Map(Case):
         backbones: model and reference are backbones: they are reduced to the residues that both have, side
             chains are added, the start is turned and moved at random, and the map drawn from the reference.
         forward: how atoms look in the map.
-        sequence: entry whose sequence is folded, where it does.
+        sequence: model whose sequences are folded, where the method does; of the kind that ``map`` keeps.
+        alignments: of each chain of these; from sequence alone if there are none.
         step_scale: of Boltz's sampler.
-        local: over which residues the local RMSD is, as printed.
+        local: over which residues the local RMSD is: ``CDR H3``, or a region in the fold's chains (A, B, ...)
+            and numbers (from 1).
     """
 
     entry: Entry
@@ -173,7 +218,8 @@ class Map(Case):
     model: FileName | None = None
     backbones: bool = False
     forward: Literal["electron", "molmap"] = "electron"
-    sequence: Entry | None = None
+    sequence: FileName | None = None
+    alignments: tuple[FileName, ...] = ()
     step_scale: Positive | None = None
     local: str | None = None
 

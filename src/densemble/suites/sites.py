@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import gemmi
-
 from densemble.atoms import Region, RegionError, Topology
 from densemble.errors import InputError
+from densemble.io.naming import one_letter
 from densemble.suites import Site
 
 _HOW = {
@@ -73,5 +72,4 @@ def _residues(site: Site, topology: Topology, how: str) -> list[int]:
 
 def _letter(name: str) -> str:
     """One-letter code, of a modified residue that of its parent; X where there is none."""
-    code = gemmi.find_tabulated_residue(name).one_letter_code.upper()
-    return code if code.isalpha() else "X"
+    return one_letter(name) or "X"

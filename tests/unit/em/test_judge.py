@@ -84,6 +84,15 @@ def test_local_distance_is_of_the_selection_superposed_on_the_rest(case):
     judge = Judge(model, likelihood, kind="molmap", reference=model, selection=[20, 21])
     assert judge.distance(moved).local_rmsd == pytest.approx(2.0, abs=1e-6)
     assert judge.distance(model.coords).local_rmsd == pytest.approx(0.0, abs=1e-6)
+    # paper 2's: of CA atoms, superposed on all of them, so that the two pull the rest along
+    alpha = np.flatnonzero(np.array(model.topology.names) == "CA")
+    x, y = moved[alpha], model.coords[alpha]
+    turn, _ = Rotation.align_vectors(y - y.mean(0), x - x.mean(0))
+    off = np.linalg.norm(turn.apply(x - x.mean(0)) + y.mean(0) - y, axis=1)
+    chosen = np.isin(model.topology.residue_index[alpha], [20, 21])
+    expected = np.sqrt((off[chosen] ** 2).mean())
+    assert judge.distance(moved).local_ca_rmsd == pytest.approx(expected, rel=1e-6)
+    assert 0 < expected < 1.99
 
 
 def test_the_truth_fits_its_own_map_and_a_shifted_one_does_not(case):

@@ -140,17 +140,18 @@ def test_a_case_of_a_map_becomes_settings(peptide, files, tmp_path):
     assert task.folder == tmp_path / "out/jobs/c/v/seed-7"
     assert read_map(task.settings.map).values.max() > 0
     drawn = task.settings.map.stat().st_mtime_ns
-    prepare(map_job("elastic"), files, tmp_path / "out")
+    prepare(map_job("elastic", forward="molmap"), files, tmp_path / "out")
     assert task.settings.map.stat().st_mtime_ns == drawn  # once a case
 
 
 def test_a_case_that_folds_gets_the_deposited_sequence(peptide, files, tmp_path):
     (tmp_path / "peptide.cif").write_bytes(peptide.path.read_bytes())
-    task = prepare(map_job("boltz1", sequence="7AAQ", step_scale=3.0), files, tmp_path / "out")
+    job = map_job("boltz1", sequence="data:peptide.cif", step_scale=3.0)
+    task = prepare(job, files, tmp_path / "out")
     fold = task.settings.fold
     assert (fold.prior, fold.step_scale) == ("boltz1", 3.0)
     header, sequence = fold.sequence.read_text().splitlines()
-    assert header.startswith(">")
+    assert header == ">A|protein|empty"
     whole = gemmi.read_structure(str(peptide.path)).entities[0].full_sequence
     assert len(sequence) == len(whole)
     assert "TWPDFG" in sequence
@@ -164,14 +165,6 @@ def test_what_cannot_be_run_is_said(peptide, files, tmp_path, prior, said):
     (tmp_path / "peptide.cif").write_bytes(peptide.path.read_bytes())
     with pytest.raises(InputError, match=said):
         prepare(map_job(prior), files, tmp_path / "out")
-
-
-def test_the_fab_is_not_guessed(peptide, files, tmp_path):
-    (tmp_path / "peptide.cif").write_bytes(peptide.path.read_bytes())
-    job = map_job("elastic")
-    case = job.case.model_copy(update={"map": job.case.map.model_copy(update={"keep": "fab"})})
-    with pytest.raises(InputError, match="does not print which chains"):
-        prepare(replace(job, case=case), files, tmp_path / "out")
 
 
 def test_files_of_entries_are_fetched_once_and_failures_remembered(tmp_path):

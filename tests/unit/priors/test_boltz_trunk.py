@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -123,7 +124,17 @@ def test_trunk_runs_once_per_input_and_weights(forward, tmp_path):
         assert counter.rounds == 4
         run(recycling=0)
         assert counter.rounds == 5
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("trunk-*"))) == 3
+
+
+def test_of_two_runs_at_the_same_time_one_makes_the_trunk(forward, tmp_path):
+    def run(_):
+        return trunk_of(forward.network, forward.given, weights="w", cache=tmp_path, recycling=1)
+
+    with Counter(forward.network) as counter, ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, range(2))
+    assert counter.rounds == 2
+    assert torch.equal(first.z, second.z)
 
 
 def test_trunk_of_another_input_is_another(forward, boltz_cache, tmp_path):
@@ -136,7 +147,7 @@ def test_trunk_of_another_input_is_another(forward, boltz_cache, tmp_path):
 
 def test_a_file_cut_short_is_run_anew(forward, tmp_path):
     first = trunk_of(forward.network, forward.given, weights="w", cache=tmp_path, recycling=0)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("trunk-*")
     file.write_bytes(file.read_bytes()[:-100])
     again = trunk_of(forward.network, forward.given, weights="w", cache=tmp_path, recycling=0)
     assert torch.equal(first.z, again.z)
@@ -146,9 +157,9 @@ def test_trunks_used_longest_ago_make_room(forward, tmp_path):
     """Reading one is using it; the one in use stays even where it alone is too much."""
 
     def run(weights, kept):
-        before = set(tmp_path.iterdir())
+        before = set(tmp_path.glob("trunk-*"))
         trunk_of(forward.network, forward.given, weights=weights, cache=tmp_path, recycling=0, kept=kept)
-        return next(iter(set(tmp_path.iterdir()) - before), None)
+        return next(iter(set(tmp_path.glob("trunk-*")) - before), None)
 
     (tmp_path / "other.safetensors").touch()
     first, second = run("a", 10**9), run("b", 10**9)

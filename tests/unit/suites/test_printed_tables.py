@@ -159,7 +159,7 @@ def test_entries_and_settings_of_paper_2(second):
     assert "the inward and outward conformations (PDB:7AAQ, 7AAR)" in second
     assert [cases[f"stp10-{state}"].entry for state in ("inward", "outward")] == ["7AAQ", "7AAR"]
     assert "protein sequence corresponding to PDB:7AAQ was given as input" in second
-    assert {cases[f"stp10-{state}"].sequence for state in ("inward", "outward")} == {"7AAQ"}
+    assert {cases[f"stp10-{state}"].sequence for state in ("inward", "outward")} == {"fetch:7AAQ/7aaq.cif.gz"}
     assert "maps of 2 Å resolution and 1 Å voxel size" in second
     assert "padded to dimension $w = h = d = 100$" in second
     drawn = cases["stp10-inward"].map
@@ -171,6 +171,10 @@ def test_entries_and_settings_of_paper_2(second):
     assert (ch67.entry, ch67.map.resolution, ch67.map.box, ch67.map.keep) == ("4HKX", 4.0, 100, "fab")
     assert "is set at 3.0 to increase CDR H3 loop accuracy" in second
     assert (ch67.step_scale, ch67.local) == (3.0, "CDR H3")
+    assert "stripped of non-protein entities and the bound hemagglutinin receptor" in second
+    assert "RMSD for the $C\\alpha$ atoms in the CDR H3 loop (local RMSD)" in second
+    ablations = {tuple(case.variants) for case in cases.values() if case.table == "1"}
+    assert ablations == {("cryoboltz", "boltz-1", "local-only", "global-only")}
 
 
 def test_p_glycoprotein(second):
@@ -180,10 +184,9 @@ def test_p_glycoprotein(second):
     maps = re.search(r"\(EMDB-(\d+), (\d+), (\d+), (\d+)\)", second)
     models = re.search(r"\(PDB: (\w+), (\w+), (\w+), (\w+)\)", second)
     assert [case.entry for case in cases] == [f"EMD-{number}" for number in maps.groups()]
-    assert [case.sequence for case in cases] == list(models.groups())
     for case, code in zip(cases, models.groups(), strict=True):
         assert case.map == f"fetch:{case.entry}/emd_{case.entry[4:]}.map.gz"
-        assert case.reference == case.zone == f"fetch:{case.entry}/{code.lower()}.cif.gz"
+        assert case.reference == case.zone == case.sequence == f"fetch:{case.entry}/{code.lower()}.cif.gz"
     assert "A padding of 5 voxels was then added" in second
     assert {case.padding for case in cases} == {5}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -99,11 +100,13 @@ def trunk_of(
     }
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
     path = cache / f"trunk-{digest}.safetensors"
-    stored = _read(path, device)
-    if stored is None:
-        (progress or Progress()).message(f"trunk of {given.feats['token_pad_mask'].shape[1]} tokens")
-        stored = run_trunk(network, given, recycling=recycling)
-        _write(path, stored, facts)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{path.stem}.lock"):  # of several runs that want it one makes it
+        stored = _read(path, device)
+        if stored is None:
+            (progress or Progress()).message(f"trunk of {given.feats['token_pad_mask'].shape[1]} tokens")
+            stored = run_trunk(network, given, recycling=recycling)
+            _write(path, stored, facts)
     _used(path, kept)
     return _completed(network, given, stored)
 
