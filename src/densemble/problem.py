@@ -301,12 +301,18 @@ class RegionProblem:
             densities = self.forward.members(coords, b_iso)[:, inside]
         return densities.double().numpy(), self.target.values[inside].double().numpy()
 
-    def density_at(self, gain: float) -> DensityAt:
-        """``gain`` times the target, interpolated at points in Å; zero outside the box."""
+    def density_at(self, gain: float, *, beside_start: bool = False) -> DensityAt:
+        """``gain`` times the target, interpolated at points in Å; zero outside the box.
+
+        Args:
+            gain: per unit of the map.
+            beside_start: take out of the target what the start explains of it.
+        """
         grid = self.target.grid
         low = torch.tensor(grid.origin)
         size = torch.tensor([h * (n - 1) for h, n in zip(grid.spacing, grid.shape, strict=True)])
-        values = self.target.values.permute(2, 1, 0)[None, None]
+        values = self.beside_start(self.b_start).unexplained() if beside_start else self.target.values
+        values = values.permute(2, 1, 0)[None, None]
 
         def at(points: Tensor) -> Tensor:
             place = (2 * (points - low) / size - 1).reshape(1, 1, 1, -1, 3)

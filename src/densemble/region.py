@@ -28,6 +28,7 @@ from densemble.run import (
     pursue_members,
     refine,
     regularise_members,
+    residue_support,
     sample_members,
     stages_of,
 )
@@ -85,11 +86,11 @@ class GuideRun:
 
 
 def side_chains(
-    problem: RegionProblem, draw: Draw, density: Term | None, members: int
+    problem: RegionProblem, draw: Draw, guide: Guide, density: Term | None, members: int
 ) -> SideChainCompletion:
     """What completes the atoms of a backbone prior."""
-    steps = draw.recipe.sidechains
-    density_at = None if density is None else problem.density_at(steps.density_gain)
+    steps, beside = draw.recipe.sidechains, holds_start(guide, draw.recipe)
+    density_at = None if density is None else problem.density_at(steps.density_gain, beside_start=beside)
     return SideChainCompletion(
         problem.side_chains(members),
         draw.prior.topology,
@@ -114,7 +115,7 @@ def sampled(
     with_start = holds_start(guide, recipe) and draw.members > 1
     members = draw.members - 1 if with_start else draw.members
     soft, geometry = GeometryObjective(restraints, cap=recipe.geometry_cap), GeometryObjective(restraints)
-    completion = draw.completion or side_chains(problem, draw, density, members)
+    completion = draw.completion or side_chains(problem, draw, guide, density, members)
     atoms, trace = sample_members(
         draw.prior,
         stages_of(recipe, guidance_terms(restraints, density, recipe)),
@@ -124,6 +125,7 @@ def sampled(
         backbone=problem.stretches.backbone_atoms,
         finish=lambda atoms: regularise_members(atoms, geometry, density, recipe.finish),
         score=member_score(problem, guide, soft, recipe),
+        support=residue_support(problem, guide, recipe),
         members=members,
         seed=draw.seed,
         checkpoints=checkpoints,

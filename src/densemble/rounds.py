@@ -3,8 +3,8 @@
 The first pass goes from pure noise to structures. Guidance by a gradient is local, and some members end
 where the map does not want them. In each further round members are drawn in proportion to how well they
 explain the map (``densemble.guidance.resampling``) and a window of each is sampled anew under the same
-guidance, the rest of the member being held: an error is seldom that of a whole loop. A member that a round
-did not better goes on as it was.
+guidance, the rest of the member being held: an error is seldom that of a whole loop, and it is where the map
+speaks for a residue least. A member that a round did not better goes on as it was.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ Finish = Callable[[Tensor], Tensor]
 """All atoms of all members, Å, shape=(K, N, 3), to the same, better."""
 Score = Callable[[Tensor], Tensor]
 """All atoms of all members, Å, to the log probability of each, nats, shape=(K,)."""
+
+Support = Callable[[Tensor], Tensor]
+"""All atoms of all members, Å, to how well each residue of each is explained, shape=(K, R)."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,41 @@ class Population:
 
 
 def held_outside_windows(
-    topology: Topology, members: int, window: tuple[int, int], generator: torch.Generator
+    topology: Topology,
+    members: int,
+    window: tuple[int, int],
+    generator: torch.Generator,
+    support: Float[Tensor, "k r"] | None = None,
 ) -> Bool[Tensor, "k n"]:
     """Atoms outside a random window of consecutive residues, one for each member.
 
-    Lengths are uniform between the two bounds, and so is the place of the window's middle.
+    Lengths are uniform between the two bounds, and so is the place of the window's middle; windows that
+    reach beyond an end are cut there. With ``support`` they are drawn in proportion to
+
+    ``exp(1/2 sum_r (mean(s) - s_r) / sd(s))`` over the residues r of a window,
+
+    so that most of them are of residues that are less well explained than the others of the member.
+
+    Args:
+        topology: of the prior.
+        members: K.
+        window: least and largest number of residues.
+        generator: source of randomness.
+        support: how well each residue of each member is explained, in any unit.
     """
     residue, count = torch.as_tensor(topology.residue_index), len(topology.residues)
-    length = torch.randint(window[0], window[1] + 1, (members, 1), generator=generator)
-    middle = torch.randint(count, (members, 1), generator=generator)
+    lengths, middles = torch.arange(window[0], window[1] + 1), torch.arange(count)
+    length, middle = (x.flatten() for x in torch.meshgrid(lengths, middles, indexing="ij"))
     first = middle - torch.div(length, 2, rounding_mode="floor")
-    return (residue < first) | (residue >= first + length)
+    place = torch.arange(count)
+    inside = (place >= first[:, None]) & (place < (first + length)[:, None])
+    log_p = torch.zeros(members, len(length), dtype=torch.float64)
+    if support is not None:
+        s = support.double()
+        lack = (s.mean(1, keepdim=True) - s) / s.std(1, keepdim=True).clamp_min(1e-12)
+        log_p = lack @ inside.double().T / 2
+    chosen = torch.multinomial(log_p.softmax(1), 1, generator=generator)[:, 0]
+    return ~inside[chosen][:, residue]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +144,7 @@ def sample_rounds(
     generator: torch.Generator,
     finish: Finish,
     score: Score | None,
+    support: Support | None = None,
     state: RoundsState | None = None,
     on_step: Callable[[RoundsState], None] | None = None,
 ) -> Population:
@@ -130,6 +158,7 @@ def sample_rounds(
         generator: the only source of randomness but for the completion's own.
         finish: applied to the members of every pass.
         score: by which members are compared; None where there is but one pass.
+        support: by which windows are chosen; None: anywhere alike.
         state: go on from here.
         on_step: called after every step.
 
@@ -152,7 +181,8 @@ def sample_rounds(
             parents = population.drawn(this.share, generator)
             held = None
             if this.window is not None:
-                held = held_outside_windows(guided.topology, members, this.window, generator)
+                where = None if support is None else support(parents.atoms)
+                held = held_outside_windows(guided.topology, members, this.window, generator, where)
             sampler = None
         else:
             parents, held, sampler = None, None, None

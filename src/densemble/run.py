@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from pydantic import BaseModel, JsonValue
 from torch import Tensor
+from torch.nn import functional
 
 from densemble.atoms import Ensemble
 from densemble.errors import InputError
@@ -32,7 +33,7 @@ from densemble.likelihood.density import DensityLikelihood
 from densemble.priors.protocol import Prior
 from densemble.problem import Guide, RegionProblem
 from densemble.recipes import Finish, Recipe
-from densemble.rounds import Pass, Population, RoundsState, Score, sample_rounds
+from densemble.rounds import Pass, Population, RoundsState, Score, Support, sample_rounds
 from densemble.sampler import SamplerState, load_checkpoint, save_checkpoint
 from densemble.selection.pursuit import fit_weights, matching_pursuit
 
@@ -79,6 +80,21 @@ def member_score(problem: RegionProblem, guide: Guide, geometry: GeometryObjecti
         return fit + geometry.per_member(atoms)
 
     return score
+
+
+def residue_support(problem: RegionProblem, guide: Guide, recipe: Recipe) -> Support:
+    """Mean over a residue's backbone of the target, or of what the start does not explain of it."""
+    at = problem.density_at(1.0, beside_start=holds_start(guide, recipe))
+    stretches = problem.stretches
+    backbone = torch.as_tensor(stretches.backbone_atoms)
+    of = np.unique(stretches.topology.residue_index[stretches.backbone_atoms], return_inverse=True)[1]
+    mean = functional.one_hot(torch.as_tensor(of)).float()
+    mean = mean / mean.sum(0)
+
+    def support(atoms: Tensor) -> Tensor:
+        return at(atoms[:, backbone]) @ mean
+
+    return support
 
 
 def passes_of(guide: Guide, steps: int | None, recipe: Recipe) -> list[Pass]:
@@ -178,6 +194,7 @@ def sample_members(
     seed: int,
     checkpoints: Checkpoints,
     on_step: Callable[[int], None],
+    support: Support | None = None,
     realign: Realignment | None = None,
 ) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
     """Sample members under guidance, going on from a checkpoint where there is one.
@@ -195,6 +212,7 @@ def sample_members(
         seed: of all randomness.
         checkpoints: where the state is kept.
         on_step: told the number of steps done in all passes.
+        support: by which the windows of rounds are chosen.
         realign: moves members as a whole while they are sampled.
 
     Returns:
@@ -238,6 +256,7 @@ def sample_members(
             generator=generator,
             finish=finish,
             score=score,
+            support=support,
             state=state,
             on_step=after,
         )

@@ -251,6 +251,21 @@ def test_density_at_a_voxel_is_the_map_and_between_voxels_linear(problem):
     assert at(points[2:4, 5, :7]).numpy() == pytest.approx(2 * values[2:4, 5, :7].numpy(), abs=1e-4)
 
 
+def test_density_beside_the_start_is_what_the_start_does_not_explain(problem):
+    """Least squares by numpy of the start's density and a constant, over the voxels that count."""
+    start = problem.stretches.start[None]
+    known = problem.forward.members(start, problem.b_start)[0].double().numpy()
+    weights, values = problem.mask.double().numpy(), problem.target.values.double().numpy()
+    root = np.sqrt(weights).ravel()
+    design = np.stack([np.ones_like(root), known.ravel()], 1)
+    solution, *_ = np.linalg.lstsq(design * root[:, None], values.ravel() * root, rcond=None)
+    expected = np.where(weights > 0, values - (design @ solution).reshape(values.shape), 0)
+    points = torch.as_tensor(problem.target.grid.points(), dtype=torch.float32)
+    found = problem.density_at(2.0, beside_start=True)(points[3:-3, 4:-4, 5:-5]).double().numpy()
+    assert found == pytest.approx(2 * expected[3:-3, 4:-4, 5:-5], abs=1e-3 * np.abs(values).max())
+    assert np.abs(expected).max() > 0.1 * np.abs(values).max()
+
+
 def test_restraints_and_side_chains_are_of_the_free_atoms(problem, stretches):
     chains = problem.side_chains(3)
     assert chains.topology.names == stretches.topology.names

@@ -174,6 +174,24 @@ def test_windows_are_consecutive_of_the_lengths_asked_for_and_everywhere(generat
     assert torch.allclose(share[3:6], share[3:6].mean().expand(3), rtol=0.1)
 
 
+def test_windows_are_where_there_is_least_support(generator):
+    """In proportion to exp(half the sum by which its residues fall short, in standard deviations)."""
+    topology, members = chain_topology(9), 20_000
+    support = torch.tensor([3.0, 3.0, 3.0, 3.0, 1.0, 1.0, 3.0, 3.0, 3.0]).expand(members, -1)
+    held = held_outside_windows(topology, members, (2, 2), generator, support)
+    free = ~held.reshape(members, 9, 4)[..., 0]
+    z = (support[0].double().mean() - support[0].double()) / support[0].double().std()
+    begins = torch.arange(-1, 8)  # the windows' first residues; the first one is cut at the end
+    weight = torch.stack([z[max(first, 0) : first + 2].sum() for first in begins.tolist()]).div(2).exp()
+    expected = weight / weight.sum()
+    found = torch.stack([(free[:, first] & free[:, first + 1]).float().mean() for first in range(8)])
+    assert torch.allclose(found.double(), expected[1:], atol=0.012)
+    assert float(found.argmax()) == 4
+    assert float(found[4]) > 0.3
+    alike = held_outside_windows(topology, members, (2, 2), generator, torch.ones(members, 9))
+    assert float((~alike).float().mean(0)[4:32].std()) < 0.01  # nothing to choose by
+
+
 def test_held_atoms_are_estimated_where_they_are_known_to_be(generator):
     prior = TwoPlaces()
     known = torch.full((5, 4, 3), 7.0)

@@ -29,6 +29,7 @@ from densemble.run import (
     pursue_members,
     refine,
     regularise_members,
+    residue_support,
     sample_members,
     stages_of,
 )
@@ -149,6 +150,22 @@ def test_score_is_fit_and_stereochemistry_of_each_member(problem, inputs, states
         assert float(found) == pytest.approx(float(alone), rel=1e-3)
     assert float(gain[0]) > 10 * float(gain[1])  # the second state is the one that is missing
     assert float(each[1]) > float(each[0])  # alone, the major one explains more
+
+
+def test_support_is_the_density_that_a_residues_backbone_stands_in(problem, inputs, states):
+    exact = showing(problem, states, [0.39, 0.61])
+    rows = torch.as_tensor(problem.stretches.backbone_atoms).reshape(-1, 4)
+    for recipe, guide, beside_start in (
+        (inputs.recipe, "each", False),
+        (beside(inputs.recipe), "ensemble", True),
+    ):
+        at = exact.density_at(1.0, beside_start=beside_start)
+        expected = torch.stack([at(states[:, row]).mean(1) for row in rows], 1)
+        found = residue_support(exact, guide, recipe)(states)
+        assert torch.allclose(found, expected, atol=1e-6)
+    assert float(found[0].mean()) > 5 * float(
+        found[1].abs().mean()
+    )  # beside the start the other state is missing
 
 
 def test_rounds_are_for_guides_that_compare_members(inputs):

@@ -91,6 +91,13 @@ class BesideKnown:
         kept = parts.explained * squared >= along * overlap  # the known one's occupancy beside the member
         return torch.where(kept, beside, alone.clamp_min(0)) / (2 * self.sigma**2)
 
+    def unexplained(self) -> Float[Tensor, "nx ny nz"]:
+        """The target less its fit by the known conformation and a constant; zero where nothing counts."""
+        inside, root = self._inside
+        left = torch.zeros_like(self.target.values)
+        left.view(-1)[inside] = self._at(0.0).target / root
+        return left
+
     def _weighted(self, values: Float[Tensor, "k nx ny nz"]) -> Float[Tensor, "k v"]:
         """The voxels that count, times the square root of their weight."""
         inside, root = self._inside
