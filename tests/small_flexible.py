@@ -88,8 +88,8 @@ def write_flexible(folder: Path) -> SmallFlexible:
         write_map(names[name], DensityMap(grid, values + NOISE * spread * noise / noise.std()))
     names["recipe"].write_text(RECIPE, encoding="utf-8")
     recipe = load_recipe("embedded").model_dump(exclude_none=True)
-    recipe["noise"]["steps"] = 20
-    recipe["rounds"] |= {"count": 2, "steps": 10}
-    recipe["finish"] |= {"regularise_steps": 20, "refine_steps": 30}
+    recipe["noise"] |= {"steps": 20, "churn": 1.0}
+    recipe["rounds"] |= {"count": 4, "steps": 12}
+    recipe["finish"] |= {"regularise_steps": 40, "refine_steps": 30}
     names["region_recipe"].write_text(toml_text(recipe), encoding="utf-8")
     return SmallFlexible(**names)

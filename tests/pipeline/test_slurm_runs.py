@@ -12,8 +12,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_dask_runs import _Telling, suite_of
-from test_suite_runs import figures, until
+from small_suite import figures, until, write_suite
+from test_dask_runs import _Telling
 
 from densemble.archives.cache import Cache
 from densemble.archives.transfer import Client
@@ -23,6 +23,7 @@ from densemble.experiments.clusters import Slurm
 from densemble.experiments.dask_engine import DaskEngine
 from densemble.experiments.files import Files
 from densemble.experiments.running import run_suite
+from densemble.suites import load_suite
 
 dask_jobqueue = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's own, on closing
@@ -126,7 +127,7 @@ def test_a_slurm_job_that_ends_too_early_is_asked_for_again(slurm, crystal, file
     monkeypatch.setattr(clusters, "REPLENISHED", 1.0)
     import dask
 
-    suite, out = suite_of(crystal, tmp_path, 60), tmp_path / "out"
+    suite, out = load_suite(str(write_suite(crystal, tmp_path, 60))), tmp_path / "out"
     killed = []
 
     def kill(job):

@@ -169,7 +169,9 @@ def simulate_crystal(
     bending = Bending.of(stretches, rng)
     coords = bending.states(len(occupancies), apart=apart) if states is None else bending.known(states)
     if len(coords) != len(occupancies):
-        raise InputError(f"model {states}: {len(coords)} altlocs in {region}, {len(occupancies)} occupancies")
+        raise InputError(
+            f"model {states}: {len(coords)} altlocs in {region}, and {len(occupancies)} occupancies"
+        )
     ensemble = _ensemble(stretches.topology, coords, occupancies, stretches.b_start)
     structure, _ = model_structure(model, [ensemble], stretches.model_atoms)
     write_structure(truth, structure)
