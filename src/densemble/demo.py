@@ -63,7 +63,7 @@ def run_demo(
     result = run_xray(
         chosen, out, reference=example("deposited.cif"), force=force, resume=resume, progress=progress
     )
-    model = [] if result.model is None else [*model_lines(result.model), ""]
+    model = [] if result.model is None else [*model_lines(result.model, result.region), ""]
     return "\n".join([*comparison(result), "", *recovered(result, out), "", *model, f"written to {out}/"])
 
 

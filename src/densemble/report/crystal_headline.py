@@ -97,13 +97,16 @@ def _supported(result: Result, held: HeldOut | None) -> list[str]:
 
 
 def verdicts_of(model: FinalModel, region: str, held: HeldOut | None) -> list[str]:
-    """How many states each part of a region has; see ``verdict_of``."""
-    if not model.states.parts:
+    """How many states each part of a region has (``verdict_of``); if all have one, said once of the region."""
+    parts = model.states.parts
+    if not parts:
         return [
             f"No two of the sampled conformations of {region} differ by more than "
             f"{model.states.coordinate_error:.2f} Å: one state. More were not tested."
         ]
-    return [*(verdict_of(part, held) for part in model.states.parts), *file_notes(model)]
+    if len(parts) > 1 and not model.several:
+        return [f"One state of {region} is enough to explain the data."]
+    return [*(verdict_of(part, held) for part in parts), *file_notes(model)]
 
 
 def file_notes(model: FinalModel) -> list[str]:
@@ -153,6 +156,8 @@ def number_of(model: FinalModel) -> Tile:
         chosen += ", with a veto of data held out"
     if len(parts) > 1:
         chosen = f"in {', '.join(part.region for part in parts)}; {chosen}"
+    if not model.several:
+        return Tile(question, "1", chosen)
     return Tile(question, " + ".join(str(len(part.states)) for part in parts), chosen)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from densemble.io.model_results import FinalModel, Refined, Refinement
 from densemble.io.results import Result
 from densemble.io.state_results import Distance, Fit, Mixture, RegionRecord, StateResult
-from densemble.report.crystal_headline import clash_warning, file_notes, verdict_of
+from densemble.report.crystal_headline import clash_warning, verdicts_of
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -44,21 +44,21 @@ def summary(result: Result, out: Path) -> str:
         )
     files = "ensemble.cif, members/, map.ccp4, result.json"
     if result.model is not None:
-        lines += ["", *model_lines(result.model), ""]
+        lines += ["", *model_lines(result.model, result.region), ""]
         files = f"model.cif, {files}"
     elif result.model_failure is not None:
         lines.append(f"No final model: {result.model_failure}; see model.log.")
     return "\n".join([*lines, f"Written to {out}/: {files}"])
 
 
-def model_lines(model: FinalModel) -> list[str]:
+def model_lines(model: FinalModel, region: str) -> list[str]:
     """A verdict, the states of each part with their occupancies, R factors and validation of both models."""
     parts, found = model.states.parts, model.refinement
     if not parts:
         within = f"no two members differ by {model.states.coordinate_error:.2f} Å"
         lines = [f"One state: {within}; more were not tested."]
     else:
-        lines = [*(verdict_of(part, model.held_out) for part in parts), *file_notes(model)]
+        lines = verdicts_of(model, region, model.held_out)
         lines += table(["model of states", "occupancy", "95 % interval"], _state_rows(model))
     if found is not None and found.start.r_free is not None and found.model.r_free is not None:
         error = found.r_free_error
@@ -156,7 +156,7 @@ def state_summary(result: StateResult, out: Path) -> str:
         lines += ["", *_region_lines(result.region), ""]
         files = f"ensemble.cif, members/, {files}"
         if result.region.model is not None:
-            lines += [*model_lines(result.region.model), ""]
+            lines += [*model_lines(result.region.model, result.region.region), ""]
             files = f"model.cif, {files}"
         elif result.region.model_failure is not None:
             lines.append(f"No final model: {result.region.model_failure}; see model.log.")

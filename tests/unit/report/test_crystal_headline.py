@@ -76,6 +76,16 @@ def test_two_states_and_one():
     assert sure.note == "occupancy of A, if it exists: 0.60, 95 % interval 0.50–0.70", "the widest"
 
 
+def test_one_state_everywhere_is_said_once():
+    """Parts are where sampled conformations differ: that there are several does not make several states."""
+    found = headline(result([part("A:1-8", [1.0]), part("A:12-20", [1.0])]))
+    assert found.answer[0] == "One state of A:1-20 is enough to explain the data."
+    assert not any("A:12-20" in line for line in found.answer)
+    number, _, _ = found.tiles
+    assert number.value == "1"
+    assert number.note.startswith("in A:1-8, A:12-20; ")
+
+
 def test_one_state_is_a_normal_answer():
     steps = [Evidence(states=1, fit=0.0, held_out=0.0, chosen=True)]
     steps.append(Evidence(states=2, fit=49.2, held_out=-5.3, error=6.2))

@@ -91,7 +91,7 @@ def test_final_model_begins_with_a_verdict_and_says_what_it_costs():
             "model": Validation(atoms=9, clashscore=31.25, rotamer_outliers=0.125),
         },
     )
-    lines = model_lines(model)
+    lines = model_lines(model, "A:1-8")
     assert "So model.cif has one state; the model of states is alternative.cif." in lines
     assert any(line.startswith("The model has clearly more clashes than the start") for line in lines)
     assert lines[0].startswith("Two states of A:1-8 fit the map better; data held out do not clearly support")
