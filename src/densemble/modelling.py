@@ -253,11 +253,12 @@ def write_files(folder: Path, modelled: Modelled, *, amplitudes: bool, tell: Pro
     models = {MODEL_FILE: modelled.built if record.advised else modelled.start}
     if record.several:
         models[ALTERNATIVE_FILE] = modelled.start if record.advised else modelled.built
+    obstacles = {}
     for file, each in models.items():
-        _, obstacle = programs.write_model(
+        _, obstacles[file] = programs.write_model(
             folder, each.structure, each.displaced, each.parts, file=file, amplitudes=amplitudes
         )
-    if obstacle is not None:
+    if (obstacle := obstacles[MODEL_FILE]) is not None:
         tell.warning(f"no {PDB_FILE}: the model does not fit the PDB format ({obstacle}); use {MODEL_FILE}")
 
 

@@ -145,6 +145,24 @@ def test_why_there_is_no_pdb_file_is_said(case, tmp_path, monkeypatch):
     assert not (tmp_path / "model.pdb").exists()
 
 
+@pytest.mark.parametrize("advised", [True, False])
+def test_it_is_said_of_the_model_not_of_the_other(case, tmp_path, monkeypatch, advised):
+    """The one with states is too large for the PDB format here, wherever it is written."""
+    _, problem, modelled = case
+    large = modelled.built.structure
+    monkeypatch.setattr(
+        "densemble.refinement.programs.pdb_obstacle",
+        lambda structure: "large" if structure is large else None,
+    )
+    if not advised:
+        refinement = modelled.record.refinement.model_copy(update={"r_free_error": 1.0})
+        modelled = replace(modelled, record=modelled.record.model_copy(update={"refinement": refinement}))
+    said = Said()
+    write_model(tmp_path, problem, start_ensemble(problem), modelled, tell=said)
+    assert len(said.messages) == advised
+    assert (tmp_path / "model.pdb").exists() is not advised
+
+
 def test_residues_are_judged_where_the_model_s_states_stand_too(case, tmp_path):
     """Voxels within 2 Å of any conformation compared: without the model's, its own places would not count."""
     _, problem, modelled = case
