@@ -245,17 +245,18 @@ def flexible(
     )
     with tell.steps(f"region {plan.region}", plan.steps) as on_step:
         run = run_guide(found, draw, "ensemble", checkpoints=checkpoints, on_step=on_step)
-    held_out = None if problem.held_out is None else less(problem.held_out, problem.prepared.solvent)
-    record, modelled = _record(plan, found, rest, run, held_out), None
+    other = None
+    if problem.held_out is not None:
+        other = rest.taken_out(less(problem.held_out, problem.prepared.solvent))
+    record, modelled = _record(plan, found, run, other), None
     if settings.states:
         tell.message("states and their number")
         try:
-            target = problem.likelihood.target
             modelled = region_model(
                 folder,
                 found,
                 run.final,
-                judge_of(found, rest, run, target, held_out, resolution=inputs.resolution),
+                judge_of(found, rest, run, other, resolution=inputs.resolution),
                 resolution=inputs.resolution,
                 cycles=settings.cycles,
                 references=plan.states,
@@ -268,21 +269,23 @@ def flexible(
 
 
 def _record(
-    plan: RegionPlan, problem: RegionProblem, rest: Rest, run: GuideRun, held_out: DensityMap | None
+    plan: RegionPlan, problem: RegionProblem, run: GuideRun, other: DensityMap | None
 ) -> RegionRecord:
-    """Fit of the state and of the ensemble, over the same voxels, and all members."""
+    """Fit of the state and of the ensemble, over the same voxels, and all members.
+
+    ``other`` is what the region adds to the half map held out, if there is one.
+    """
     ensembles: dict[Subject, Ensemble] = {"start": start_ensemble(problem), "ensemble": run.ensemble}
     metrics, voxels = map_fits(problem, ensembles, plan.states, plan.source)
     weights = dict(zip(run.selected, run.ensemble.weights.tolist(), strict=True))
     b_iso = run.ensemble.b_iso[0]
-    other: dict[Subject, float] | None = None
-    if held_out is not None:
-        target = rest.taken_out(held_out)
-        other = {name: map_fit(problem.forward, target, voxels, e).rscc for name, e in ensembles.items()}
+    held_out: dict[Subject, float] | None = None
+    if other is not None:
+        held_out = {name: map_fit(problem.forward, other, voxels, e).rscc for name, e in ensembles.items()}
     return RegionRecord(
         region=str(plan.region),
         metrics=metrics,
-        held_out=other,
+        held_out=held_out,
         b_around=float(problem.b_start.mean()),
         b_iso=float(b_iso.mean()),
         members=member_records(problem, voxels, run.final, weights, b_iso, plan.states),

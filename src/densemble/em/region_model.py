@@ -12,6 +12,7 @@ more than a veto: it must be better explained with a state more.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,7 @@ def judge_of(
     problem: RegionProblem,
     rest: Rest,
     run: GuideRun,
-    density: DensityMap,
-    held_out: DensityMap | None,
+    other: DensityMap | None,
     *,
     resolution: float,
 ) -> MapJudge:
@@ -53,15 +53,14 @@ def judge_of(
         problem: the region.
         rest: all else.
         run: the members.
-        density: the map that is fitted, its solvent at zero.
-        held_out: the other half map, if there is one.
+        other: what the region adds to the half map held out, if there is one.
         resolution: Å.
     """
-    noise = max(rest.noise(density), left_by_all(problem, run))
+    noise = max(rest.noise(problem.target), left_by_all(problem, run))
     return MapJudge(
         forward=problem.forward,
         target=problem.target,
-        other=None if held_out is None else rest.taken_out(held_out),
+        other=other,
         inside=problem.mask > 0.5,
         sigma=effective_sigma(problem.target.grid, noise, resolution),
         edge=EDGE * resolution,
@@ -79,7 +78,7 @@ def left_by_all(problem: RegionProblem, run: GuideRun) -> float:
     weights, _ = Normal.of(densities, target, offset=True).weights(range(len(densities)))
     left = target - weights @ densities
     near = voxels_near(problem.target.grid, run.ensemble.coords[run.ensemble.weights > 0], NEAR)
-    return float((left - left.mean())[near[problem.mask > 0.5].numpy()].std())
+    return float(np.sqrt(np.square((left - left.mean())[near[problem.mask > 0.5].numpy()]).mean()))
 
 
 def region_model(
@@ -134,4 +133,4 @@ def _held_to(made: Modelled, other: DensityMap, edge: float) -> Modelled:
     }
     assert made.record.refinement is not None
     refinement = made.record.refinement.model_copy(update=found)
-    return Modelled(made.record.model_copy(update={"refinement": refinement}), made.start, made.built)
+    return replace(made, record=made.record.model_copy(update={"refinement": refinement}))

@@ -101,13 +101,12 @@ class Rest:
         offset = float((w * values).sum() - scale * (w * model).sum())
         return DensityMap(self.density.grid, (values - offset) / scale - model)
 
-    def noise(self, density: DensityMap) -> float:
-        """Root mean square of what the atoms that stay leave of a map around them, on the scale of the model.
+    def noise(self, left: DensityMap) -> float:
+        """Root mean square, around the atoms that stay, of what ``taken_out`` left of a map.
 
         Noise of the map and error of the model together, where one state is known to do.
         """
-        left = self.taken_out(density).values
-        return float(((self.weights * left.square()).sum() / self.weights.sum()).sqrt())
+        return float(((self.weights * left.values.square()).sum() / self.weights.sum()).sqrt())
 
 
 def box_around(grid: Grid, coords: Float[np.ndarray, "n 3"], margin: float) -> Grid:

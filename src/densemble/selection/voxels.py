@@ -67,31 +67,36 @@ class MapJudge:
         """Voxels are linear in the weights once scale and offset are known: those of the weights given."""
         scale, offset = self._scale(weights @ signals)
         information = np.full(signals.shape[1], 1 / self.sigma**2)
-        return Blocks.of(scale * signals, self._values(self.target) - offset, information, self._block)
+        return Blocks.of(scale * signals, self._target - offset, information, self._block)
 
     def fitted(self, signals: np.ndarray, weights: Float[np.ndarray, " s"]) -> float:
         """Log-likelihood of the map that is fitted, its constant left out."""
-        return float(self._by_block(self.target, weights @ signals).sum())
+        return float(self._by_block(self._target, weights @ signals).sum())
 
     def held_out(self, signals: np.ndarray, weights: Float[np.ndarray, " s"]) -> Float[np.ndarray, " m"]:
         """Log-likelihood of each block of the other map; scale and offset are those of the fitted one."""
         if self.other is None:
             raise ValueError("MapJudge: there is no map that was held out")
-        return self._by_block(self.other, weights @ signals)
+        return self._by_block(self._values(self.other), weights @ signals)
 
     def _values(self, density: DensityMap) -> np.ndarray:
         return density.values[self.inside].double().numpy()
 
+    @cached_property
+    def _target(self) -> np.ndarray:
+        """The map that is fitted, where voxels are compared."""
+        return self._values(self.target)
+
     def _scale(self, model: np.ndarray) -> tuple[float, float]:
         """Scale and offset of least squares, model to the map that is fitted."""
-        target = self._values(self.target)
+        target = self._target
         centred = model - model.mean()
         scale = max(float(centred @ target / max(centred @ centred, 1e-300)), 0.0)
         return scale, float(target.mean() - scale * model.mean())
 
-    def _by_block(self, density: DensityMap, model: np.ndarray) -> np.ndarray:
+    def _by_block(self, values: np.ndarray, model: np.ndarray) -> np.ndarray:
         scale, offset = self._scale(model)
-        square = (self._values(density) - scale * model - offset) ** 2
+        square = (values - scale * model - offset) ** 2
         return -np.bincount(self._block, square) / (2 * self.sigma**2)
 
     @cached_property
