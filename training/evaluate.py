@@ -45,7 +45,6 @@ class Sampling:
         members: of each segment.
         steps: reverse steps.
         sigma_min, churn, churn_min, rho, heun: see ``densemble.priors.edm.EDM``.
-        widths: first noise level, in the largest expected standard deviations of the segments.
     """
 
     members: int = 16
@@ -55,7 +54,11 @@ class Sampling:
     sigma_min: float = SIGMA_MIN
     rho: float = 7.0
     heun: bool = False
-    widths: float = first_level(1.0, CHURN)
+
+    @property
+    def widths(self) -> float:
+        """First noise level, in the largest expected standard deviations of the segments."""
+        return first_level(1.0, self.churn)
 
 
 def draw(corpus: Corpus, length: int, count: int, *, loop: bool, seed: int) -> list[tuple[int, int]]:
@@ -201,7 +204,8 @@ def measure(
     for first in range(0, len(places), BATCH):
         batch = places[first : first + BATCH]
         cuts = [cut(*corpus.chain(c), s, length) for c, s in batch]
-        segment = stack([cut(*corpus.chain(c), s, length, told=told)[0] for c, s in batch])
+        seen = cuts if told == EVERYTHING else [cut(*corpus.chain(c), s, length, told=told) for c, s in batch]
+        segment = stack([item for item, _ in seen])
         sigma_max = sampling.widths * float(segment.width.max())
         before = time.perf_counter()
         drawn.append(sample(network_denoiser(network, segment), segment.mean, sigma_max, sampling, generator))
@@ -276,7 +280,7 @@ def evaluate(
         "chemistry_regularised": chemistry_regularised(corpus, drawn, segments=count, members=members),
         "denoising_rmse": denoising_error(network_denoiser(network, segment), truth, seed),
         "denoising_rmse_closed_form": denoising_error(bridge_denoiser(segment), truth, seed),
-        "sampling": vars(sampling),
+        "sampling": vars(sampling) | {"widths": sampling.widths},
         "seed": seed,
         "threads": torch.get_num_threads(),
         "seconds": time.perf_counter() - start,

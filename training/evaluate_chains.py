@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from chemistry import PEPTIDE, TOLERANCE
+from densemble.experiments.pairs import common
 from densemble.forward.kernel import gaussian_density
 from densemble.grid import Grid
 from densemble.guidance.guided import GuidedPrior
@@ -252,18 +253,6 @@ def moves(
         "overlap_elastic": float(elastic),
         "variance_in_elastic": float(np.square(away @ slow.T).sum() / np.square(away).sum()),
     }
-
-
-def common(first: Model, second: Model) -> tuple[Model, Model]:
-    """The residues that both have, by their numbers."""
-    number = [{r.id.number for r in m.topology.residues} for m in (first, second)]
-    return _only(first, number[0] & number[1]), _only(second, number[0] & number[1])
-
-
-def _only(model: Model, numbers: set[int]) -> Model:
-    keep = [i for i, r in enumerate(model.topology.residues) if r.id.number in numbers]
-    atoms = model.topology.atoms_of(keep)
-    return replace(model, topology=model.topology.subset(atoms), coords=model.coords[atoms])
 
 
 def measure_guided(

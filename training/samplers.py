@@ -21,19 +21,17 @@ from densemble.priors.segment_network import SegmentNetwork
 from evaluate import Sampling, draw, measure
 
 SHIPPED = Sampling()
-TRAINED = 4.0
-"""Largest noise level of training, in largest expected standard deviations of a segment (``examples.py``)."""
 SAMPLERS = {
     "shipped": SHIPPED,
     "15 steps": replace(SHIPPED, steps=15),
     "25 steps": replace(SHIPPED, steps=25),
     "100 steps": replace(SHIPPED, steps=100),
-    "churn 0": replace(SHIPPED, churn=0.0, widths=TRAINED),
-    "churn 0.3": replace(SHIPPED, churn=0.3, widths=TRAINED / 1.3),
-    "churn 0.6": replace(SHIPPED, churn=0.6, widths=TRAINED / 1.6),
-    "churn 2": replace(SHIPPED, churn=2.0, widths=TRAINED / 3),
+    "churn 0": replace(SHIPPED, churn=0.0),
+    "churn 0.3": replace(SHIPPED, churn=0.3),
+    "churn 0.6": replace(SHIPPED, churn=0.6),
+    "churn 2": replace(SHIPPED, churn=2.0),
     "Heun, 25 steps": replace(SHIPPED, steps=25, heun=True),
-    "Heun, 25 steps, churn 0": replace(SHIPPED, steps=25, heun=True, churn=0.0, widths=TRAINED),
+    "Heun, 25 steps, churn 0": replace(SHIPPED, steps=25, heun=True, churn=0.0),
     "sigma_min 0.01": replace(SHIPPED, sigma_min=0.01),
     "rho 5": replace(SHIPPED, rho=5.0),
     "rho 10": replace(SHIPPED, rho=10.0),
@@ -75,7 +73,9 @@ def compare(
             figures, chemistry, _ = measure(network, corpus, places, length, sampling, seed)
             kept = {k: v for k, v in figures.items() if k.startswith(("single", "best", "seconds", "rank"))}
             row = {"set": f"{kind} {length}", "sampler": name, "calls": calls(sampling)}
-            result["rows"].append(row | {"sampling": asdict(sampling)} | kept | chemistry)
+            result["rows"].append(
+                row | {"sampling": asdict(sampling) | {"widths": sampling.widths}} | kept | chemistry
+            )
             on_row(result)
     return result
 

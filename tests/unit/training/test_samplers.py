@@ -6,14 +6,15 @@ import torch
 from ideal import ideal_corpus, small_network
 
 from densemble.priors.edm import EDM
+from densemble.priors.embedded import WIDTHS
 from evaluate import Sampling
-from samplers import SAMPLERS, SHIPPED, TRAINED, calls, compare, text
+from samplers import SAMPLERS, SHIPPED, calls, compare, text
 
 
 def test_every_row_differs_from_the_shipped_sampler_and_begins_with_the_most_noise_trained():
     assert SAMPLERS["shipped"] == SHIPPED == Sampling()
     assert len(set(SAMPLERS.values())) == len(SAMPLERS)
-    assert {round(s.widths * (1 + s.churn), 9) for s in SAMPLERS.values()} == {TRAINED}
+    assert {round(s.widths * (1 + s.churn), 9) for s in SAMPLERS.values()} == {WIDTHS}
 
 
 def test_calls_are_what_the_network_is_asked():
