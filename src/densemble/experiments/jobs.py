@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -36,13 +36,17 @@ class Job:
         return f"{self.case.id}/{self.variant.id}/seed-{self.seed}"
 
     @property
+    def case_facts(self) -> dict[str, Any]:
+        """What inputs that are made for its case depend on."""
+        case = self.case.model_dump(mode="json", exclude=UNUSED)
+        return {"case": case, "version": versions()["densemble"]}
+
+    @property
     def key(self) -> str:
         """SHA-256 of all that defines it: a record with another key is of another job."""
-        parts = {
-            "case": self.case.model_dump(mode="json", exclude=UNUSED),
+        parts = self.case_facts | {
             "variant": self.variant.model_dump(mode="json", exclude={"seeds", "prints"}),
             "seed": self.seed,
-            "version": versions()["densemble"],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from densemble.experiments.crystals import simulate_crystal
 from densemble.experiments.drawing import cut_zone, draw_map
 from densemble.experiments.files import Files
 from densemble.experiments.folded import fold_case, protein_chains, read_structure
-from densemble.experiments.jobs import UNUSED, Job
+from densemble.experiments.jobs import Job
 from densemble.experiments.pairs import common, moved_at_random, with_side_chains
 from densemble.inputs import Settings
 from densemble.io.maps import read_map, write_map
@@ -90,9 +91,9 @@ def _crystal(job: Job, case: Crystal, files: Files, out: Path) -> Task:
 
 
 def inputs_folder(job: Job, out: Path) -> Path:
-    """Where what is made for a case is kept; emptied when the case is another than it was made for."""
+    """Where what is made for a case is kept; emptied when it was made for another case, or version."""
     folder = out / "inputs" / job.case.id
-    case_file, now = folder / "case.json", job.case.model_dump_json(exclude=UNUSED)
+    case_file, now = folder / "case.json", json.dumps(job.case_facts, sort_keys=True)
     if folder.is_dir() and not (case_file.is_file() and case_file.read_text(encoding="utf-8") == now):
         shutil.rmtree(folder)
     if not folder.is_dir():
