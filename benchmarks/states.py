@@ -27,17 +27,16 @@ from densemble.crystal.omit import ScaledModels, StretchMap, scaled_models
 from densemble.crystal.scaling import BulkSolvent, Scale, bulk_solvent
 from densemble.crystal.sigmaa import figure_of_merit
 from densemble.evaluation import backbone_atoms
-from densemble.experiments.crystals import deformed
+from densemble.experiments.crystals import WORSE, Bending, deformed
 from densemble.forward.scattering import FormFactors, xray_form_factors
 from densemble.forward.solvent import displaced_volumes, displacement_factors
 from densemble.geometry.objective import GeometryObjective
 from densemble.geometry.regularise import regularise
-from densemble.geometry.restraints import build_restraints
 from densemble.io.models import read_model
 from densemble.io.reflections import MapCoefficients, Reflections, read_reflections
 from densemble.metrics.coordinates import rmsd
 from densemble.part_search import Counting
-from densemble.problem import CrystalProblem, Stretches, Surroundings
+from densemble.problem import CrystalProblem, Stretches
 from densemble.recipes import load_recipe
 from densemble.report import table
 from densemble.selection.amplitudes import AmplitudeJudge, choosing_half, error_variance
@@ -58,8 +57,6 @@ WEIGHTS = {
 COPIES, MEMBERS = 3, 16
 APART = 1.0
 """Å, backbone RMSD over the loop by which states differ at least."""
-WORSE = 3.0
-"""Nats an atom by which the stereochemistry of a state may be worse than that of the start."""
 ERROR = 0.2
 """Å, RMSD of the best candidates from the truth."""
 
@@ -169,7 +166,7 @@ def simulate(scene: Scene, count: int, d_min: float, seed: int) -> dict[str, obj
     """One crystal with so many states, and what is found in it."""
     rng = np.random.default_rng([seed, count, round(100 * d_min)])
     began, topology, model = time.process_time(), scene.stretches.topology, scene.stretches.model
-    geometry = _geometry(scene)
+    geometry = Bending.of(scene.stretches, rng).geometry
     loop = Loop(scene, geometry, rng)
     truth, weights = loop.states(count), np.array(WEIGHTS[count][seed % len(WEIGHTS[count])])
     copies = loop.copies([truth[0], *(x for x in truth for _ in range(COPIES))])
@@ -211,21 +208,6 @@ def simulate(scene: Scene, count: int, d_min: float, seed: int) -> dict[str, obj
         "parameters": scene.stretches.torsions - 5,
         "rules": other_rules(judge, scene.stretches.torsions - 5),
     }
-
-
-def _geometry(scene: Scene) -> GeometryObjective:
-    """Stereochemistry of the loop among what surrounds it, as a run has it."""
-    stretches = scene.stretches
-    around = Surroundings.of(stretches, reach=13.0)
-    restraints = build_restraints(
-        stretches.whole,
-        stretches.coords,
-        stretches.whole.atoms_of(stretches.free),
-        absent=around.absent,
-        copies=around.copies,
-        copy_elements=around.copy_elements,
-    )
-    return GeometryObjective(restraints)
 
 
 def _apart(topology: Topology, truth: Tensor) -> float | None:

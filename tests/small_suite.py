@@ -87,3 +87,18 @@ def until(condition, seconds: float = 120.0) -> None:
     while not condition():
         assert time.monotonic() < end, "this should have happened by now"
         time.sleep(0.05)
+
+
+class Telling:
+    """An engine that tells of every job that is prepared."""
+
+    def __init__(self, engine, tell) -> None:
+        self.engine, self.tell = engine, tell
+
+    def run(self, jobs, prepare, out):
+        def told(job):
+            task = prepare(job)
+            self.tell(job)
+            return task
+
+        return self.engine.run(jobs, told, out)

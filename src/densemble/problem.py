@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -379,4 +379,4 @@ class CrystalProblem(RegionProblem):
         forward = XrayDensity(grid, topology.elements, d_min=d_min, images=images, extra=extra)
         target = sample(maps.stretch, grid)
         region = RegionProblem.within(stretches, around, target, forward, recipe, d_min=d_min)
-        return cls(**vars(region), models=maps.models)
+        return cls(**{f.name: getattr(region, f.name) for f in fields(region)}, models=maps.models)

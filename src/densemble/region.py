@@ -114,6 +114,7 @@ def sampled(
     recipe, restraints = draw.recipe, problem.restraints()
     with_start = holds_start(guide, recipe) and draw.members > 1
     members = draw.members - 1 if with_start else draw.members
+    passes = passes_of(guide, draw.steps, recipe)
     soft, geometry = GeometryObjective(restraints, cap=recipe.geometry_cap), GeometryObjective(restraints)
     completion = draw.completion or side_chains(problem, draw, guide, density, members)
     atoms, trace = sample_members(
@@ -121,11 +122,11 @@ def sampled(
         stages_of(recipe, guidance_terms(restraints, density, recipe)),
         completion,
         guide=guide,
-        passes=passes_of(guide, draw.steps, recipe),
+        passes=passes,
         backbone=problem.stretches.backbone_atoms,
         finish=lambda atoms: regularise_members(atoms, geometry, density, recipe.finish),
         score=member_score(problem, guide, soft, recipe),
-        support=residue_support(problem, guide, recipe),
+        support=residue_support(problem, guide, recipe) if len(passes) > 1 else None,
         members=members,
         seed=draw.seed,
         checkpoints=checkpoints,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from small_crystal import SmallCrystal
-from small_suite import figures, files_of, until, write_suite
+from small_suite import Telling, figures, files_of, until, write_suite
 
 from densemble.errors import InputError
 from densemble.experiments import dask_engine
@@ -44,7 +44,7 @@ def test_a_killed_worker_and_the_figures_of_a_local_run(crystal, files, tmp_path
             if not killed:
                 threading.Thread(target=when_begun, daemon=True).start()
 
-        engine = _Telling(DaskEngine(address=cluster.scheduler_address), kill)
+        engine = Telling(DaskEngine(address=cluster.scheduler_address), kill)
         records = run_suite(suite, out, files, only=["loop/guided", "absent"], engine=engine)
     assert killed
     assert {name: record.state for name, record in records.items()} == {
@@ -55,21 +55,6 @@ def test_a_killed_worker_and_the_figures_of_a_local_run(crystal, files, tmp_path
     run_suite(suite, tmp_path / "local", files, only=["loop/guided"])
     local = figures(tmp_path / "local", suite)
     assert {name: found for name, found in figures(out, suite).items() if name in local} == local
-
-
-class _Telling:
-    """An engine that tells of every job that is prepared."""
-
-    def __init__(self, engine, tell) -> None:
-        self.engine, self.tell = engine, tell
-
-    def run(self, jobs, prepare, out):
-        def told(job):
-            task = prepare(job)
-            self.tell(job)
-            return task
-
-        return self.engine.run(jobs, told, out)
 
 
 def test_no_scheduler(crystal, files, tmp_path):

@@ -12,11 +12,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from small_suite import figures, until, write_suite
-from test_dask_runs import _Telling
+from small_suite import Telling, figures, files_of, until, write_suite
 
-from densemble.archives.cache import Cache
-from densemble.archives.transfer import Client
 from densemble.errors import InputError
 from densemble.experiments import clusters
 from densemble.experiments.clusters import Slurm
@@ -86,7 +83,7 @@ def slurm(tmp_path, monkeypatch) -> FakeSlurm:
 
 @pytest.fixture
 def files(crystal, tmp_path) -> Files:
-    return Files(tmp_path / "fetched", crystal.model.parent, Cache(tmp_path / "cache", Client(offline=True)))
+    return files_of(crystal, tmp_path)
 
 
 def test_the_script_that_is_submitted(tmp_path):
@@ -141,7 +138,7 @@ def test_a_slurm_job_that_ends_too_early_is_asked_for_again(slurm, crystal, file
 
     engine = DaskEngine(slurm=Slurm(memory="2GB"), workers=1)
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}):
-        records = run_suite(suite, out, files, only=["loop/guided"], engine=_Telling(engine, kill))
+        records = run_suite(suite, out, files, only=["loop/guided"], engine=Telling(engine, kill))
     assert killed == ["loop/guided/seed-1"]
     assert [record.state for record in records.values()] == ["done", "done"]
     assert len(slurm.scripts) == 2

@@ -180,7 +180,8 @@ class GuidedPrior:
         realign = self.realign
         if realign is None or all(stage.name != realign.stage for stage in active):
             return atoms
-        before = [realign.stage in row for row in self._told] + [realign.stage in row for row in self._untold]
+        before = [realign.stage in told for told in self._told]
+        before += [realign.stage in untold for untold in self._untold]
         if sum(before) % realign.every:
             return atoms
         moves = self._following.moves = realign(atoms, sigma)

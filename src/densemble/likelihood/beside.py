@@ -82,11 +82,12 @@ class BesideKnown:
         along = model @ parts.known
         left = model - torch.outer(along, parts.known)
         squared = left.square().sum(1)
-        overlap = (left @ parts.target).clamp_min(0)
+        gain = left @ parts.target
+        overlap = gain.clamp_min(0)
         base = max(parts.explained, 0.0) ** 2
         # of a member that is the known conformation nothing is left but rounding: it gains nothing
         beside = overlap.square() / squared.clamp_min(1e-4 * size.detach()) + parts.explained**2 - base
-        alone = (along * parts.explained + left @ parts.target).clamp_min(0)
+        alone = (along * parts.explained + gain).clamp_min(0)
         alone = alone.square() / (along.square() + squared) - base
         kept = parts.explained * squared >= along * overlap  # the known one's occupancy beside the member
         return torch.where(kept, beside, alone.clamp_min(0)) / (2 * self.sigma**2)
@@ -120,7 +121,7 @@ class BesideKnown:
                 constant = constant / constant.norm()
                 known = self._weighted(self.density.members(self.known[None], self.b_iso, blur=blur))[0]
                 known = known - (known @ constant) * constant
-                known = known / known.norm()
+                known = known / known.norm().clamp_min(torch.finfo(known.dtype).tiny)
                 explained = target @ known
                 left = target - (target @ constant) * constant - explained * known
                 self._projected[blur] = _Parts(constant, known, float(explained), left)

@@ -97,7 +97,7 @@ def _supported(result: Result, held: HeldOut | None) -> list[str]:
 
 
 def verdicts_of(model: FinalModel, region: str, held: HeldOut | None) -> list[str]:
-    """How many states each part of a region has (``verdict_of``); if all have one, said once of the region."""
+    """How many states each part of a region has; where all have one, that is said once of the region."""
     parts = model.states.parts
     if not parts:
         return [

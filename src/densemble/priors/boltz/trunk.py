@@ -168,7 +168,6 @@ def _read(path: Path, device: torch.device) -> dict[str, Tensor] | None:
 
 def _write(path: Path, stored: dict[str, Tensor], facts: dict[str, str]) -> None:
     """As a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trunk-") as folder:
         temporary = Path(folder) / path.name
         save_file(
