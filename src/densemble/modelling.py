@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -276,19 +276,24 @@ def model_rows(
     return residue_rows(problem, densities, coords)
 
 
-def without_model(folder: Path, error: Exception, *, tell: Progress) -> str:
-    """Leave nothing of a model that could not be made, keep the traceback, and say why, in words.
+def made_or_failure(
+    folder: Path, make: Callable[[], Modelled], *, tell: Progress
+) -> tuple[Modelled | None, str | None]:
+    """A model and its files; where that fails, why, in words, the traceback in a file, and no files of it.
 
     The hours of sampling before it are not lost: the ensemble stands without a model.
 
     Args:
         folder: of the run.
-        error: as it was caught.
+        make: makes it and writes its files there.
         tell: told why.
     """
-    for name in OWN_MODEL_FILES:
-        (folder / name).unlink(missing_ok=True)
-    write_text(folder / FAILURE_FILE, "".join(traceback.format_exception(error)))
-    why = f"{type(error).__name__}: {error}"
-    tell.warning(f"No final model was made ({why}); see {FAILURE_FILE}. The ensemble stands without it.")
-    return why
+    try:
+        return make(), None
+    except Exception as error:  # whatever it is
+        for name in OWN_MODEL_FILES:
+            (folder / name).unlink(missing_ok=True)
+        write_text(folder / FAILURE_FILE, traceback.format_exc())
+        why = f"{type(error).__name__}: {error}"
+        tell.warning(f"No final model was made ({why}); see {FAILURE_FILE}. The ensemble stands without it.")
+        return None, why

@@ -39,7 +39,7 @@ from densemble.io.results import (
     write_members,
     write_result_json,
 )
-from densemble.modelling import OWN_MODEL_FILES, final_model, without_model, write_model
+from densemble.modelling import OWN_MODEL_FILES, Modelled, final_model, made_or_failure, write_model
 from densemble.problem import CrystalProblem, Guide
 from densemble.progress import Clock, Progress
 from densemble.region import Draw, GuideRun, run_guide
@@ -128,12 +128,14 @@ def model_or_failure(
     tell: Progress,
 ) -> tuple[FinalModel | None, str | None]:
     """Make and write the final model; where that fails, why, in words. The ensemble stands without it."""
-    try:
+
+    def make() -> Modelled:
         made = final_model(inputs, problem, run.final, cycles=cycles, references=references, tell=tell)
         write_model(folder, problem, run.ensemble, made, tell=tell)
-    except Exception as error:  # whatever it is, the hours of sampling before it are not lost
-        return None, without_model(folder, error, tell=tell)
-    return made.record, None
+        return made
+
+    made, failure = made_or_failure(folder, make, tell=tell)
+    return None if made is None else made.record, failure
 
 
 def problem_of(settings: Settings, inputs: Inputs) -> CrystalProblem:

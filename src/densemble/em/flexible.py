@@ -21,7 +21,7 @@ from densemble.grid import DensityMap
 from densemble.io.models import Model
 from densemble.io.results import Subject, write_ensemble, write_members
 from densemble.io.state_results import RegionRecord, models_structure
-from densemble.modelling import Modelled, model_rows, without_model
+from densemble.modelling import Modelled, made_or_failure, model_rows
 from densemble.problem import RegionProblem, Stretches, Surroundings
 from densemble.progress import Progress
 from densemble.recipes import Recipe, load_recipe
@@ -248,24 +248,26 @@ def flexible(
     other = None
     if problem.held_out is not None:
         other = rest.taken_out(less(problem.held_out, problem.prepared.solvent))
-    record, modelled = _record(plan, found, run, other), None
-    if settings.states:
-        tell.message("states and their number")
-        try:
-            modelled = region_model(
-                folder,
-                found,
-                run.final,
-                judge_of(found, rest, run, other, resolution=inputs.resolution),
-                resolution=inputs.resolution,
-                cycles=settings.cycles,
-                references=plan.states,
-                tell=tell,
-            )
-            record = record.model_copy(update={"model": modelled.record})
-        except Exception as error:  # whatever it is, the sampling before it is not lost
-            record = record.model_copy(update={"model_failure": without_model(folder, error, tell=tell)})
-    return Flexible(found, run, record, modelled)
+    record = _record(plan, found, run, other)
+    if not settings.states:
+        return Flexible(found, run, record, None)
+    tell.message("states and their number")
+
+    def make() -> Modelled:
+        return region_model(
+            folder,
+            found,
+            run.final,
+            judge_of(found, rest, run, other, resolution=inputs.resolution),
+            resolution=inputs.resolution,
+            cycles=settings.cycles,
+            references=plan.states,
+            tell=tell,
+        )
+
+    modelled, failure = made_or_failure(folder, make, tell=tell)
+    said = {"model": None if modelled is None else modelled.record, "model_failure": failure}
+    return Flexible(found, run, record.model_copy(update=said), modelled)
 
 
 def _record(
