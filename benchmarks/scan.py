@@ -99,7 +99,7 @@ def _add_states(truth: gemmi.Structure, args: argparse.Namespace) -> None:
     weights = {"A": args.occupancy, "B": 1 - args.occupancy}
     source = gemmi.read_structure(str(args.model))
     topology = read_model(args.model, altloc=args.start_altloc).topology
-    inside = {topology.residues[r].id for s in Region.parse(args.region).resolve(topology) for r in s}
+    inside = {topology.residues[r].id for r in Region.parse(args.region).residues(topology)}
     for chain in truth[0]:
         for residue in chain:
             if residue_id(chain, residue) not in inside:

@@ -273,3 +273,7 @@ class Region:
         if len(flat) != len(set(flat)):
             raise RegionError(f"region {self}: the stretches overlap")
         return stretches
+
+    def residues(self, topology: Topology) -> list[int]:
+        """Residue indices of all spans, one after the other; errors as for ``resolve``."""
+        return [r for stretch in self.resolve(topology) for r in stretch]

@@ -114,7 +114,6 @@ def core_rmsd(model: Model) -> dict[str, float]:
 
 def _core(model: Model) -> tuple[Float[np.ndarray, "n 3"], dict[str, np.ndarray]]:
     """Backbone of the core of the loop, and the same atoms in the deposited states, Å."""
-    inside = [r for stretch in Region.parse(CORE).resolve(model.topology) for r in stretch]
-    atoms = np.sort(model.topology.backbone(inside).ravel())
+    atoms = np.sort(model.topology.backbone(Region.parse(CORE).residues(model.topology)).ravel())
     states = alternates(example("deposited.cif"), model.topology.subset(atoms))
     return model.coords[atoms], {name: states[name].coords for name in DEPOSITED}

@@ -110,7 +110,7 @@ class Subject:
         parsed = None if region is None else Region.parse(region)
         residues: Sequence[int] = range(len(topology.residues))
         if parsed is not None:
-            residues = [r for stretch in parsed.resolve(topology) for r in stretch]
+            residues = parsed.residues(topology)
         own = topology.subset(topology.atoms_of(residues))
         ids = {topology.residues[r].id for r in residues}
         states = {}

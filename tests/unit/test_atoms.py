@@ -93,7 +93,9 @@ def test_insertion_codes_and_gaps_go_by_place_in_the_chain():
 
 def test_several_regions_in_several_chains_keep_their_order():
     topology = topology_of("A:-1", "A:0", "A:1", "B:-1", "B:0", "B:1")
-    assert Region.parse("B:0-1,A:-1-0").resolve(topology) == [[4, 5], [0, 1]]
+    region = Region.parse("B:0-1,A:-1-0")
+    assert region.resolve(topology) == [[4, 5], [0, 1]]
+    assert region.residues(topology) == [4, 5, 0, 1]
 
 
 def test_only_protein_residues_belong_to_a_region():

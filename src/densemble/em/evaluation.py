@@ -63,7 +63,7 @@ def selected(selection: Region, start: Model, reference: Model) -> list[int]:
             atoms are left to superpose on.
     """
     topology = start.topology
-    residues = [residue for stretch in selection.resolve(topology) for residue in stretch]
+    residues = selection.residues(topology)
     known, names = np.isfinite(matched(topology, reference)).all(axis=1), np.array(topology.names)
     chosen = np.isin(topology.residue_index, residues)
     if not (known & chosen & np.isin(names, BACKBONE)).any():

@@ -73,8 +73,7 @@ def judge_states(folder: Path, region: str, states: States, reference: Path) -> 
 def _backbone(path: Path, region: str) -> Topology:
     """N, CA, C, O of a region."""
     topology = read_model(path).topology
-    residues = [r for stretch in Region.parse(region).resolve(topology) for r in stretch]
-    own = topology.subset(topology.atoms_of(residues))
+    own = topology.subset(topology.atoms_of(Region.parse(region).residues(topology)))
     return own.subset(backbone_atoms(own))
 
 
@@ -84,8 +83,7 @@ def _parts(
     """Atoms of each part, and its states with their occupancies; at last what is in no part."""
     left = np.ones(len(topology), dtype=bool)
     for part in states.parts:
-        residues = [r for stretch in Region.parse(part.region).resolve(topology) for r in stretch]
-        atoms = topology.atoms_of(residues)
+        atoms = topology.atoms_of(Region.parse(part.region).residues(topology))
         left[atoms] = False
         yield atoms, [(_standing(model, atoms, s.label), s.occupancy) for s in part.states]
     if left.any():

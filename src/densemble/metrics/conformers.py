@@ -173,7 +173,7 @@ class Conformers:
         """
         if region is None:
             return set(range(len(self.residues)))
-        ids = {self.residues[r].id for stretch in region.resolve(self.topology) for r in stretch}
+        ids = {self.residues[r].id for r in region.residues(self.topology)}
         return {r for r, residue in enumerate(self.residues) if residue.id in ids}
 
 

@@ -36,7 +36,7 @@ def model() -> Model:
 def region(model: Model, text: str, names: tuple[str, ...] | None = None) -> tuple[Restraints, torch.Tensor]:
     """Restraints of a region (of some of its atoms) and its deposited coordinates, waters left out."""
     topology = model.topology
-    residues = [i for stretch in Region.parse(text).resolve(topology) for i in stretch]
+    residues = Region.parse(text).residues(topology)
     atoms = topology.atoms_of(residues)
     free = atoms if names is None else np.array([i for i in atoms if topology.names[i] in names])
     water = np.array([topology.residues[r].kind == "water" for r in topology.residue_index])

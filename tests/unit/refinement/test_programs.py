@@ -30,7 +30,7 @@ def split_model(model, *texts):
     """The model with the residues of each text in 2, 3, ... states, 1 Å apart along each axis."""
     parts, atoms = [], []
     for states, text in enumerate(texts, start=2):
-        own = model.topology.atoms_of([r for s in Region.parse(text).resolve(model.topology) for r in s])
+        own = model.topology.atoms_of(Region.parse(text).residues(model.topology))
         coords = torch.tensor(model.coords[own]) + torch.arange(states).reshape(-1, 1, 1)
         weights = torch.arange(states, 0, -1).double()
         b_iso = torch.full(coords.shape[:2], 20.0, dtype=torch.float64)
@@ -150,7 +150,7 @@ def test_ranges_are_short_where_they_can_be():
 
 def test_the_model_is_written_with_all_that_goes_with_it(tmp_path):
     model = read_model(MODEL)
-    own = model.topology.atoms_of([r for s in Region.parse("A:90-94").resolve(model.topology) for r in s])
+    own = model.topology.atoms_of(Region.parse("A:90-94").residues(model.topology))
     _, parts = split_model(model, "A:90-94")
     files, obstacle = write_model(tmp_path, *model_structure(model, parts, own), parts)
     assert [file.name for file in files] == ["model.cif", "model.pdb", "phenix.eff", "refmac.txt"]

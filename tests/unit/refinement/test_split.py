@@ -32,7 +32,7 @@ def model():
 
 
 def atoms_of(model, text):
-    return model.topology.atoms_of([r for s in Region.parse(text).resolve(model.topology) for r in s])
+    return model.topology.atoms_of(Region.parse(text).residues(model.topology))
 
 
 def altlocs(model, parts, atoms, error):

@@ -25,7 +25,7 @@ BESIDE_LOOP = {538, 548, 550, 565, 578, 600, 601, 638}
 
 
 def atoms_of(model, text=LOOP):
-    return model.topology.atoms_of([r for s in Region.parse(text).resolve(model.topology) for r in s])
+    return model.topology.atoms_of(Region.parse(text).residues(model.topology))
 
 
 def both_states(model, reference):

@@ -26,7 +26,7 @@ def setting(
 ) -> tuple[SideChains, torch.Tensor, torch.Tensor]:
     """Side chains of a region, its deposited backbone per member, and its deposited atoms."""
     topology = model.topology
-    residues = [i for stretch in Region.parse(text).resolve(topology) for i in stretch]
+    residues = Region.parse(text).residues(topology)
     water = [i for i, r in enumerate(topology.residue_index) if topology.residues[r].kind == "water"]
     chains = SideChains(topology, model.coords, residues, members=members, absent=water, **options)
     backbone = torch.tensor(model.coords[topology.backbone(residues)], dtype=torch.float32)
