@@ -22,13 +22,13 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from densemble.atoms import Region
-from densemble.crystal.scaling import model_factors, r_factors
+from densemble.crystal.scaling import BulkSolvent, model_factors, r_factors
 from densemble.io.models import Model, read_model
 from densemble.io.naming import residue_id
 from densemble.io.reflections import Reflections, read_reflections
 from densemble.scan import Evidence, Window, find_windows
 
-SOLVENT, B_SOLVENT = 0.35, 50.0
+SOLVENT = BulkSolvent(density=0.35, b=50.0)
 
 
 def main() -> None:
@@ -165,7 +165,7 @@ def _data(
     """Amplitudes of the truth in solvent, with the indices and free flags of the real data."""
     truth.setup_cell_images()
     atoms, solvent = model_factors(truth, reflections)
-    f = np.abs(atoms + SOLVENT * np.exp(-B_SOLVENT * reflections.inverse_d2 / 4) * solvent)
+    f = np.abs(atoms + SOLVENT.at(reflections.inverse_d2) * solvent)
     measured = np.abs(f * (1 + noise * rng.normal(size=len(f))))
     return replace(reflections, f=measured, sigma=noise * f)
 

@@ -91,9 +91,8 @@ class Scene:
         s2 = start.structure.cell.calculate_1_d2_array(hkl)
         partial = without_residues(start.structure, residues)
         with_000 = np.concatenate([hkl, np.zeros((1, 3), dtype=np.int32)])
-        fall_off = solvent.density * np.exp(-solvent.b * np.append(s2, 0.0) / 4)
         rest = atom_factors(partial, with_000, d_min=FINEST)
-        rest = rest + fall_off * solvent_factors(solvent_mask(partial), with_000)
+        rest = rest + solvent.at(np.append(s2, 0.0)) * solvent_factors(solvent_mask(partial), with_000)
         order = np.argsort(real.inverse_d2)
         fine = _reflections(start.structure, hkl, np.abs(rest[:-1]), np.zeros(len(hkl), dtype=bool))
         share = np.interp(s2, real.inverse_d2[order], relative[order])
@@ -230,9 +229,7 @@ def omit(scene: Scene, data: Reflections, rest: np.ndarray, whole: np.ndarray) -
 
     loop = float((scene.factors.a).sum()) * len(data.spacegroup.operations())
     context, one = coefficients(d * rest, scene.electrons), np.ones(len(rest))
-    known = Scale(
-        one, scene.solvent.density * np.exp(-scene.solvent.b * data.inverse_d2 / 4), scene.solvent.density
-    )
+    known = Scale(one, scene.solvent.at(data.inverse_d2), scene.solvent.density)
     models = ScaledModels(np.append(whole, scene.electrons + loop), np.append(rest, scene.electrons), known)
     return StretchMap(coefficients(total, scene.electrons + loop), context, models, scene.solvent)
 

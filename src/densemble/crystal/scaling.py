@@ -46,13 +46,17 @@ class BulkSolvent:
     density: float
     b: float
 
+    def at(self, s2: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """e/Å^3, at ``s^2 = 1/d^2`` in Å^-2, shape=(n,)."""
+        return np.asarray(self.density * np.exp(-self.b * s2 / 4))
+
 
 def bulk_solvent(reflections: Reflections, scale: Scale) -> BulkSolvent:
     """The solvent's density in the lowest shell, and the B with which it falls off best (least squares)."""
     density = scale.k_mask_0
 
     def residual(b: np.ndarray) -> np.ndarray:
-        return density * np.exp(-b[0] * reflections.inverse_d2 / 4) - scale.k_mask
+        return BulkSolvent(density, b[0]).at(reflections.inverse_d2) - scale.k_mask
 
     fitted = least_squares(residual, x0=[50.0], bounds=([0.0], [300.0])).x
     return BulkSolvent(density, float(fitted[0]))
@@ -138,7 +142,7 @@ def _fit_overall(
     scaling.fit_isotropic_b_approximately()
     scaling.fit_parameters()
     k = np.asarray(scaling.get_overall_scale_factor(reflections.hkl), dtype=np.float64)
-    return k, np.exp(-np.clip(scaling.b_sol, *_B_SOL) * reflections.inverse_d2 / 4)
+    return k, BulkSolvent(1.0, float(np.clip(scaling.b_sol, *_B_SOL))).at(reflections.inverse_d2)
 
 
 def _fit_shell(f: np.ndarray, atoms: np.ndarray, solvent: np.ndarray) -> tuple[float, float]:

@@ -200,8 +200,7 @@ def amplitudes(
     solvent = bulk_solvent(real, models.scale)
     variance = error_variance(real, real.f / models.scale.k, np.abs(models.whole[:-1]))
     f = atom_factors(truth, real.hkl, d_min=real.d_min)
-    fall_off = solvent.density * np.exp(-solvent.b * real.inverse_d2 / 4)
-    f = f + fall_off * solvent_factors(solvent_mask(truth), real.hkl)
+    f = f + solvent.at(real.inverse_d2) * solvent_factors(solvent_mask(truth), real.hkl)
     # complex normal, but of a centric reflection along the one line that symmetry allows
     x, y = rng.normal(size=(2, len(f))) * np.sqrt(variance)
     error = np.where(real.centric, x * np.exp(1j * np.angle(f)), (x + 1j * y) / np.sqrt(2))

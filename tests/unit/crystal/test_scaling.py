@@ -7,6 +7,7 @@ from crystals import crystal, reflections, unique_hkl
 
 from densemble.crystal.fcalc import atom_factors, solvent_factors, solvent_mask
 from densemble.crystal.scaling import (
+    bulk_solvent,
     differences,
     fit_scale,
     model_factors,
@@ -57,7 +58,11 @@ def test_scale_and_solvent_are_recovered(structure, data):
     model = np.abs(atoms + scale.k_mask * solvent)
     np.testing.assert_allclose(scale.k * model, data.f, rtol=1e-3, atol=1e-5 * data.f.mean())
     assert scale.k_mask_0 == pytest.approx(K_SOL, abs=0.01)
-    np.testing.assert_allclose(scale.k_mask, K_SOL * np.exp(-B_SOL * data.inverse_d2 / 4), atol=0.01)
+    expected = K_SOL * np.exp(-B_SOL * data.inverse_d2 / 4)
+    np.testing.assert_allclose(scale.k_mask, expected, atol=0.01)
+    found = bulk_solvent(data, scale)
+    assert (found.density, found.b) == pytest.approx((K_SOL, B_SOL), rel=0.05)
+    np.testing.assert_allclose(found.at(data.inverse_d2), expected, atol=0.01)
 
 
 def test_r_factors_do_not_depend_on_the_scale_of_the_data(structure, data):
