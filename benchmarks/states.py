@@ -24,7 +24,7 @@ from densemble.atoms import Ensemble, Region, Topology
 from densemble.crystal.direct import DirectFactors
 from densemble.crystal.fcalc import atom_factors, solvent_factors, solvent_mask, without_residues
 from densemble.crystal.omit import ScaledModels, StretchMap, scaled_models
-from densemble.crystal.scaling import BulkSolvent, Scale, bulk_solvent
+from densemble.crystal.scaling import BulkSolvent, Scale
 from densemble.crystal.sigmaa import figure_of_merit
 from densemble.evaluation import backbone_atoms
 from densemble.experiments.crystals import WORSE, Bending, deformed
@@ -82,7 +82,7 @@ class Scene:
         stretches = Stretches.of(start, Region.parse(region), window=0)
         residues = [start.topology.residues[r].id for r in stretches.free]
         models = scaled_models(start.structure, residues, real)
-        solvent = bulk_solvent(real, models.scale)
+        solvent = models.solvent
         whole = np.abs(models.whole[:-1])
         relative = error_variance(real, real.f / models.scale.k, whole) / (real.epsilon * _power(real, whole))
         group = start.structure.find_spacegroup()
@@ -230,8 +230,9 @@ def omit(scene: Scene, data: Reflections, rest: np.ndarray, whole: np.ndarray) -
     loop = float((scene.factors.a).sum()) * len(data.spacegroup.operations())
     context, one = coefficients(d * rest, scene.electrons), np.ones(len(rest))
     known = Scale(one, scene.solvent.at(data.inverse_d2), scene.solvent.density)
-    models = ScaledModels(np.append(whole, scene.electrons + loop), np.append(rest, scene.electrons), known)
-    return StretchMap(coefficients(total, scene.electrons + loop), context, models, scene.solvent)
+    electrons = scene.electrons + loop
+    models = ScaledModels(np.append(whole, electrons), np.append(rest, scene.electrons), known, scene.solvent)
+    return StretchMap(coefficients(total, electrons), context, models)
 
 
 def compared(

@@ -40,11 +40,19 @@ _ORIGIN = np.zeros((1, 3), dtype=np.int32)
 
 @dataclass(frozen=True, eq=False)
 class ScaledModels:
-    """Structure factors, with solvent and (0, 0, 0) last, of the start and of all but its stretch."""
+    """The start and all but its stretch, as they were brought to the data's scale.
+
+    Attributes:
+        whole: structure factors of the start, with solvent and (0, 0, 0) last, shape=(n + 1,).
+        rest: the same of all but its stretch, shape=(n + 1,).
+        scale: model to data.
+        solvent: the bulk solvent of both.
+    """
 
     whole: Complex[np.ndarray, " n1"]
     rest: Complex[np.ndarray, " n1"]
     scale: Scale
+    solvent: BulkSolvent
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +65,17 @@ class StretchMap:
     Attributes:
         total: the map.
         context: everything but the stretch.
-        models: the start and the rest of it, as they were brought to the data's scale.
-        solvent: the solvent that the stretch displaces.
+        models: the start and the rest of it.
     """
 
     total: MapCoefficients
     context: MapCoefficients
     models: ScaledModels
-    solvent: BulkSolvent
+
+    @property
+    def solvent(self) -> BulkSolvent:
+        """The solvent that the stretch displaces."""
+        return self.models.solvent
 
     @property
     def stretch(self) -> MapCoefficients:
@@ -198,15 +209,15 @@ def scaled_models(
     atoms = atom_factors(structure, hkl, d_min=reflections.d_min)
     mask = solvent_factors(solvent_mask(structure), hkl)
     scale = fit_scale(reflections, atoms[:-1], mask[:-1])
-    density = np.append(scale.k_mask, scale.k_mask_0)
+    density, bulk = np.append(scale.k_mask, scale.k_mask_0), bulk_solvent(reflections, scale)
     if residues is None:
-        return ScaledModels(atoms + density * mask, density * mask, scale)
+        return ScaledModels(atoms + density * mask, density * mask, scale, bulk)
     without = without_residues(structure, residues)
     if without[0].count_atom_sites() == structure[0].count_atom_sites():
         raise InputError("the model has none of the region's residues; check chain and numbering")
     rest = atom_factors(without, hkl, d_min=reflections.d_min)
     mask_of_rest = solvent_factors(solvent_mask(without), hkl)
-    return ScaledModels(atoms + density * mask, rest + density * mask_of_rest, scale)
+    return ScaledModels(atoms + density * mask, rest + density * mask_of_rest, scale, bulk)
 
 
 def _weighted(
@@ -242,4 +253,4 @@ def _stretch_map(
         MapCoefficients(hkl, values, structure.cell, reflections.spacegroup, reflections.source)
         for values in (total, context)
     )
-    return StretchMap(total_map, context_map, models, bulk_solvent(reflections, models.scale))
+    return StretchMap(total_map, context_map, models)

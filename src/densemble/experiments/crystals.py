@@ -19,7 +19,6 @@ from torch import Tensor
 from densemble.atoms import Ensemble, Region, Topology
 from densemble.crystal.fcalc import atom_factors, solvent_factors, solvent_mask
 from densemble.crystal.omit import scaled_models
-from densemble.crystal.scaling import bulk_solvent
 from densemble.errors import InputError
 from densemble.evaluation import backbone_atoms
 from densemble.geometry.objective import GeometryObjective
@@ -197,10 +196,9 @@ def amplitudes(
         d_min: Å, where the amplitudes end; where the real ones do if None.
     """
     models = scaled_models(model.structure, None, real)
-    solvent = bulk_solvent(real, models.scale)
     variance = error_variance(real, real.f / models.scale.k, np.abs(models.whole[:-1]))
     f = atom_factors(truth, real.hkl, d_min=real.d_min)
-    f = f + solvent.at(real.inverse_d2) * solvent_factors(solvent_mask(truth), real.hkl)
+    f = f + models.solvent.at(real.inverse_d2) * solvent_factors(solvent_mask(truth), real.hkl)
     # complex normal, but of a centric reflection along the one line that symmetry allows
     x, y = rng.normal(size=(2, len(f))) * np.sqrt(variance)
     error = np.where(real.centric, x * np.exp(1j * np.angle(f)), (x + 1j * y) / np.sqrt(2))

@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 from densemble.atoms import Topology
 from densemble.crystal.direct import DirectFactors
 from densemble.crystal.omit import ScaledModels
-from densemble.crystal.scaling import bulk_solvent, resolution_shells
+from densemble.crystal.scaling import resolution_shells
 from densemble.crystal.sigmaa import log_rice, slopes
 from densemble.forward.scattering import FormFactors, xray_form_factors
 from densemble.forward.solvent import displaced_volumes, displacement_factors
@@ -122,8 +122,8 @@ class AmplitudeJudge:
             reflections: the data.
         """
         f_obs = reflections.f / models.scale.k
-        solvent = bulk_solvent(reflections, models.scale)
         volumes = displaced_volumes(topology.residue_names, topology.names, topology.elements)
+        solvent = models.solvent
         displaced = displacement_factors(volumes, density=solvent.density, b_solvent=solvent.b)
         atoms = xray_form_factors(topology.elements)
         factors = FormFactors(np.hstack([atoms.a, displaced[0]]), np.hstack([atoms.b, displaced[1]]))
