@@ -15,7 +15,7 @@ from densemble.atoms import Ensemble
 from densemble.crystal.scaling import differences
 from densemble.io.reflections import Reflections
 from densemble.problem import RegionProblem
-from densemble.refinement.conformers import Sites, flat
+from densemble.refinement.conformers import Sites, Values
 from densemble.refinement.waters import Displaced, model_structure
 
 
@@ -53,10 +53,9 @@ class BuiltModel:
         stretches = problem.stretches
         structure, displaced = model_structure(stretches.model, parts, stretches.model_atoms)
         sites = Sites.of(stretches.topology, parts)
-        coords = flat([part.coords for part in parts])[sites.index]
-        b_iso = flat([part.b_iso for part in parts]).clamp(min=problem.forward.b_min)[sites.index]
+        values = Values.of(parts, b_min=problem.forward.b_min)
+        coords, occupancy, b_iso = values.of_conformers(sites)
         with torch.no_grad():
-            occupancy = sites.occupancy(torch.cat([part.weights for part in parts]))
             density = problem.forward(coords, occupancy, b_iso)
         left = None if reflections is None else differences(structure, reflections)
         return cls(list(parts), structure, displaced, coords, density, left)

@@ -99,6 +99,34 @@ def unflat(values: Tensor, parts: Sequence[Ensemble]) -> list[Tensor]:
     ]
 
 
+@dataclass(frozen=True, eq=False)
+class Values:
+    """What is refined.
+
+    Attributes:
+        coords: Å, of the sites, shape=(M, 3).
+        weights: occupancies of the groups, shape=(G,); those of a part sum to one.
+        b_iso: Å^2, of the sites, shape=(M,).
+    """
+
+    coords: Float[Tensor, "m 3"]
+    weights: Float[Tensor, " g"]
+    b_iso: Float[Tensor, " m"]
+
+    @classmethod
+    def of(cls, parts: Sequence[Ensemble], *, b_min: float) -> Values:
+        """Those of parts, no B factor below ``b_min`` Å^2."""
+        return cls(
+            flat([part.coords for part in parts]),
+            torch.cat([part.weights for part in parts]),
+            flat([part.b_iso for part in parts]).clamp(min=b_min),
+        )
+
+    def of_conformers(self, sites: Sites) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates, occupancies and B factors of the region's conformers, shape=(J, N, ...)."""
+        return self.coords[sites.index], sites.occupancy(self.weights), self.b_iso[sites.index]
+
+
 def site_restraints(restraints: Restraints, sites: Sites) -> Restraints:
     """The restraints on one conformation of a region, for all its sites, each term once.
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import gemmi
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from densemble.atoms import Ensemble
@@ -32,7 +31,7 @@ from densemble.metrics.maps import rscc, voxels_near
 from densemble.problem import RegionProblem
 from densemble.refinement.amplitudes import ModelAndData, local_likelihood
 from densemble.refinement.built import BuiltModel
-from densemble.refinement.conformers import Sites, flat, site_restraints, unflat
+from densemble.refinement.conformers import Sites, Values, site_restraints, unflat
 from densemble.refinement.restraints import BRestraints
 from densemble.refinement.split import split_where_different
 from densemble.refinement.waters import make_room, residues_of
@@ -45,25 +44,6 @@ B_LEAST = 2.0
 
 Target = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Log likelihood of coordinates (k, n, 3), occupancies (k, n) and B factors (k, n) of conformers."""
-
-
-@dataclass(frozen=True, eq=False)
-class Values:
-    """What is refined.
-
-    Attributes:
-        coords: Å, of the sites, shape=(M, 3).
-        weights: occupancies of the groups, shape=(G,); those of a part sum to one.
-        b_iso: Å^2, of the sites, shape=(M,).
-    """
-
-    coords: Float[Tensor, "m 3"]
-    weights: Float[Tensor, " g"]
-    b_iso: Float[Tensor, " m"]
-
-    def of_conformers(self, sites: Sites) -> tuple[Tensor, Tensor, Tensor]:
-        """Coordinates, occupancies and B factors of the region's conformers, shape=(J, N, ...)."""
-        return self.coords[sites.index], sites.occupancy(self.weights), self.b_iso[sites.index]
 
 
 def compare(
@@ -150,11 +130,7 @@ def refine(
     parts = split_where_different(parts, coordinate_error)
     sites = Sites.of(stretches.topology, parts)
     least = problem.forward.b_min if reflections is None else B_LEAST
-    values = Values(
-        flat([part.coords for part in parts]),
-        torch.cat([part.weights for part in parts]),
-        flat([part.b_iso for part in parts]).clamp(min=least + 1.0),
-    )
+    values = Values.of(parts, b_min=least + 1.0)
     before = BuiltModel.of(problem, parts, reflections)
     restraints = site_restraints(problem.restraints(), sites)
     geometry, expected = GeometryObjective(restraints), BRestraints.of(restraints, sites)
