@@ -25,6 +25,7 @@ from densemble.geometry.objective import GeometryObjective
 from densemble.geometry.regularise import regularise
 from densemble.geometry.restraints import build_restraints
 from densemble.io.models import Model, alternates
+from densemble.io.output import replacing
 from densemble.io.reflections import Reflections
 from densemble.io.results import write_structure
 from densemble.metrics.coordinates import rmsd
@@ -220,6 +221,5 @@ def write_amplitudes(path: Path, reflections: Reflections) -> None:
         mtz.add_column(label, kind)
     columns = [reflections.hkl, reflections.f, reflections.sigma, 1 - reflections.free.astype(int)]
     mtz.set_data(np.column_stack(columns).astype(np.float32))
-    temporary = path.with_name(f".{path.name}")
-    mtz.write_to_file(str(temporary))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        mtz.write_to_file(str(temporary))

@@ -17,8 +17,6 @@ Modes 0, 1, 2 and 6 (8 and 16-bit integers, 32-bit floats, unsigned 16-bit integ
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +26,7 @@ import torch
 
 from densemble.errors import InputError
 from densemble.grid import DensityMap, Grid
+from densemble.io.output import replacing
 
 _STACKS = range(401, 631)  # space group numbers that MRC2014 keeps for stacks of volumes
 _NSTART, _CELL, _AXES, _SPACEGROUP, _ORIGIN = 5, 11, 17, 23, 50
@@ -120,7 +119,7 @@ def write_map(path: Path | str, density: DensityMap) -> None:
     as the nearest voxel for Coot and PyMOL, which read no ORIGIN: exact for them too when the origin is a
     multiple of the spacing, as `Grid.around` makes it, else up to half a voxel off.
     """
-    grid, target = density.grid, Path(path)
+    grid = density.grid
     spacing, origin = np.array(grid.spacing), np.array(grid.origin)
     ccp4 = gemmi.Ccp4Map()
     ccp4.grid = gemmi.FloatGrid(density.values.detach().cpu().numpy().astype(np.float32))
@@ -131,15 +130,8 @@ def write_map(path: Path | str, density: DensityMap) -> None:
     for i, start in enumerate(np.rint(origin / spacing)):
         ccp4.set_header_i32(_NSTART + i, int(start))
         ccp4.set_header_float(_ORIGIN + i, float(origin[i]))
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        ccp4.write_ccp4_map(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary:
+        ccp4.write_ccp4_map(str(temporary))
 
 
 def _open(path: Path | str) -> gemmi.Ccp4Map:

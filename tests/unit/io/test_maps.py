@@ -121,7 +121,7 @@ def test_writing_replaces_only_when_complete(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("densemble.io.maps.os.replace", fail)
+    monkeypatch.setattr("densemble.io.output.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_map(path, DensityMap(GRID, torch.ones(GRID.shape)))
     assert path.read_text() == "the old file"
