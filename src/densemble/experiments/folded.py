@@ -92,7 +92,7 @@ def fold_case(
     Args:
         sequences: model whose sequences they are.
         reference: model; its kept chains are those of the sequences, in this order.
-        folder: to write to.
+        folder: to write to, of this case alone: a reference that is there already stays.
         keep: which chains.
         local: ``CDR H3``, or residues as a region has them, in the fold's chains and numbers.
         alignments: of each chain; none, and the chains are folded from sequence alone.
@@ -110,14 +110,17 @@ def fold_case(
         f">{name}|protein|{file}\n{letters_of(chain)}\n"
         for name, file, chain in zip(string.ascii_uppercase, files, chains, strict=False)
     ]
-    fasta = write_text(folder / "sequence.fasta", "".join(records))
-    whole = read_structure(reference)
-    own = list(protein_chains(whole, keep))
-    if len(own) != len(chains):
-        raise InputError(
-            f"model {reference}: {len(own)} protein chains, and {len(chains)} sequences of {sequences.name}"
-        )
-    renamed = write_structure(folder / "reference.cif", _as_folded(whole, own, chains))
+    fasta = write_text(folder / "sequence.fasta", "".join(records))  # anew: alignments may have moved
+    renamed = folder / "reference.cif"
+    if not renamed.is_file():
+        whole = read_structure(reference)
+        own = list(protein_chains(whole, keep))
+        if len(own) != len(chains):
+            raise InputError(
+                f"model {reference}: {len(own)} protein chains, and {len(chains)} sequences of "
+                f"{sequences.name}"
+            )
+        write_structure(renamed, _as_folded(whole, own, chains))
     if local == CDR_H3:
         first, last = cdr_h3(letters_of(chains[0]))
         local = f"A:{first}-{last}"

@@ -144,6 +144,15 @@ def test_alignments_are_named_where_there_are_some(tmp_path):
         fold_case(entry, entry, tmp_path, alignments=[tmp_path / "l.a3m"])
 
 
+def test_the_reference_is_written_once_a_case_but_alignments_may_move(tmp_path):
+    entry = write_chains(tmp_path / "own.cif", {"X": LIGHT})
+    first = fold_case(entry, entry, tmp_path, alignments=[tmp_path / "l.a3m"])
+    file = first.reference.stat().st_ino  # of another file after another writing
+    assert fold_case(entry, entry, tmp_path, alignments=[tmp_path / "moved" / "l.a3m"]) == first
+    assert first.reference.stat().st_ino == file
+    assert f"|{tmp_path / 'moved' / 'l.a3m'}\n" in first.sequences.read_text()
+
+
 def test_other_chains_than_those_folded_are_refused(tmp_path):
     entry = write_chains(tmp_path / "own.cif", {"X": LIGHT, "Y": HEAVY})
     other = write_chains(tmp_path / "other.cif", {"X": LIGHT})
