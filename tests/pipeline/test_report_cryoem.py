@@ -163,7 +163,7 @@ def test_best_model_is_shown_first_and_the_others_can_be(folder, state):
 def test_without_a_half_map_nothing_is_called_held_out(folder):
     write_report(folder)
     text = page(folder).text
-    assert "no half map was held out" in text
+    assert "nothing was held out of the fit" in text
     assert "no independent check" in text
     assert "half map 2" not in text
     assert "agreement with it is no validation" in text

@@ -53,7 +53,7 @@ def headline(result: Result) -> Headline:
         title=f"Conformations of {result.region}",
         kind="X-ray crystal",
         answer=(*_supported(result, held), verdict, *_had_a_say(result, held), *clashes),
-        tiles=(_number(result), _certainty(result), _agreement(held) if several else _unchanged(held)),
+        tiles=(_number(result), _certainty(result), agreement_of(held, several=several)),
     )
 
 
@@ -214,22 +214,21 @@ def last_step(part: Part) -> tuple[float, float, int] | None:
     return None
 
 
-def _agreement(held: HeldOut | None) -> Tile:
-    question = "Better on held-out data?"
+def agreement_of(held: HeldOut | None, *, several: bool = True) -> Tile:
+    """Whether data held out agree better; where one state was chosen there is no second model to prefer."""
+    question, note = "Better on held-out data?", "nothing was held out of the fit"
+    if held is not None:
+        name, digits, better = ("RSCC in half map 2", 3, "higher") if held.higher else ("R-free", 4, "lower")
+        note = (
+            f"{name} {signed(held.after - held.before, digits)}: {held.before:.{digits}f} to "
+            f"{held.after:.{digits}f}, {held.of}; {better} is better"
+        )
+        if held.error is not None:
+            note += f"; standard error of the difference {held.error:.{digits}f}"
+    if not several:
+        return Tile(question, "unchanged: one state", note)
     if held is None:
-        return Tile(question, "unknown", "no data were held out of the fit")
-    gain = held.after - held.before
-    note = f"R-free {signed(gain, 4)}: {held.before:.4f} to {held.after:.4f}, {held.of}; lower is better"
-    if held.error is not None:
-        note += f"; standard error of the difference {held.error:.4f}"
+        return Tile(question, "unknown", note)
     if held.better and not held.clear:
         return Tile(question, "not clearly", note)
     return Tile(question, "yes" if held.better else "no", note, "good" if held.better else "bad")
-
-
-def _unchanged(held: HeldOut | None) -> Tile:
-    """Where one state was chosen there is no second model to prefer."""
-    note = (
-        "no state was added" if held is None else f"R-free {held.before:.4f} and {held.after:.4f}, {held.of}"
-    )
-    return Tile("Better on held-out data?", "unchanged: one state", note)

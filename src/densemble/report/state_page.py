@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from densemble.io.model_results import FinalModel
+from densemble.io.model_results import FinalModel, HeldOut
 from densemble.io.state_results import Distance, Fit, Geometry, RegionRecord, StateResult
 from densemble.report.crystal_headline import (
+    agreement_of,
     certainty_of,
     clash_warning,
     number_of,
@@ -28,16 +29,16 @@ from densemble.report.sections import (
     counted,
     optional,
     plain,
-    signed,
 )
+
+NO_CHECK = "No half map was held out, so there is no independent check of it in this run."
 
 
 def headline(result: StateResult) -> Headline:
     """How many states, how well they fit, and whether agreement with the half map held out improved."""
-    held = _held_out(result)
-    verdict = "No half map was held out, so there is no independent check of it in this run."
-    if held.tone != "plain":
-        does = "better" if held.tone == "good" else "no better"
+    held, verdict = _held_out(result), NO_CHECK
+    if held is not None:
+        does = "better" if held.better else "no better"
         verdict = f"The result agrees {does} than the start with the half map that the fit never saw."
     region, model = result.region, None if result.region is None else result.region.model
     if region is not None and model is not None:
@@ -47,7 +48,7 @@ def headline(result: StateResult) -> Headline:
         title, answer, tiles = f"The state in {_map_name(result)}", _of_state(result), _state_tiles(result)
     else:
         title, answer, tiles = f"Conformations of {region.region}", _of_region(region), _region_tiles(region)
-    return Headline(title, "cryo-EM map", (*answer, verdict), (*tiles, held))
+    return Headline(title, "cryo-EM map", (*answer, verdict), (*tiles, agreement_of(held)))
 
 
 def _of_state(result: StateResult) -> list[str]:
@@ -72,24 +73,13 @@ def _state_tiles(result: StateResult) -> tuple[Tile, Tile]:
 
 def _of_model(region: str, model: FinalModel) -> tuple[tuple[str, ...], tuple[Tile, Tile, Tile]]:
     """Of a region's states, what is said and shown of them."""
-    held, question = model.held_out, "Better on held-out data?"
-    if held is None:
-        check = "No half map was held out, so there is no independent check of it in this run."
-        tile = Tile(question, "unknown", "no half map was held out")
-    else:
-        gain = held.after - held.before
-        note = f"RSCC in half map 2 {signed(gain, 3)}: {held.before:.3f} to {held.after:.3f}, {held.of}"
-        if held.error is not None:
-            note += f"; standard error of the difference {held.error:.3f}"
-        tile = Tile(question, "yes", note, "good") if held.better else Tile(question, "no", note, "bad")
-        if held.better and not held.clear:
-            tile = Tile(question, "not clearly", note)
+    held, check = model.held_out, NO_CHECK
+    if held is not None:
         check = (
             "Nothing was fitted to the half map held out, but it had a say in the number of states; errors "
             "of the model are the same in both half maps."
         )
-        if not model.several:
-            tile = Tile(question, "unchanged: one state", note)
+    tile = agreement_of(held, several=bool(model.several))
     answer = (*verdicts_of(model, region, held), check, *clash_warning(model))
     return answer, (number_of(model), certainty_of(model), tile)
 
@@ -119,19 +109,14 @@ def _map_name(result: StateResult) -> str:
     return str(result.settings.get("half1") or result.settings.get("map") or "the map")
 
 
-def _held_out(result: StateResult) -> Tile:
-    question = "Better on held-out data?"
+def _held_out(result: StateResult) -> HeldOut | None:
+    """How start and result agree with the half map held out, if there is one."""
     region = result.region
     before, after = result.start.held_out_rscc, result.best.fit.held_out_rscc
     of = "start and best model"
     if region is not None and region.held_out is not None:
         before, after, of = region.held_out["start"], region.held_out["ensemble"], "one state and ensemble"
-    if before is None or after is None:
-        return Tile(question, "unknown", "no half map was held out")
-    note = (
-        f"RSCC in half map 2 {signed(after - before, 3)}: {before:.3f} to {after:.3f}, {of}; higher is better"
-    )
-    return Tile(question, "yes" if after > before else "no", note, "good" if after > before else "bad")
+    return None if before is None or after is None else HeldOut(before, after, of, higher=True)
 
 
 def sections(run: RunFolder, scene: Scene | None) -> list[Section]:
