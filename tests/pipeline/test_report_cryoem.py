@@ -314,9 +314,12 @@ def test_the_headline_says_how_many_states_and_whether_the_other_half_map_agrees
     region = region_of(model_of(occupancies, held, error))
     found = headline(record([], {}, held=None, region=region))
     assert said in found.answer[0]
-    assert found.tiles[0].value == str(len(occupancies))
-    assert found.tiles[2].value == tile
-    assert ("0.800 to" in found.tiles[2].note) == (held is not None)
+    number, _, agreement = found.tiles
+    assert number.value == str(len(occupancies))
+    assert ("had to explain the other half map better" in number.note) == (held is not None)
+    assert "veto" not in number.note, "that is what free reflections have"
+    assert agreement.value == tile
+    assert ("0.800 to" in agreement.note) == (held is not None)
     text = " ".join(found.answer)
     assert "clash score 31.0, start 1.0" in text
     assert ("no independent check" in text) == (held is None)

@@ -53,7 +53,7 @@ def headline(result: Result) -> Headline:
         title=f"Conformations of {result.region}",
         kind="X-ray crystal",
         answer=(*_supported(result, held), verdict, *_had_a_say(result, held), *clashes),
-        tiles=(_number(result), _certainty(result), agreement_of(held, several=several)),
+        tiles=(_number(result, held), _certainty(result), agreement_of(held, several=several)),
     )
 
 
@@ -119,8 +119,8 @@ def file_notes(model: FinalModel) -> list[str]:
 def verdict_of(part: Part, held: HeldOut | None) -> str:
     """How many states of a part, and whether data held out speak for them.
 
-    The rule counts on the data that were fitted, and gives those held out a veto only: what they forbid is
-    not taken, but what is taken need not be what they ask for.
+    The rule counts on the data that were fitted. To free reflections it gives a veto only: what is taken need
+    not be what they ask for. A half map must be better explained, but that may be chance.
     """
     number = len(part.states)
     if number == 1:
@@ -138,22 +138,27 @@ def verdict_of(part: Part, held: HeldOut | None) -> str:
     )
 
 
-def _number(result: Result) -> Tile:
+def _number(result: Result, held: HeldOut | None) -> Tile:
     question = "How many states?"
     if result.model is None:
         kept = sum(m.selected for m in result.members)
         return Tile(question, str(kept), f"conformations kept of {len(result.members)}; number not tested")
-    return number_of(result.model)
+    return number_of(result.model, held)
 
 
-def number_of(model: FinalModel) -> Tile:
+def number_of(model: FinalModel, held: HeldOut | None) -> Tile:
     """The number of states, part by part."""
     question, parts = "How many states?", model.states.parts
     if not parts:
         return Tile(question, "1", "no other was sampled")
     chosen = "chosen on the data that were fitted"
     if model.states.by_held_out:
-        chosen += ", with a veto of data held out"
+        half_map = held is not None and held.higher
+        chosen += (
+            "; each further state had to explain the other half map better as well"
+            if half_map
+            else ", with a veto of the free reflections"
+        )
     if len(parts) > 1:
         chosen = f"in {', '.join(part.region for part in parts)}; {chosen}"
     if not model.several:

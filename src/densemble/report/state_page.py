@@ -81,7 +81,7 @@ def _of_model(region: str, model: FinalModel) -> tuple[tuple[str, ...], tuple[Ti
         )
     tile = agreement_of(held, several=bool(model.several))
     answer = (*verdicts_of(model, region, held), check, *clash_warning(model))
-    return answer, (number_of(model), certainty_of(model), tile)
+    return answer, (number_of(model, held), certainty_of(model), tile)
 
 
 def _of_region(region: RegionRecord) -> list[str]:

@@ -97,7 +97,7 @@ def test_one_state_is_a_normal_answer():
     )
     number, sure, agreement = found.tiles
     assert number.value == "1"
-    assert number.note == "chosen on the data that were fitted, with a veto of data held out"
+    assert number.note == "chosen on the data that were fitted, with a veto of the free reflections"
     assert sure.value == "not distinguishable"
     assert sure.note == "held-out data: −5.3 ± 6.2 log units for the second state of A:1-20"
     assert (agreement.value, agreement.tone) == ("unchanged: one state", "plain")
