@@ -147,23 +147,29 @@ def _number(result: Result, held: HeldOut | None) -> Tile:
 
 
 def number_of(model: FinalModel, held: HeldOut | None) -> Tile:
-    """The number of states, part by part."""
+    """The number of states that is advised, part by part, and the one that was taken where it is another."""
     question, parts = "How many states?", model.states.parts
     if not parts:
         return Tile(question, "1", "no other was sampled")
-    chosen = "chosen on the data that were fitted"
+    note = "chosen on the data that were fitted"
     if model.states.by_held_out:
         half_map = held is not None and held.higher
-        chosen += (
+        note += (
             "; each further state had to explain the other half map better as well"
             if half_map
             else ", with a veto of the free reflections"
         )
+    taken = [len(part.states) for part in parts]
+    advised = [len(part.states) if held is None or part.supported_by(held) else 1 for part in parts]
+    if advised != taken:
+        note = f"advised; {_sum_of(taken)} in {MODEL_FILE if model.advised else ALTERNATIVE_FILE}, {note}"
     if len(parts) > 1:
-        chosen = f"in {', '.join(part.region for part in parts)}; {chosen}"
-    if not model.several:
-        return Tile(question, "1", chosen)
-    return Tile(question, " + ".join(str(len(part.states)) for part in parts), chosen)
+        note = f"in {', '.join(part.region for part in parts)}; {note}"
+    return Tile(question, _sum_of(advised), note)
+
+
+def _sum_of(states: list[int]) -> str:
+    return "1" if max(states) == 1 else " + ".join(map(str, states))
 
 
 def _certainty(result: Result) -> Tile:

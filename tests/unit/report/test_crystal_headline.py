@@ -136,10 +136,12 @@ def test_support_is_that_of_the_data_held_out(after, gain, support):
     steps = [Evidence(states=1, fit=0.0, held_out=0.0)]
     steps.append(Evidence(states=2, fit=90.0, held_out=gain, error=5.0, chosen=True))
     found = result([part("A:1-20", [0.6, 0.4], steps)], refined=refined)
-    first, *more = headline(found).answer
+    (first, *more), (number, *_) = headline(found).answer, headline(found).tiles
     assert found.model.advised == ("keep to one state" not in support)
     note = "So model.cif has one state; the model of states is alternative.cif."
     assert (note in more) == (not found.model.advised)
+    assert number.value == ("2" if found.model.advised else "1")
+    assert number.note.startswith("advised; 2 in alternative.cif, chosen on") == (not found.model.advised)
     assert support in first
     assert first.startswith("The data support") or first.startswith("Two states of A:1-20 fit the map better")
 
@@ -223,16 +225,17 @@ def test_last_step_is_in_what_decides(evidence, expected):
 
 
 @pytest.mark.parametrize(
-    ("parts", "error", "advised"),
+    ("parts", "error", "advised", "number", "file"),
     [
-        ([("A:1-9", [0.6, 0.4], 9.0), ("A:11", [0.5, 0.5], 1.0)], 0.001, True),
-        ([("A:1-9", [0.6, 0.4], 9.0), ("A:11", [0.5, 0.5], -1.0)], 0.001, True),  # one of them is enough
-        ([("A:1-9", [0.6, 0.4], -9.0), ("A:11", [0.5, 0.5], -1.0)], 0.001, False),
-        ([("A:1-9", [0.6, 0.4], 9.0), ("A:11", [0.5, 0.5], 1.0)], 0.01, False),
-        ([("A:1-9", [1.0], -9.0)], 0.01, True),  # there is nothing else
+        ([("A:1-9", [0.6, 0.4], 9.0), ("A:11", [0.5, 0.5], 1.0)], 0.001, True, "2 + 2", None),
+        # one of them is enough
+        ([("A:1-9", [0.6, 0.4], 9.0), ("A:11", [0.5, 0.5], -1.0)], 0.001, True, "2 + 1", "model.cif"),
+        ([("A:1-9", [0.6, 0.4], -9.0), ("A:11", [0.5, 0.5], -1.0)], 0.001, False, "1", "alternative.cif"),
+        ([("A:1-9", [0.6, 0.4], 9.0), ("A:11", [0.5, 0.5], 1.0)], 0.01, False, "1", "alternative.cif"),
+        ([("A:1-9", [1.0], -9.0)], 0.01, True, "1", None),  # there is nothing else
     ],
 )
-def test_a_model_is_advised_if_any_part_s_states_are(parts, error, advised):
+def test_a_model_is_advised_if_any_part_s_states_are(parts, error, advised, number, file):
     def steps(gain):
         return [
             Evidence(states=1, fit=0.0, held_out=0.0),
@@ -246,5 +249,9 @@ def test_a_model_is_advised_if_any_part_s_states_are(parts, error, advised):
         r_free_error=error,
     )
     found = [part(name, occupancies, steps(gain)) for name, occupancies, gain in parts]
-    assert result(found, refined=refined).model.advised == advised
+    whole = result(found, refined=refined)
+    assert whole.model.advised == advised
+    tile = headline(whole).tiles[0]
+    assert tile.value == number
+    assert tile.note.partition(", chosen")[0].endswith(f"advised; 2 + 2 in {file}") == (file is not None)
     assert result(found).model.advised  # without data held out there is nothing to doubt it by
