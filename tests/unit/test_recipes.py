@@ -74,6 +74,14 @@ def test_paper_1_has_the_numbers_of_its_appendix():
     assert (Settings.members, Settings.keep) == (16, 5)
 
 
+def test_the_thorough_recipe_is_the_default_with_more_rounds():
+    """What is found to be better for one is better for both: nothing but these keys may differ."""
+    may_differ = {"name": True, "source": True, "rounds": {"count"}, "finish": {"regularise_steps"}}
+    quick, thorough = (load_recipe(name) for name in ("embedded", "embedded-thorough"))
+    assert quick.model_dump(exclude=may_differ) == thorough.model_dump(exclude=may_differ)
+    assert quick.rounds.count < thorough.rounds.count
+
+
 def test_noise_of_chroma_is_told_by_its_keys(tmp_path, values):
     values["noise"] = {"steps": 5, "inverse_temperature": 2.0, "langevin_factor": 0.5}
     with pytest.raises(InputError, match=r"own\.toml: noise\.langevin_isothermal: Field required"):
