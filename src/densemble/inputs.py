@@ -8,12 +8,12 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from densemble.assembly import FOLD_RECIPE, RECIPES, FoldMethod, Method, RegionPrior, check_weights
 from densemble.atoms import Region
 from densemble.guidance.guided import Completion
 from densemble.io.models import Model, read_model, require_cell
 from densemble.io.output import InputFile, plain
 from densemble.io.reflections import Reflections, check_same_crystal, read_reflections
+from densemble.method import FOLD_RECIPE, RECIPES, FoldMethod, Method, RegionPrior, check_weights
 from densemble.priors.fold import FoldSettings
 from densemble.priors.protocol import Prior
 from densemble.problem import Guide, Stretches

@@ -40,6 +40,7 @@ LAYERS = (
     "evaluation",
     "refinement",
     "assembly",
+    "method",
     "run",
     "region",
     "settle",

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from densemble.assembly import Method
 from densemble.atoms import Ensemble, Region
 from densemble.em.inputs import StateInputs, StateSettings
 from densemble.em.problem import StateProblem, less
@@ -21,6 +20,7 @@ from densemble.grid import DensityMap
 from densemble.io.models import Model
 from densemble.io.results import Subject, write_ensemble, write_members
 from densemble.io.state_results import RegionRecord, models_structure
+from densemble.method import Method
 from densemble.modelling import Modelled, made_or_failure, model_rows
 from densemble.problem import RegionProblem, Stretches, Surroundings
 from densemble.progress import Progress

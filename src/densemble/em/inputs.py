@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from densemble.assembly import RECIPES, RegionPrior
 from densemble.em.halfmaps import check_same_grid, resolution_of_half_maps
 from densemble.errors import InputError
 from densemble.forward.cryoem import FormKind
@@ -18,6 +17,7 @@ from densemble.grid import DensityMap
 from densemble.io.maps import read_map
 from densemble.io.models import Model, read_model
 from densemble.io.output import InputFile, plain
+from densemble.method import RECIPES, RegionPrior
 from densemble.priors.fold import FoldSettings
 from densemble.recipes.state import StateRecipe, load_state_recipe
 

@@ -231,12 +231,12 @@ def test_key_fetches_the_public_weights_once(server, weights, capsys):
 
 def test_a_run_by_fetched_weights_says_which_they_were(server, weights, tmp_path, monkeypatch):
     """The key of a run is of the files' contents: other weights are another run."""
-    from densemble.assembly import Method
+    from densemble.method import Method
     from densemble.recipes import load_recipe
     from densemble.run import run_key
 
-    monkeypatch.setattr("densemble.assembly.load_backbone", partial(load_network, BACKBONE))
-    monkeypatch.setattr("densemble.assembly.load_design", partial(load_network, DESIGN))
+    monkeypatch.setattr("densemble.method.load_backbone", partial(load_network, BACKBONE))
+    monkeypatch.setattr("densemble.method.load_design", partial(load_network, DESIGN))
     server.register()
     server.content = weights[BACKBONE].read_bytes()
     recipe = load_recipe("chroma-2024")
