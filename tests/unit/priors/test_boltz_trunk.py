@@ -151,6 +151,7 @@ def test_a_file_cut_short_is_run_anew(forward, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     again = trunk_of(forward.network, forward.given, weights="w", cache=tmp_path, recycling=0)
     assert torch.equal(first.z, again.z)
+    assert not list(tmp_path.glob(".*")), "no lock is left"
 
 
 def test_trunks_used_longest_ago_make_room(forward, tmp_path):

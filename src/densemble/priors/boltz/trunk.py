@@ -101,12 +101,17 @@ def trunk_of(
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
     path = cache / f"trunk-{digest}.safetensors"
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{path.stem}.lock"):  # of several runs that want it one makes it
-        stored = _read(path, device)
-        if stored is None:
-            (progress or Progress()).message(f"trunk of {given.feats['token_pad_mask'].shape[1]} tokens")
-            stored = run_trunk(network, given, recycling=recycling)
-            _write(path, stored, facts)
+    lock = cache / f".{path.stem}.lock"
+    with FileLock(lock):  # of several runs that want it one makes it
+        try:
+            stored = _read(path, device)
+            if stored is None:
+                (progress or Progress()).message(f"trunk of {given.feats['token_pad_mask'].shape[1]} tokens")
+                stored = run_trunk(network, given, recycling=recycling)
+                _write(path, stored, facts)
+        finally:  # while it is held; whoever slips past it all the same makes the trunk once more, no worse
+            with suppress(OSError):  # Windows keeps files that are open
+                lock.unlink()
     _used(path, kept)
     return _completed(network, given, stored)
 
