@@ -12,6 +12,7 @@ import gemmi
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from densemble.forward.kernel import CUTOFF, gaussian_density
@@ -78,6 +79,17 @@ class SymmetryImages:
         moves = np.abs(rotation - np.eye(3)).sum(axis=(1, 2)) + np.abs(translation).sum(axis=1) > 1e-6
         order = np.argsort(moves, kind="stable")
         return cls(rotation=rotation[order], translation=translation[order])
+
+    def within(
+        self, distance: float, points: Float[np.ndarray, "p 3"], atoms: Float[np.ndarray, "n 3"]
+    ) -> SymmetryImages:
+        """Those that carry one of the atoms to within ``distance`` Å of one of the points."""
+        tree = cKDTree(points)
+        near = [
+            bool((tree.query(atoms @ turn.T + shift, distance_upper_bound=distance)[0] < distance).any())
+            for turn, shift in zip(self.rotation, self.translation, strict=True)
+        ]
+        return SymmetryImages(self.rotation[near], self.translation[near])
 
 
 class XrayDensity:

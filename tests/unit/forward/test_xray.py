@@ -95,6 +95,19 @@ def test_symmetry_images_contain_the_identity_first_and_nothing_far():
     assert len(images) == 1
 
 
+def test_images_that_bring_no_atom_near_are_left_out():
+    """P 2: the atom at (2, 0, 3) has a copy at (-2, 0, -3), 7.2 Å away; others are at 40 Å or more."""
+    cell, atoms = gemmi.UnitCell(40, 40, 40, 90, 90, 90), np.array([[2.0, 0.0, 3.0]])
+    grid = Grid((-20.0,) * 3, (1.0,) * 3, (41, 41, 41))
+    images = SymmetryImages.reaching(grid, atoms, cell, gemmi.SpaceGroup("P 1 2 1"), margin=30.0)
+    assert len(images) > 2
+    assert len(images.within(45.0, atoms, atoms)) > 2
+    near = images.within(7.3, atoms, atoms)
+    np.testing.assert_allclose(near.rotation, [np.eye(3), np.diag([-1, 1, -1])], atol=1e-12)
+    np.testing.assert_allclose(near.translation, 0, atol=1e-12)
+    assert len(images.within(7.1, atoms, atoms)) == 1
+
+
 def test_copies_of_a_box_across_a_two_fold_axis():
     """P 2: the atom at (2, 0, 3) has a copy at (-2, 0, -3); densities are equal there."""
     cell = gemmi.UnitCell(40, 40, 40, 90, 90, 90)
