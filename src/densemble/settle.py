@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from torch import Tensor
 
+from densemble.geometry.objective import GeometryObjective
 from densemble.geometry.regularise import regularise
 from densemble.likelihood.density import DensityLikelihood
 from densemble.problem import RegionProblem
@@ -42,14 +42,14 @@ class Place:
 
     Attributes:
         problem: the density of the region.
-        geometry: log probability of all atoms of the region, shape=(k, N, 3).
+        geometry: of all atoms of the region.
         atoms: of the part, shape=(n,).
         around: Å, all atoms of the region; those of the part are not looked at, shape=(a, 3).
         others: density of what else is in the region.
     """
 
     problem: RegionProblem
-    geometry: Callable[[Tensor], Tensor]
+    geometry: GeometryObjective
     atoms: Int[np.ndarray, " n"]
     around: Float[Tensor, "a 3"]
     others: Float[Tensor, "nx ny nz"]
@@ -73,8 +73,17 @@ class Place:
 
     def stereochemistry(self, coords: Float[Tensor, "k n 3"]) -> Float[Tensor, ""]:
         """Log probability of the region with each of the conformations in place."""
+        return self.geometry(self.whole(coords))
+
+    def whole(self, coords: Float[Tensor, "k n 3"]) -> Float[Tensor, "k m 3"]:
+        """Å, all of the region's atoms."""
         whole = self.around.expand(len(coords), -1, -1)
-        return self.geometry(whole.index_copy(1, torch.as_tensor(self.atoms), coords))
+        return whole.index_copy(1, torch.as_tensor(self.atoms), coords)
+
+    def curvature(self, coords: Float[Tensor, "k n 3"]) -> Float[Tensor, "k j j"]:
+        """That of the stereochemistry, in the part's coordinates."""
+        axes = (3 * torch.as_tensor(self.atoms)[:, None] + torch.arange(3)).flatten()
+        return self.geometry.curvature(self.whole(coords))[:, axes[:, None], axes]
 
     def settled(
         self, coords: Float[Tensor, "k n 3"], weights: Float[np.ndarray, " k"], how: Settling
@@ -101,7 +110,11 @@ class Place:
                 return how.density_weight * likelihood(x, w)
 
             coords = regularise(
-                coords, self.stereochemistry, log_likelihood=density, evaluations=how.evaluations
+                coords,
+                self.stereochemistry,
+                log_likelihood=density,
+                curvature=self.curvature,
+                evaluations=how.evaluations,
             ).coords
             b_iso = self.fitted_b(coords, weights, how)
             found = self.normal(coords, b_iso).weights(range(len(coords)))[0]

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.geometry.contacts import CONTACT_SD, ContactSearch
+from densemble.geometry.curvature import Blocks
 from densemble.geometry.ramachandran import torsion_table
 from densemble.geometry.restraints import Restraints, Terms
 from densemble.geometry.targets import PLANE_SD
@@ -122,6 +123,53 @@ class GeometryObjective:
         }
         return {name: self._weights[name] * evaluate[name]() for name in TERMS if self._weights[name]}
 
+    def curvature(self, coords: Float[Tensor, "k n 3"]) -> Float[Tensor, "k m m"]:
+        """Minus the second derivatives of ``per_member``, about: J^T J of the deviations (Gauss and Newton).
+
+        Of what is harmonic, without cap: all terms but the torsions. Memory is quadratic in the free atoms.
+
+        Returns:
+            Å^-2, positive semidefinite, shape=(k, 3 n, 3 n).
+        """
+        x = torch.cat([coords, self._fixed.expand(len(coords), -1, -1)], dim=1).detach()
+        blocks = Blocks(coords)
+        harmonic = {
+            "bonds": (distances, self._bonds),
+            "angles": (angles, self._angles),
+            "chirals": (chiral_volumes, self._chirals),
+            "omegas": (dihedrals, self._omegas),
+        }
+        for name, (measure, (atoms, _, sd)) in harmonic.items():
+            picked = _pick(x, atoms).requires_grad_(True)
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(measure(picked).sum(), picked)
+            blocks.add_outer(atoms, slope * (self._weights[name] ** 0.5 / sd)[:, None, None])
+        self._curve_planes(x, blocks)
+        self._curve_contacts(coords.detach(), x, blocks)
+        return blocks.matrix()
+
+    def _curve_planes(self, x: Tensor, blocks: Blocks) -> None:
+        """N n^T times what is left of heights above a plane that shifts and tilts with them."""
+        centred, axes = self._from_planes(_pick(x, self._planes))
+        normal, inside = axes[..., :1], self._in_plane
+        places = centred @ axes[..., 1:]
+        places = places / places.square().sum(-2, keepdim=True).add(_TINY).sqrt()
+        even = (inside / inside.sum(1, keepdim=True).sqrt()).expand(len(x), -1, -1)[..., None]
+        moving = torch.cat([even, places], dim=-1)
+        left = torch.diag_embed(inside) - moving @ moving.mT
+        nn = (normal @ normal.mT)[:, :, None, None] * (self._weights["planes"] / PLANE_SD**2)
+        atoms = torch.where(inside > 0, self._planes, x.shape[1])
+        member = torch.arange(len(x), device=x.device)[:, None, None, None]
+        blocks.add(member, atoms[:, :, None], atoms[:, None, :], left[..., None, None] * nn)
+
+    def _curve_contacts(self, coords: Tensor, x: Tensor, blocks: Blocks) -> None:
+        k, i, j = self._near(coords)
+        apart = coords[k, i] - x[k, j]
+        along = apart / distances(torch.stack([coords[k, i], x[k, j]], dim=1)[None])[0][:, None]
+        block = along[:, :, None] * along[:, None, :] * (self._weights["contacts"] / CONTACT_SD**2)
+        for one, other, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
+            blocks.add(k, one, other, sign * block)
+
     def _score(self, z_squared: Tensor) -> Tensor:
         if self.cap is None:
             return -0.5 * z_squared
@@ -141,11 +189,16 @@ class GeometryObjective:
         Its derivative is that at a fixed normal (the normal minimises the sum), so that the
         eigenvectors need no derivative of their own.
         """
+        centred, axes = self._from_planes(x)
+        return self._score((centred @ axes[..., :1]).square().sum((-2, -1)) / PLANE_SD**2).sum(-1)
+
+    def _from_planes(self, x: Float[Tensor, "k g p 3"]) -> tuple[Tensor, Tensor]:
+        """Atoms from their plane's centre, (k, g, p, 3); its normal and two axes in it, (k, g, 3, 3)."""
         mask = self._in_plane[..., None]
         centred = (x - (x * mask).sum(-2, keepdim=True) / mask.sum(-2, keepdim=True)) * mask
         with torch.no_grad():
-            normal = torch.linalg.eigh(centred.mT @ centred)[1][..., :, :1]
-        return self._score((centred @ normal).square().sum((-2, -1)) / PLANE_SD**2).sum(-1)
+            axes = torch.linalg.eigh(centred.mT @ centred)[1]
+        return centred, axes
 
     def _contact_term(self, coords: Tensor, x: Tensor) -> Tensor:
         """Only the pairs below their limit are differentiated."""

@@ -1,0 +1,54 @@
+"""How stiff stereochemistry is in each direction, for optimisers to know.
+
+A bond may change by a hundredth of an Ångström and a torsion angle by many degrees. An optimiser that is not
+told so spends most of its steps on finding out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Curvature = Callable[[Tensor], Tensor]
+"""Coordinates, shape=(k, n, 3), to minus the second derivatives of each member, shape=(k, 3 n, 3 n)."""
+DATA = 500.0
+"""Å^-2, curvature that what else pulls at an atom is taken to have. Measured on loops in density at 2 Å: from
+200 to 1000 alike."""
+
+
+class Blocks:
+    """A sum of blocks of three by three, those of pairs of free atoms of K members."""
+
+    def __init__(self, like: Float[Tensor, "k n 3"]) -> None:
+        self._members, self._atoms = like.shape[:2]
+        self._side = self._atoms + 1  # the last one stands for all atoms that are not free
+        self._sum = like.new_zeros(self._members * self._side**2, 9)
+
+    def add(self, member: Tensor, i: Tensor, j: Tensor, block: Tensor) -> None:
+        """Blocks (..., 3, 3) at atoms i and j of members; indices are broadcast against each other."""
+        i, j = i.clamp(max=self._atoms), j.clamp(max=self._atoms)
+        place = (member * self._side + i) * self._side + j
+        self._sum.index_add_(0, place.expand(block.shape[:-2]).reshape(-1), block.reshape(-1, 9))
+
+    def add_outer(self, atoms: Int[Tensor, "t a"], slope: Float[Tensor, "k t a 3"]) -> None:
+        """J^T J of terms whose values have these derivatives."""
+        member = torch.arange(self._members, device=atoms.device)[:, None, None, None]
+        outer = slope[:, :, :, None, :, None] * slope[:, :, None, :, None, :]
+        self.add(member, atoms[:, :, None], atoms[:, None, :], outer)
+
+    def matrix(self) -> Float[Tensor, "k m m"]:
+        """The sum, coordinates of an atom in a row, shape=(k, 3 n, 3 n)."""
+        n = self._atoms
+        blocks = self._sum.view(self._members, self._side, self._side, 3, 3)[:, :n, :n]
+        return blocks.permute(0, 1, 3, 2, 4).reshape(self._members, 3 * n, 3 * n)
+
+
+def evened(curvature: Float[Tensor, "k m m"]) -> Float[Tensor, "k m m"]:
+    """R with ``R^T (curvature + DATA) R = 1``: in steps ``R z`` all directions are about as stiff."""
+    stiff = curvature + DATA * torch.eye(curvature.shape[1]).to(curvature)
+    lower = torch.linalg.cholesky(stiff)
+    one = torch.eye(curvature.shape[1]).to(curvature).expand_as(curvature)
+    return torch.linalg.solve_triangular(lower.mT, one, upper=True)
