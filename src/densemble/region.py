@@ -16,6 +16,7 @@ from densemble.guidance.stage import Term
 from densemble.priors.protocol import Prior
 from densemble.problem import Guide, RegionProblem
 from densemble.recipes import Recipe
+from densemble.rounds import Finish, Score
 from densemble.run import (
     Checkpoints,
     choose_members,
@@ -101,6 +102,39 @@ def side_chains(
     )
 
 
+def finisher(
+    problem: RegionProblem, draw: Draw, guide: Guide, density: Term | None, score: Score | None, members: int
+) -> Finish:
+    """What members go through at the end of a pass.
+
+    They are brought to good stereochemistry in the density. Only then are their backbones good enough for
+    fine choices of side chains; where members are compared these are tried, and kept where they score higher.
+    """
+    recipe = draw.recipe
+    geometry, steps = GeometryObjective(problem.restraints()), recipe.sidechains
+
+    def regularised(atoms: Tensor) -> Tensor:
+        return regularise_members(atoms, geometry, density, recipe.finish)
+
+    if score is None or steps.fine_gain is None:
+        return regularised
+    chains, stretches = problem.side_chains(members), problem.stretches
+    density_at = problem.density_at(steps.fine_gain, beside_start=holds_start(guide, recipe))
+    rows = torch.as_tensor(stretches.topology.backbone([r for part in stretches.moving for r in part]))
+
+    def finished(atoms: Tensor) -> Tensor:
+        first = regularised(atoms)
+        chains.adopt(first)
+        generator = torch.Generator().manual_seed(draw.seed)  # the same each time: nothing to resume
+        chains.pack(first[:, rows], generator=generator, density_at=density_at, temperature=0.0, fine=True)
+        second = regularised(chains.complete(first[:, rows]))
+        with torch.no_grad():
+            better = score(second) > score(first)
+        return torch.where(better[:, None, None], second, first)
+
+    return finished
+
+
 def sampled(
     problem: RegionProblem,
     draw: Draw,
@@ -115,7 +149,9 @@ def sampled(
     with_start = holds_start(guide, recipe) and draw.members > 1
     members = draw.members - 1 if with_start else draw.members
     passes = passes_of(guide, draw.steps, recipe)
-    soft, geometry = GeometryObjective(restraints, cap=recipe.geometry_cap), GeometryObjective(restraints)
+    several = len(passes) > 1
+    soft = GeometryObjective(restraints, cap=recipe.geometry_cap)
+    score = member_score(problem, guide, soft, recipe) if several else None
     completion = draw.completion or side_chains(problem, draw, guide, density, members)
     atoms, trace = sample_members(
         draw.prior,
@@ -124,9 +160,10 @@ def sampled(
         guide=guide,
         passes=passes,
         backbone=problem.stretches.backbone_atoms,
-        finish=lambda atoms: regularise_members(atoms, geometry, density, recipe.finish),
-        score=member_score(problem, guide, soft, recipe),
-        support=residue_support(problem, guide, recipe) if len(passes) > 1 else None,
+        finish=finisher(problem, draw, guide, density, score, members),
+        score=score,
+        start=problem.stretches.start,
+        support=residue_support(problem, guide, recipe) if several else None,
         members=members,
         seed=draw.seed,
         checkpoints=checkpoints,

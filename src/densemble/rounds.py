@@ -1,10 +1,12 @@
 """Sampling in rounds: members that explain the map go on, noised part of the way and denoised again.
 
-The first pass goes from pure noise to structures. Guidance by a gradient is local, and some members end
-where the map does not want them. In each further round members are drawn in proportion to how well they
-explain the map (``densemble.guidance.resampling``) and a window of each is sampled anew under the same
-guidance, the rest of the member being held: an error is seldom that of a whole loop, and it is where the map
-speaks for a residue least. A member that a round did not better goes on as it was.
+The first passes go from noise to structures: from pure noise, or from the start under some of it, a window
+of half of the stretch or more being sampled and the rest held, for another conformation of a loop is often
+near the known one and the same at the ends. Guidance by a gradient is local, and some members end where the
+map does not want them. In each further round members are drawn in proportion to how well they explain the map
+(``densemble.guidance.resampling``) and a window of each is sampled anew under the same guidance, the rest of
+the member being held: an error is seldom that of a whole loop, and it is where the map speaks for a residue
+least. A member that a round did not better goes on as it was.
 """
 
 from __future__ import annotations
@@ -38,15 +40,18 @@ class Pass:
 
     Attributes:
         steps: reverse steps.
-        first: noise at which members of the pass before go on, Å; None begins with pure noise.
-        share: of the members that stay in play when those that go on are drawn.
+        first: noise at which members of the passes before go on, Å; None begins with pure noise.
+        share: of as many members as are sampled, those that stay in play when the ones that go on are drawn.
         window: least and largest number of residues that are sampled anew; None is all of them.
+        from_start: all members go on from the start, not from those of the passes before, and the window is
+            of half of the residues or more.
     """
 
     steps: int
     first: float | None = None
     share: float = 1.0
     window: tuple[int, int] | None = None
+    from_start: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +71,17 @@ class Population:
         order = self.score.argsort(descending=True, stable=True)
         return Population(self.atoms[order], self.score[order])
 
-    def drawn(self, share: float, generator: torch.Generator) -> Population:
-        """As many members, in proportion to their tempered probability."""
-        kept = systematic(tempered_weights(self.score, share=share), len(self.score), generator)
+    def drawn(self, count: int, share: float, generator: torch.Generator) -> Population:
+        """So many members in proportion to their tempered probability, ``share * count`` staying in play."""
+        weights = tempered_weights(self.score, share=share * count / len(self.score))
+        kept = systematic(weights, count, generator)
         return Population(self.atoms[kept], self.score[kept])
+
+    def joined(self, other: Population | None) -> Population:
+        """These members, and others."""
+        if other is None:
+            return self
+        return Population(torch.cat([other.atoms, self.atoms]), torch.cat([other.score, self.score]))
 
     def bettered(self, other: Population) -> Population:
         """Of each pair of members the one with the higher score."""
@@ -89,8 +101,9 @@ def held_outside_windows(
 ) -> Bool[Tensor, "k n"]:
     """Atoms outside a random window of consecutive residues, one for each member.
 
-    Lengths are uniform between the two bounds, and so is the place of the window's middle; windows that
-    reach beyond an end are cut there. With ``support`` they are drawn in proportion to
+    The length is uniform between the two bounds and the same for all members, so that a network can sample
+    their windows together; the places are each member's own, uniform among those inside. With ``support``
+    they are drawn in proportion to
 
     ``exp(1/2 sum_r (mean(s) - s_r) / sd(s))`` over the residues r of a window,
 
@@ -104,12 +117,10 @@ def held_outside_windows(
         support: how well each residue of each member is explained, in any unit.
     """
     residue, count = torch.as_tensor(topology.residue_index), len(topology.residues)
-    lengths, middles = torch.arange(window[0], window[1] + 1), torch.arange(count)
-    length, middle = (x.flatten() for x in torch.meshgrid(lengths, middles, indexing="ij"))
-    first = middle - torch.div(length, 2, rounding_mode="floor")
-    place = torch.arange(count)
+    length = min(int(torch.randint(window[0], window[1] + 1, (), generator=generator)), count)
+    first, place = torch.arange(count - length + 1), torch.arange(count)
     inside = (place >= first[:, None]) & (place < (first + length)[:, None])
-    log_p = torch.zeros(members, len(length), dtype=torch.float64)
+    log_p = torch.zeros(members, len(first), dtype=torch.float64)
     if support is not None:
         s = support.double()
         lack = (s.mean(1, keepdim=True) - s) / s.std(1, keepdim=True).clamp_min(1e-12)
@@ -125,14 +136,16 @@ class RoundsState:
     Attributes:
         index: of the pass under way.
         sampler: within that pass.
-        parents: the members that it goes on from; None in the first pass.
+        parents: the members that it goes on from; None where it begins with pure noise.
         held: which of the prior's atoms are held, shape=(K, N); None if none are.
+        pool: the members of the passes before that it does not go on from, if there are any.
     """
 
     index: int
     sampler: SamplerState
     parents: Population | None
     held: Tensor | None
+    pool: Population | None = None
 
 
 def sample_rounds(
@@ -144,6 +157,7 @@ def sample_rounds(
     generator: torch.Generator,
     finish: Finish,
     score: Score | None,
+    start: Tensor | None = None,
     support: Support | None = None,
     state: RoundsState | None = None,
     on_step: Callable[[RoundsState], None] | None = None,
@@ -158,6 +172,7 @@ def sample_rounds(
         generator: the only source of randomness but for the completion's own.
         finish: applied to the members of every pass.
         score: by which members are compared; None where there is but one pass.
+        start: Å, all atoms, shape=(N, 3), of passes from it.
         support: by which windows are chosen; None: anywhere alike.
         state: go on from here.
         on_step: called after every step.
@@ -175,17 +190,17 @@ def sample_rounds(
     for index in range(0 if state is None else state.index, len(passes)):
         this = passes[index]
         first = None if this.first is None else guided.process.level(this.first)
+        pool = None
         if state is not None:
-            parents, held, sampler = state.parents, state.held, state.sampler
-        elif population is not None:
-            parents = population.drawn(this.share, generator)
-            held = None
-            if this.window is not None:
-                where = None if support is None else support(parents.atoms)
-                held = held_outside_windows(guided.topology, members, this.window, generator, where)
-            sampler = None
+            parents, held, sampler, pool = state.parents, state.held, state.sampler, state.pool
         else:
             parents, held, sampler = None, None, None
+            if this.from_start:
+                parents, pool = _copies(start, members), population
+                held = _held(guided, this, parents, None, generator)
+            elif population is not None:
+                parents = population.drawn(members, this.share, generator)
+                held = _held(guided, this, parents, support, generator)
         prior: Prior = guided
         if parents is not None:
             if first is None:
@@ -201,9 +216,10 @@ def sample_rounds(
             index: int = index,
             parents: Population | None = parents,
             held: Tensor | None = held,
+            pool: Population | None = pool,
         ) -> None:
             if on_step is not None:
-                on_step(RoundsState(index, new, parents, held))
+                on_step(RoundsState(index, new, parents, held, pool))
 
         x = sample(
             prior,
@@ -215,10 +231,37 @@ def sample_rounds(
             on_step=after,
         )
         children = _completed(guided, x, finish, score)
-        population = children if parents is None else parents.bettered(children)
+        if parents is None or this.from_start:
+            population = children.joined(pool)
+        else:
+            population = parents.bettered(children)
         state = None
     assert population is not None
-    return population if len(passes) == 1 else population.best_first()
+    if len(passes) == 1:
+        return population
+    best = population.best_first()
+    return Population(best.atoms[:members], best.score[:members])
+
+
+def _copies(start: Tensor | None, members: int) -> Population:
+    """The start, as every member; it is not compared with what comes of it."""
+    if start is None:
+        raise ValueError("sample_rounds: a pass from the start needs a start")
+    return Population(start.repeat(members, 1, 1), start.new_zeros(members))
+
+
+def _held(
+    guided: GuidedPrior, this: Pass, parents: Population, support: Support | None, generator: torch.Generator
+) -> Tensor | None:
+    """Which atoms of the prior a pass leaves where its parents have them."""
+    window = this.window
+    if this.from_start:
+        residues = len(guided.topology.residues)
+        window = (-(-residues // 2), residues)
+    if window is None:
+        return None
+    where = None if support is None else support(parents.atoms)
+    return held_outside_windows(guided.topology, len(parents.atoms), window, generator, where)
 
 
 def _again(

@@ -98,12 +98,20 @@ def residue_support(problem: RegionProblem, guide: Guide, recipe: Recipe) -> Sup
 
 
 def passes_of(guide: Guide, steps: int | None, recipe: Recipe) -> list[Pass]:
-    """The first pass, and the recipe's rounds where members can be compared."""
-    rounds, steps = recipe.rounds, steps or recipe.noise.steps
+    """The first pass or those from the start, and the recipe's rounds where members can be compared.
+
+    Args:
+        guide: without guidance there is one pass, from pure noise.
+        steps: of each of the first passes; None: the recipe's.
+        recipe: the numbers.
+    """
+    rounds, starts = recipe.rounds, recipe.starts
+    first = [Pass(steps or recipe.noise.steps)]
     if rounds is None or guide == "none":
-        return [Pass(steps)]
-    again = Pass(rounds.steps, rounds.sigma, rounds.share, rounds.window)
-    return [Pass(steps), *[again] * rounds.count]
+        return first
+    if starts is not None:
+        first = [Pass(steps or starts.steps, sigma, from_start=True) for sigma in starts.noise]
+    return [*first, *[Pass(rounds.steps, rounds.sigma, rounds.share, rounds.window)] * rounds.count]
 
 
 def guidance_terms(restraints: Restraints, density: Term | None, recipe: Recipe) -> dict[str, Term]:
@@ -194,6 +202,7 @@ def sample_members(
     seed: int,
     checkpoints: Checkpoints,
     on_step: Callable[[int], None],
+    start: Tensor | None = None,
     support: Support | None = None,
     realign: Realignment | None = None,
 ) -> tuple[Float[Tensor, "k n 3"], list[dict[str, float]]]:
@@ -212,6 +221,7 @@ def sample_members(
         seed: of all randomness.
         checkpoints: where the state is kept.
         on_step: told the number of steps done in all passes.
+        start: Å, all atoms, of passes from it.
         support: by which the windows of rounds are chosen.
         realign: moves members as a whole while they are sampled.
 
@@ -227,8 +237,10 @@ def sample_members(
     if checkpoints.current.get("guide") == guide:
         saved = checkpoints.current
         sampler = SamplerState(saved["step"], saved["x"], saved["generator"])
-        parents = None if saved["parents"] is None else Population(**saved["parents"])
-        state = RoundsState(saved["pass"], sampler, parents, saved["held"])
+        parents, pool = (
+            None if kept is None else Population(**kept) for kept in (saved["parents"], saved["pool"])
+        )
+        state = RoundsState(saved["pass"], sampler, parents, saved["held"], pool)
         completion.load_state_dict(saved["completion"])
         guided.trace = list(saved["trace"])
         on_step(_done(passes, state))
@@ -241,6 +253,7 @@ def sample_members(
                 **vars(new.sampler),
                 "held": new.held,
                 "parents": None if new.parents is None else dict(vars(new.parents)),
+                "pool": None if new.pool is None else dict(vars(new.pool)),
                 "completion": completion.state_dict(),
                 "trace": guided.trace,
             }
@@ -256,6 +269,7 @@ def sample_members(
             generator=generator,
             finish=finish,
             score=score,
+            start=start,
             support=support,
             state=state,
             on_step=after,
@@ -274,7 +288,13 @@ def regularise_members(
 ) -> Float[Tensor, "k n 3"]:
     """Bring members to good stereochemistry while they go on explaining the map, if they are to."""
     likelihood = None if density is None else partial(_weighted, density, finish.density_weight)
-    return regularise(atoms, geometry, log_likelihood=likelihood, evaluations=finish.regularise_steps).coords
+    return regularise(
+        atoms,
+        geometry,
+        log_likelihood=likelihood,
+        curvature=geometry.curvature,
+        evaluations=finish.regularise_steps,
+    ).coords
 
 
 def _weighted(density: Term, weight: float, x: Tensor) -> Tensor:
@@ -378,7 +398,13 @@ def refine(
         def density(x: Tensor, likelihood: DensityLikelihood = likelihood, w: Tensor = weights) -> Tensor:
             return finish.density_weight * likelihood(x, w)
 
-        coords = regularise(coords, geometry, log_likelihood=density, evaluations=finish.refine_steps).coords
+        coords = regularise(
+            coords,
+            geometry,
+            log_likelihood=density,
+            curvature=geometry.curvature,
+            evaluations=finish.refine_steps,
+        ).coords
         b_iso = fit_b(problem.likelihood("ensemble", b_iso), coords, weights, base=problem.b_start)
         weights = torch.as_tensor(fit_weights(*problem.voxel_values(coords, b_iso)), dtype=coords.dtype)
     return Ensemble(ensemble.topology, coords, weights, b_iso.expand(len(coords), -1))

@@ -74,12 +74,13 @@ def test_paper_1_has_the_numbers_of_its_appendix():
     assert (Settings.members, Settings.keep) == (16, 5)
 
 
-def test_the_thorough_recipe_is_the_default_with_more_rounds():
+def test_the_thorough_recipe_is_the_default_with_more_passes():
     """What is found to be better for one is better for both: nothing but these keys may differ."""
-    may_differ = {"name": True, "source": True, "rounds": {"count"}, "finish": {"regularise_steps"}}
+    may_differ = {"name": True, "source": True, "starts": {"noise"}, "rounds": {"count"}}
     quick, thorough = (load_recipe(name) for name in ("embedded", "embedded-thorough"))
     assert quick.model_dump(exclude=may_differ) == thorough.model_dump(exclude=may_differ)
     assert quick.rounds.count < thorough.rounds.count
+    assert len(quick.starts.noise) < len(thorough.starts.noise)
 
 
 def test_noise_of_chroma_is_told_by_its_keys(tmp_path, values):
@@ -199,6 +200,19 @@ def test_rounds_that_cannot_be_are_named(tmp_path, values, changes, words):
 def test_rounds_need_members_that_can_be_compared(tmp_path, values):
     with pytest.raises(InputError, match="rounds compare members"):
         load_recipe(written(tmp_path / "own.toml", values | {"rounds": ROUNDS}))
+
+
+def test_starts_are_of_a_recipe_with_rounds(tmp_path, values):
+    values["density"]["ensemble"] = "beside_start"
+    starts = {"noise": [1.5, 10.0], "steps": 20}
+    with pytest.raises(InputError, match=r"own\.toml: .*starts need rounds"):
+        load_recipe(written(tmp_path / "own.toml", values | {"starts": starts}))
+    with pytest.raises(InputError, match=r"own\.toml: starts\.noise"):
+        load_recipe(
+            written(tmp_path / "own.toml", values | {"rounds": ROUNDS, "starts": starts | {"noise": []}})
+        )
+    recipe = load_recipe(written(tmp_path / "own.toml", values | {"rounds": ROUNDS, "starts": starts}))
+    assert recipe.starts.noise == (1.5, 10.0)
 
 
 def test_noise_that_does_not_fall_is_named(tmp_path, values):

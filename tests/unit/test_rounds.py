@@ -161,17 +161,23 @@ def test_only_the_window_is_sampled_anew():
 
 
 def test_windows_are_consecutive_of_the_lengths_asked_for_and_everywhere(generator):
-    topology = chain_topology(9)
-    held = held_outside_windows(topology, 3000, (2, 4), generator).reshape(3000, 9, 4)
-    assert torch.equal(held, held[..., :1].expand(-1, -1, 4))  # whole residues
-    free = ~held[..., 0]
-    assert int(((free[:, 1:] != free[:, :-1]).sum(1)).max()) <= 2  # one run
-    inner = free[~free[:, 0] & ~free[:, -1]].sum(1)
-    assert set(inner.tolist()) == {2, 3, 4}
-    assert int(free.sum(1).min()) >= 1
-    share = free.float().mean(0)
-    assert float(share.min()) > 0.15
+    topology, lengths, share = chain_topology(9), [], torch.zeros(9)
+    for _ in range(60):
+        held = held_outside_windows(topology, 100, (2, 4), generator).reshape(100, 9, 4)
+        assert torch.equal(held, held[..., :1].expand(-1, -1, 4))  # whole residues
+        free = ~held[..., 0]
+        assert int(((free[:, 1:] != free[:, :-1]).sum(1)).max()) <= 2  # one run
+        (length,) = set(free.sum(1).tolist())  # of all members, so that they are sampled together
+        lengths.append(length)
+        share += free.float().mean(0) / 60
+        assert len({tuple(row) for row in free.tolist()}) == 9 - length + 1  # each where it likes
+    assert {lengths.count(n) > 8 for n in (2, 3, 4)} == {True}
+    assert set(lengths) == {2, 3, 4}
     assert torch.allclose(share[3:6], share[3:6].mean().expand(3), rtol=0.1)
+
+
+def test_a_window_is_not_longer_than_the_chain(generator):
+    assert not held_outside_windows(chain_topology(3), 5, (6, 8), generator).any()
 
 
 def test_windows_are_where_there_is_least_support(generator):
@@ -181,15 +187,83 @@ def test_windows_are_where_there_is_least_support(generator):
     held = held_outside_windows(topology, members, (2, 2), generator, support)
     free = ~held.reshape(members, 9, 4)[..., 0]
     z = (support[0].double().mean() - support[0].double()) / support[0].double().std()
-    begins = torch.arange(-1, 8)  # the windows' first residues; the first one is cut at the end
-    weight = torch.stack([z[max(first, 0) : first + 2].sum() for first in begins.tolist()]).div(2).exp()
-    expected = weight / weight.sum()
+    weight = torch.stack([z[first : first + 2].sum() for first in range(8)]).div(2).exp()
     found = torch.stack([(free[:, first] & free[:, first + 1]).float().mean() for first in range(8)])
-    assert torch.allclose(found.double(), expected[1:], atol=0.012)
+    assert torch.allclose(found.double(), weight / weight.sum(), atol=0.012)
     assert float(found.argmax()) == 4
     assert float(found[4]) > 0.3
     alike = held_outside_windows(topology, members, (2, 2), generator, torch.ones(members, 9))
     assert float((~alike).float().mean(0)[4:32].std()) < 0.01  # nothing to choose by
+
+
+def from_the_start(passes, *, members=30, **options):
+    """A chain of six residues whose start is far from the prior's centre; and what was told of every step."""
+    topology, seen = chain_topology(6), []
+    center = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+    prior = anchored_chain(
+        topology,
+        center,
+        [[0, 1, 2, 3, 4, 5]],
+        anchored=[(True, True)],
+        amplitude=2.0,
+        smoothness=2.0,
+        jitter=0.2,
+        process=EDM(center=center, sigma_max=20.0, churn=0.3),
+    )
+    result = sample_rounds(
+        GuidedPrior(prior, []),
+        passes,
+        backbone=torch.arange(24),
+        members=members,
+        generator=torch.Generator().manual_seed(2),
+        finish=lambda atoms: atoms,
+        on_step=seen.append,
+        **{"start": center + 10.0, **options},
+    )
+    return result, seen, center + 10.0
+
+
+def test_passes_from_the_start_sample_half_of_it_or_more_and_hold_the_rest():
+    passes = [Pass(8, 1.0, from_start=True), Pass(8, 3.0, from_start=True)]
+    _, seen, start = from_the_start(passes, score=lambda atoms: atoms[:, 0, 0])
+    for index in (0, 1):
+        last = [state for state in seen if state.index == index][-1]
+        assert torch.equal(last.parents.atoms, start.expand(30, -1, -1))
+        (free,) = {int((~row).sum()) for row in last.held}
+        assert free in {12, 16, 20, 24}
+        moved = (last.sampler.x - start).norm(dim=-1)
+        assert float(moved[last.held].max() if bool(last.held.any()) else 0.0) < 1e-4
+        assert float(moved[~last.held].min()) > 0.05
+
+
+def test_rounds_draw_from_all_that_came_of_the_start():
+    """Members of three passes are one pool, of which the better go on; the start is not one of them."""
+    passes = [*[Pass(6, 2.0, from_start=True)] * 3, Pass(6, 1.0, 0.3)]
+    result, seen, _ = from_the_start(passes, score=lambda atoms: -atoms[:, 8, 0])
+    pools = [next(state.pool for state in seen if state.index == index) for index in range(4)]
+    assert [None if pool is None else len(pool.score) for pool in pools] == [None, 30, 60, None]
+    assert torch.equal(pools[2].atoms[:30], pools[1].atoms)
+    parents = next(state.parents for state in seen if state.index == 3)
+    assert len(parents.score) == 30
+    everyone = torch.cat([pools[2].score, parents.score])
+    assert float(parents.score.mean()) > float(pools[2].score.mean()) + pools[2].score.std() / 2
+    assert float(parents.score.max()) >= float(pools[2].score.max())
+    assert float(everyone.max()) <= float(result.score[0])
+    assert len(result.score) == 30
+    assert torch.equal(result.score, result.score.sort(descending=True).values)
+
+
+def test_without_a_round_the_best_of_the_pool_are_the_members():
+    passes = [Pass(6, 2.0, from_start=True)] * 2
+    result, seen, _ = from_the_start(passes, score=lambda atoms: -atoms[:, 8, 0])
+    pool = seen[-1].pool
+    assert len(result.score) == 30
+    assert int((result.score > pool.score.median()).sum()) > 20
+
+
+def test_a_pass_from_the_start_needs_one():
+    with pytest.raises(ValueError, match="needs a start"):
+        from_the_start([Pass(6, 2.0, from_start=True)] * 2, score=lambda atoms: atoms[:, 0, 0], start=None)
 
 
 def test_held_atoms_are_estimated_where_they_are_known_to_be(generator):

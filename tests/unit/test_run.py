@@ -17,7 +17,8 @@ from densemble.guidance.stage import Stage
 from densemble.pipeline import load, problem_of
 from densemble.priors.edm import EDM
 from densemble.priors.gaussian import anchored_chain
-from densemble.recipes import Rounds, StageRecipe
+from densemble.recipes import Rounds, StageRecipe, Starts
+from densemble.region import Draw, finisher
 from densemble.rounds import Pass
 from densemble.run import (
     Checkpoints,
@@ -172,7 +173,42 @@ def test_rounds_are_for_guides_that_compare_members(inputs):
     recipe = beside(inputs.recipe)
     assert passes_of("none", 9, recipe) == [Pass(9)]
     assert passes_of("ensemble", 9, inputs.recipe) == [Pass(9)]
-    assert passes_of("each", None, recipe) == [Pass(recipe.noise.steps), *[Pass(7, 3.0, 0.5, (2, 3))] * 2]
+    rounds = [Pass(7, 3.0, 0.5, (2, 3))] * 2
+    assert passes_of("each", None, recipe) == [Pass(recipe.noise.steps), *rounds]
+    starting = recipe.model_copy(update={"starts": Starts(noise=(1.5, 4.0), steps=11)})
+    starts = [Pass(11, 1.5, from_start=True), Pass(11, 4.0, from_start=True)]
+    assert passes_of("ensemble", None, starting) == [*starts, *rounds]
+    assert passes_of("ensemble", 5, starting)[1] == Pass(5, 4.0, from_start=True)
+    assert passes_of("none", 9, starting) == [Pass(9)]
+
+
+def drawn(inputs, **changes):
+    """How members are drawn, with changes to the recipe's side chains."""
+    recipe = beside(inputs.recipe)
+    steps = recipe.sidechains.model_copy(update=changes)
+    finish = recipe.finish.model_copy(update={"regularise_steps": 30})
+    recipe = recipe.model_copy(update={"sidechains": steps, "finish": finish})
+    return Draw(prior=inputs.prior, recipe=recipe, members=2, keep=2, steps=None, seed=0)
+
+
+def test_members_go_on_with_the_side_chains_that_score_higher(problem, inputs, states):
+    """From the other state with all its side chains turned away: fine choices bring most of them back."""
+    truth = states[:1].repeat(2, 1, 1)
+    chains, moving = problem.side_chains(2), [r for part in problem.stretches.moving for r in part]
+    rows = torch.as_tensor(problem.stretches.topology.backbone(moving))
+    chains.adopt(truth)
+    chains.chi = chains.chi + torch.tensor([0.0, 1.0])[:, None, None]  # of the second member alone
+    atoms = chains.complete(truth[:, rows])
+    once, fine = drawn(inputs), drawn(inputs, fine_gain=8.0)
+    density = density_term(problem, "ensemble", problem.b_start, fine.recipe)
+    soft = GeometryObjective(problem.restraints(), cap=fine.recipe.geometry_cap)
+    score = member_score(problem, "ensemble", soft, fine.recipe)
+    found = [finisher(problem, draw, "ensemble", density, score, 2)(atoms) for draw in (once, fine)]
+    scores = [score(x) for x in found]
+    assert bool((scores[1] >= scores[0]).all())
+    assert float(scores[1][1] - scores[0][1]) > 20
+    alone = finisher(problem, fine, "none", None, None, 2)(atoms)  # nothing to compare members by
+    assert torch.equal(alone, finisher(problem, once, "none", None, None, 2)(atoms))
 
 
 def test_contacts_are_a_part_of_the_stereochemistry(problem, inputs, states):
@@ -291,6 +327,7 @@ def toy(checkpoints, on_step, *, passes=ONE_PASS):
         score=lambda atoms: -atoms.square().sum((1, 2)),
         members=2,
         seed=3,
+        start=start + 0.5,
         checkpoints=checkpoints,
         on_step=on_step,
     )
@@ -318,10 +355,14 @@ def test_sampling_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, kill):
     assert trace
 
 
+ROUNDS = (Pass(12), *[Pass(15, 1.0, 0.6, (1, 2))] * 2)
+STARTS = (Pass(12, 1.0, from_start=True), Pass(15, 2.0, from_start=True), Pass(15, 1.0, 0.6, (1, 2)))
+
+
+@pytest.mark.parametrize("passes", [ROUNDS, STARTS], ids=["noise", "start"])
 @pytest.mark.parametrize("kill", [9, 24, 30, 34, 41])
-def test_rounds_go_on_from_a_checkpoint_to_the_same_bits(tmp_path, kill):
-    """Killed in the first pass, at its end, in the first round (after its step 10), and in the second."""
-    passes = (Pass(12), *[Pass(15, 1.0, 0.6, (1, 2))] * 2)
+def test_rounds_go_on_from_a_checkpoint_to_the_same_bits(tmp_path, kill, passes):
+    """Killed in the first pass, at its end, in the second pass (after its step 10), and in the third."""
     told: list[int] = []
     whole, trace = toy(Checkpoints(tmp_path / "a.pt", "k"), told.append, passes=passes)
     assert told == list(range(1, 43))

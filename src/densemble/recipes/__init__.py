@@ -127,6 +127,8 @@ class SideChainSteps(Part):
     in a density of 1 e/Å^3 adds to a rotamer's score, in nats. ``final_update`` brings side chains up to date
     once more when sampling is done, which Algorithm A1 does not. ``packer`` says what draws chi, at which
     ``temperature``: our rotamer library, or Chroma's design network, which knows of no density.
+    With ``fine_gain``, members that are compared are finished a second time with side chains from
+    ``fine_rotamers`` and this for ``density_gain``, and go on as they score higher.
     """
 
     high: Positive
@@ -138,6 +140,17 @@ class SideChainSteps(Part):
     final_update: bool = True
     packer: Literal["rotamers", "chroma"] = "rotamers"
     temperature: Positive = 1.0
+    fine_gain: NonNegative | None = None
+
+
+class Starts(Part):
+    """The first passes: one from the start under each ``noise`` Å; see ``densemble.rounds.Pass``.
+
+    Where rounds are. Without, there is one first pass, from pure noise.
+    """
+
+    noise: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    steps: Annotated[int, Field(ge=1)]
 
 
 class Rounds(Part):
@@ -180,6 +193,7 @@ class Recipe(Part):
     sidechains: SideChainSteps
     geometry_cap: Positive
     stages: tuple[StageRecipe, ...]
+    starts: Starts | None = None
     rounds: Rounds | None = None
     selection: Literal["likelihood", "pursuit"] = "likelihood"
     finish: Finish
@@ -188,6 +202,8 @@ class Recipe(Part):
     def _comparable(self) -> Recipe:
         if self.rounds is not None and self.density.ensemble == "joint":
             raise ValueError('rounds compare members, which needs density.ensemble = "beside_start"')
+        if self.starts is not None and self.rounds is None:
+            raise ValueError("starts need rounds, which may be 0 in number")
         return self
 
 

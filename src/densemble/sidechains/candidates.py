@@ -14,7 +14,7 @@ from torch import Tensor
 from densemble.geometry.contacts import CONTACT_SD
 from densemble.sidechains.build import SideChainBuilder
 from densemble.sidechains.residues import CHI_COUNT
-from densemble.sidechains.rotamers import rotamers
+from densemble.sidechains.rotamers import Rotamers, rotamers
 
 DensityAt = Callable[[Tensor], Tensor]
 """Points in Å, shape=(..., 3), to what one electron there adds to the log likelihood, shape=(...)."""
@@ -42,6 +42,8 @@ class Candidates:
         builder: SideChainBuilder,
         limit: Float[Tensor, "n nm"],
         fixed: Float[Tensor, "m 3"],
+        *,
+        library: Callable[[str], Rotamers] = rotamers,
     ) -> None:
         """Lay out the candidates.
 
@@ -50,12 +52,13 @@ class Candidates:
             limit: Å, of contact, between atoms of the stretch and those, followed by the fixed atoms;
                 symmetric within the stretch.
             fixed: Å, everything else.
+            library: rotamers of a residue by its name.
         """
         topology, device, dtype = builder.topology, fixed.device, fixed.dtype
         names = [residue.name for residue in topology.residues]
         self.residues = sorted({int(r) for r in topology.residue_index[builder.follows_chi]})
-        self.chi = [rotamers(names[r]).chi.to(device, dtype) for r in self.residues]
-        frequency = [rotamers(names[r]).log_probability.to(device, dtype) for r in self.residues]
+        self.chi = [library(names[r]).chi.to(device, dtype) for r in self.residues]
+        frequency = [library(names[r]).log_probability.to(device, dtype) for r in self.residues]
         self._log_probability = torch.cat([fixed.new_zeros(0), *frequency])
         self._own = [
             torch.as_tensor(

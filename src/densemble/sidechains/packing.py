@@ -10,6 +10,7 @@ library, each rotamer weighed by its frequency, the density under its atoms and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from densemble.geometry.restraints import LINK_DISTANCE, build_restraints
 from densemble.sidechains.build import SideChainBuilder
 from densemble.sidechains.candidates import Candidates, DensityAt
 from densemble.sidechains.residues import is_buildable
-from densemble.sidechains.rotamers import rotamers
+from densemble.sidechains.rotamers import fine_rotamers, rotamers
 
 
 def window_of(topology: Topology, coords: np.ndarray, residues: Sequence[int], width: int) -> list[int]:
@@ -109,8 +110,12 @@ class SideChains:
         )
         n, limit = len(atoms), restraints.contact_limit
         limit = torch.cat([limit[:, :n] + limit[:, :n].T, limit[:, n:]], dim=1)
-        fixed = restraints.fixed.to(device, dtype)
-        self._candidates = Candidates(self._builder, limit.to(device, dtype), fixed)
+        self._limit, self._fixed = limit.to(device, dtype), restraints.fixed.to(device, dtype)
+        self._candidates = Candidates(self._builder, self._limit, self._fixed)
+
+    @cached_property
+    def _fine(self) -> Candidates:
+        return Candidates(self._builder, self._limit, self._fixed, library=fine_rotamers)
 
     def _initial(self, start: Tensor) -> Tensor:
         chi = self._builder.chi_from_coords(start)
@@ -146,6 +151,7 @@ class SideChains:
         density_at: DensityAt | None = None,
         temperature: float = 1.0,
         sweeps: int = 2,
+        fine: bool = False,
     ) -> None:
         """Draw new chi angles from the rotamer library for each member on its own.
 
@@ -161,9 +167,10 @@ class SideChains:
             density_at: gain per electron at points in Å; none: frequency and contacts alone.
             temperature: of the draw.
             sweeps: visits of every residue.
+            fine: choose among ``fine_rotamers``: five times the work.
         """
         whole = self.whole_backbone(backbone)
-        table = self._candidates
+        table = self._fine if fine else self._candidates
         points = table.build(self._builder, whole)
         now = self._builder.build(whole, self.chi)
         scores = table.static_score(points, now, density_at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from densemble.sidechains.residues import CHI_COUNT
+from densemble.sidechains.residues import CHI_COUNT, SYMMETRIC_CHI, chi_atoms
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,45 @@ def rotamers(residue: str) -> Rotamers:
         names=tuple(row["rotamer"] for row in rows),
         chi=torch.tensor(chi, dtype=torch.float64),
         log_probability=(percent / percent.sum()).log(),
+    )
+
+
+_OFFSETS = [math.radians(degrees) for degrees in (-15.0, 0.0, 15.0)]
+_FLAT_STEP = math.radians(30.0)
+_FLAT = ("ASN", "ASP", "HIS", "PHE", "TRP", "TYR")  # chi2 turns a flat group, with low barriers
+_SPREAD = (math.radians(15.0), math.radians(20.0))  # of chi1 about a rotamer, and of the others
+_RARE = 2e-3
+"""Share of what is far from all rotamers, for each choice: density may well ask for it."""
+
+
+@cache
+def fine_rotamers(residue: str) -> Rotamers:
+    """Choices between and around the rotamers, for density to choose from.
+
+    Chi1 and chi2 take the library's values and 15° to either side, chi2 of a flat group all values at steps
+    of 30°. Each weighs as the library's rotamers do, spread by 15° (chi1) and 20°, and at least 2 in 1000.
+    """
+    library = rotamers(residue)
+    count = len(chi_atoms(residue)) if residue in _table() else 0
+    if count == 0 or residue == "PRO":  # whose ring does not turn freely
+        return library
+    period = [2.0 if SYMMETRIC_CHI.get(residue) == i + 1 else 1.0 for i in range(count)]
+    choices: dict[tuple[float, ...], None] = {}
+    for chi in library.chi[:, :count].tolist():
+        axes = [[value + offset for offset in _OFFSETS] for value in chi[:2]] + [[value] for value in chi[2:]]
+        if residue in _FLAT:
+            axes[1] = [k * _FLAT_STEP for k in range(round(2 * math.pi / period[1] / _FLAT_STEP))]
+        choices.update(dict.fromkeys(itertools.product(*axes)))
+    found = torch.tensor(list(choices), dtype=torch.float64)
+    p = torch.tensor(period, dtype=torch.float64)
+    spread = torch.tensor([_SPREAD[min(i, 1)] for i in range(count)], dtype=torch.float64)
+    off = (1 - torch.cos(p * (found[:, None] - library.chi[None, :, :count]))) / (p * spread).square()
+    log_p = torch.logsumexp(library.log_probability - off.sum(-1), dim=1)
+    log_p = torch.logaddexp(log_p, torch.full_like(log_p, math.log(_RARE)))
+    return Rotamers(
+        names=("",) * len(found),
+        chi=torch.nn.functional.pad(found, (0, CHI_COUNT - count)),
+        log_probability=log_p - torch.logsumexp(log_p, 0),
     )
 
 

@@ -13,8 +13,8 @@ from densemble.errors import InputError
 from densemble.geometry import targets
 from densemble.io.models import Model, read_model
 from densemble.sidechains.build import SideChainBuilder, place
-from densemble.sidechains.residues import chi_atoms, complete_topology, placements
-from densemble.sidechains.rotamers import nearest, rotamers
+from densemble.sidechains.residues import SYMMETRIC_CHI, chi_atoms, complete_topology, placements
+from densemble.sidechains.rotamers import fine_rotamers, nearest, rotamers
 
 DEPOSITED = Path(densemble.__file__).parent / "data" / "7rin" / "deposited.cif"
 KINDS = sorted(targets.known_residues())
@@ -176,6 +176,42 @@ def test_library_is_complete(name: str) -> None:
     assert len({tuple(c) for c in library.chi.tolist()}) == len(library.names)
     for i, chi in enumerate(library.chi):
         assert nearest(name, chi.tolist()) == i
+
+
+@pytest.mark.parametrize("name", [k for k in KINDS if chi_atoms(k)])
+def test_fine_choices_hold_the_library_and_weigh_as_it_does(name: str) -> None:
+    """Choices fall to the nearest rotamer; of each they have about its share, and of what is far some."""
+    coarse, fine = rotamers(name), fine_rotamers(name)
+    assert fine.log_probability.exp().sum().item() == pytest.approx(1)
+    assert len({tuple(c) for c in fine.chi.tolist()}) == len(fine.names)
+    if name == "PRO":
+        assert torch.equal(fine.chi, coarse.chi)
+        return
+    assert len(fine.names) >= 3 * len(coarse.names)
+    period = torch.ones(4, dtype=torch.float64)
+    if name in SYMMETRIC_CHI:
+        period[SYMMETRIC_CHI[name] - 1] = 2
+    off = (1 - (period * (coarse.chi[:, None] - fine.chi)).cos()).max(-1).values.min(1).values
+    step = 2 if name in ("PHE", "TYR", "ASP") else 1  # chi2 of flat groups is not the library's but each 30°
+    assert float((1 - off).acos().max()) <= step * np.radians(15) + 1e-6
+    best = fine.chi[int(fine.log_probability.argmax())]
+    likely = int(coarse.log_probability.argmax())
+    assert (
+        float((1 - (period * (best - coarse.chi[likely])).cos()).max())
+        <= 1 - np.cos(step * np.radians(15)) + 1e-6
+    )
+    assert float(fine.log_probability.exp().min()) > 0
+
+
+def test_a_ring_between_rotamers_is_found_by_density(model: Model) -> None:
+    """Trp 179 of altloc A of 7RIN stands far from all rotamers in chi2; a fine choice is near it."""
+    chi = torch.tensor([-171.0, -17.0, 0.0, 0.0], dtype=torch.float64).deg2rad()
+
+    def furthest(library: torch.Tensor) -> float:
+        return float((1 - (library - chi).cos()).max(-1).values.min().mul(-1).add(1).acos().rad2deg())
+
+    assert furthest(rotamers("TRP").chi) > 70
+    assert furthest(fine_rotamers("TRP").chi) < 20
 
 
 def test_deposited_side_chains_are_near_the_library(model: Model) -> None:

@@ -74,6 +74,17 @@ def test_density_and_contacts_recover_the_side_chains(model: Model, generator: t
     assert deviation.median() < 0.5  # rings and amides may be flipped: the map knows no elements
 
 
+def test_fine_choices_come_nearer_in_density(model: Model, generator: torch.Generator) -> None:
+    chains, backbone, atoms = setting(model, "A:100-125", 2)
+    moved, far = chains._builder.follows_chi, []
+    for fine in (False, True):
+        chains.chi = torch.zeros_like(chains.chi)
+        at = density_of(atoms)
+        chains.pack(backbone, generator=generator, density_at=at, temperature=0.0, fine=fine)
+        far.append(float((chains.complete(backbone) - atoms).norm(dim=-1)[:, moved].mean()))
+    assert far[1] < 0.8 * far[0]
+
+
 def test_members_are_drawn_on_their_own(model: Model) -> None:
     chains, backbone, _ = setting(model, "A:176-191", 6)
     state = chains.state_dict()
