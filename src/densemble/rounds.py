@@ -20,7 +20,7 @@ from torch import Tensor
 
 from densemble.atoms import Topology
 from densemble.guidance.guided import GuidedPrior
-from densemble.guidance.resampling import systematic, tempered_weights
+from densemble.guidance.resampling import crowding, systematic, tempered_weights
 from densemble.priors.held import Held
 from densemble.priors.protocol import Conditional, Prior
 from densemble.sampler import SamplerState, sample
@@ -45,6 +45,8 @@ class Pass:
         window: least and largest number of residues that are sampled anew; None is all of them.
         from_start: all members go on from the start, not from those of the passes before, and the window is
             of half of the residues or more.
+        temperature: nats of score that count as one when members are drawn.
+        alike: Å, backbone RMSD below which members share their weight; None: each has its own.
     """
 
     steps: int
@@ -52,6 +54,8 @@ class Pass:
     share: float = 1.0
     window: tuple[int, int] | None = None
     from_start: bool = False
+    temperature: float = 1.0
+    alike: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +75,12 @@ class Population:
         order = self.score.argsort(descending=True, stable=True)
         return Population(self.atoms[order], self.score[order])
 
-    def drawn(self, count: int, share: float, generator: torch.Generator) -> Population:
-        """So many members in proportion to their tempered probability, ``share * count`` staying in play."""
-        weights = tempered_weights(self.score, share=share * count / len(self.score))
+    def drawn(self, count: int, how: Pass, backbone: Tensor, generator: torch.Generator) -> Population:
+        """So many members in proportion to their tempered probability, shared among those that are alike."""
+        share = how.share * count / len(self.score)
+        weights = tempered_weights(self.score, share=share, temperature=how.temperature)
+        if how.alike is not None:
+            weights = weights / crowding(self.atoms[:, backbone], how.alike)
         kept = systematic(weights, count, generator)
         return Population(self.atoms[kept], self.score[kept])
 
@@ -199,7 +206,7 @@ def sample_rounds(
                 parents, pool = _copies(start, members), population
                 held = _held(guided, this, parents, None, generator)
             elif population is not None:
-                parents = population.drawn(members, this.share, generator)
+                parents = population.drawn(members, this, backbone, generator)
                 held = _held(guided, this, parents, support, generator)
         prior: Prior = guided
         if parents is not None:

@@ -111,7 +111,15 @@ def passes_of(guide: Guide, steps: int | None, recipe: Recipe) -> list[Pass]:
         return first
     if starts is not None:
         first = [Pass(steps or starts.steps, sigma, from_start=True) for sigma in starts.noise]
-    return [*first, *[Pass(rounds.steps, rounds.sigma, rounds.share, rounds.window)] * rounds.count]
+    again = Pass(
+        rounds.steps,
+        rounds.sigma,
+        rounds.share,
+        rounds.window,
+        temperature=rounds.temperature,
+        alike=rounds.alike,
+    )
+    return [*first, *[again] * rounds.count]
 
 
 def guidance_terms(restraints: Restraints, density: Term | None, recipe: Recipe) -> dict[str, Term]:

@@ -175,7 +175,7 @@ ROUNDS = {"count": 2, "sigma": 3.0, "steps": 5, "share": 0.5, "window": [2, 4]}
 def test_rounds_of_the_user_are_what_the_file_says(tmp_path, values):
     values["density"]["ensemble"] = "beside_start"
     recipe = load_recipe(written(tmp_path / "own.toml", values | {"rounds": ROUNDS}))
-    assert recipe.rounds.model_dump() == ROUNDS | {"window": (2, 4)}
+    assert recipe.rounds.model_dump() == ROUNDS | {"window": (2, 4), "temperature": 1.0, "alike": None}
     assert load_recipe(written(tmp_path / "own.toml", values)).rounds is None
 
 

@@ -98,6 +98,22 @@ def test_the_better_of_parent_and_child_goes_on():
     assert found.atoms[:, 0, 0].tolist() == [1.0, 0.0, 0.0]
 
 
+def test_copies_of_one_answer_do_not_outvote_another(generator):
+    """Ten copies of one answer at 100 nats, and another answer at 98."""
+    atoms, score = torch.zeros(11, 4, 3), torch.full((11,), 100.0)
+    atoms[10], score[10] = 5.0, 98.0
+    population = Population(atoms, score)
+
+    def others(how):
+        return int((population.drawn(40, how, torch.arange(4), generator).atoms[:, 0, 0] > 0).sum())
+
+    # e^-2 of one in eleven by probability; one in eleven if 20 nats are one; half if copies share their weight
+    assert others(Pass(5, 1.0, 0.1)) <= 2
+    assert others(Pass(5, 1.0, 0.1, temperature=20.0)) in {3, 4}
+    assert others(Pass(5, 1.0, 0.1, temperature=20.0, alike=1.0)) in {18, 19, 20}
+    assert others(Pass(5, 1.0, 0.1, temperature=20.0, alike=9.0)) in {3, 4}  # all alike
+
+
 def test_what_goes_on_is_what_was_finished():
     found = run([Pass(20), Pass(10, 0.5, 0.5)], score_right, finish=lambda atoms: atoms + 100.0)
     assert float(found.atoms[..., 1].mean()) == pytest.approx(100, abs=0.5)

@@ -180,6 +180,9 @@ def test_rounds_are_for_guides_that_compare_members(inputs):
     assert passes_of("ensemble", None, starting) == [*starts, *rounds]
     assert passes_of("ensemble", 5, starting)[1] == Pass(5, 4.0, from_start=True)
     assert passes_of("none", 9, starting) == [Pass(9)]
+    wide = recipe.rounds.model_copy(update={"temperature": 15.0, "alike": 0.8})
+    last = passes_of("each", None, recipe.model_copy(update={"rounds": wide}))[-1]
+    assert last == Pass(7, 3.0, 0.5, (2, 3), temperature=15.0, alike=0.8)
 
 
 def drawn(inputs, **changes):

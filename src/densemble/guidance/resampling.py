@@ -12,8 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def tempered_weights(log_p: Float[Tensor, " k"], *, share: float) -> Float[Tensor, " k"]:
-    """Weights proportional to p^(1/T), with the least T >= 1 that leaves enough members in play.
+def tempered_weights(
+    log_p: Float[Tensor, " k"], *, share: float, temperature: float = 1.0
+) -> Float[Tensor, " k"]:
+    """Weights proportional to p^(1/T), with the least T >= ``temperature`` that leaves enough in play.
 
     Enough is an effective number ``1 / sum_k w_k^2`` of at least ``share`` times K (adaptive tempering by
     effective sample size: Jasra, Stephens, Doucet & Tsagaris 2011, Scand. J. Stat. 38, 1-22).
@@ -21,6 +23,7 @@ def tempered_weights(log_p: Float[Tensor, " k"], *, share: float) -> Float[Tenso
     Args:
         log_p: of each member, nats, up to a constant; shape=(K,).
         share: between 0 and 1.
+        temperature: how many nats are one: above 1 where members are likely to gain as much yet.
 
     Returns:
         Sum to one, double precision, shape=(K,).
@@ -40,11 +43,12 @@ def tempered_weights(log_p: Float[Tensor, " k"], *, share: float) -> Float[Tenso
     def enough(temperature: float) -> bool:
         return float(1 / weights(temperature).square().sum()) >= share * len(log_p) * (1 - 1e-9)
 
-    if enough(1.0):
-        return weights(1.0)
-    low, high = 0.0, 1.0  # of log T
+    if enough(temperature):
+        return weights(temperature)
+    low = math.log(temperature)
+    high = low + 1.0
     while not enough(math.exp(high)):
-        low, high = high, 2 * high
+        low, high = high, high + 2 * (high - low)
         if high > 500:  # only equal weights are enough
             return torch.full_like(log_p, 1 / len(log_p))
     for _ in range(50):
@@ -67,3 +71,17 @@ def systematic(weights: Float[Tensor, " k"], draws: int, generator: torch.Genera
     start = torch.rand(1, generator=generator, dtype=torch.float64)
     points = (start + torch.arange(draws, dtype=torch.float64)) / draws * edges[-1]
     return torch.searchsorted(edges, points, right=True).clamp(max=len(weights) - 1)
+
+
+def crowding(places: Float[Tensor, "k n 3"], within: float) -> Float[Tensor, " k"]:
+    """How many members are about where each one is, itself among them.
+
+    Weights divided by it are shared among members that are alike (Goldberg & Richardson 1987, Proc. 2nd Int.
+    Conf. on Genetic Algorithms, 41-49): else many copies of one answer outvote a rare one that is as good.
+
+    Args:
+        places: Å, shape=(K, n, 3).
+        within: Å, RMSD in place.
+    """
+    apart = torch.cdist(places.flatten(1).double(), places.flatten(1).double()) / places.shape[1] ** 0.5
+    return (apart < within).double().sum(1)

@@ -161,6 +161,8 @@ class Rounds(Part):
     steps: Annotated[int, Field(ge=1)]
     share: Annotated[float, Field(gt=0, le=1)]
     window: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    temperature: Annotated[float, Field(ge=1)] = 1.0
+    alike: Positive | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Rounds:

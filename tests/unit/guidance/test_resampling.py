@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from densemble.guidance.resampling import systematic, tempered_weights
+from densemble.guidance.resampling import crowding, systematic, tempered_weights
 from densemble.priors.gaussian import anchored_chain
 from densemble.testing import EnsembleMeasurement, chain_topology
 
@@ -15,6 +15,23 @@ def effective(weights):
 def test_weights_are_the_probabilities_where_those_leave_enough():
     log_p = torch.tensor([0.0, -0.5, -1.0, 0.3])
     assert torch.allclose(tempered_weights(log_p, share=0.25), torch.softmax(log_p.double(), 0))
+
+
+def test_a_higher_temperature_is_kept_where_it_leaves_enough():
+    log_p = torch.tensor([0.0, -5.0, -10.0, 3.0])
+    found = tempered_weights(log_p, share=0.25, temperature=20.0)
+    assert torch.allclose(found, torch.softmax(log_p.double() / 20, 0))
+    steep = tempered_weights(100 * log_p, share=0.5, temperature=20.0)
+    assert effective(steep) == pytest.approx(2.0, rel=1e-3)
+    assert torch.allclose(steep, tempered_weights(100 * log_p, share=0.5))
+
+
+def test_members_that_are_alike_are_counted():
+    """RMSD in place over two atoms: 0.9 and 1.1 Å from the first."""
+    places = torch.zeros(4, 2, 3)
+    places[1, :, 0], places[2, :, 1], places[3, 0, 2] = 0.9, 1.1, 50.0
+    assert crowding(places, 1.0).tolist() == [2.0, 2.0, 1.0, 1.0]
+    assert crowding(places, 1.5).tolist() == [3.0, 3.0, 3.0, 1.0]
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
