@@ -75,6 +75,7 @@ def test_the_model_is_better_than_the_start_refined_alike(case):
     assert refinement.model.r_free[1] < refinement.start.r_free[1] - 0.05
     assert refinement.start.r_free[1] < refinement.start.r_free[0]
     assert 0 < refinement.r_free_error < (refinement.start.r_free[1] - refinement.model.r_free[1]) / 2
+    assert 0 < 2 * refinement.free_gain_error < refinement.free_gain
     assert set(case[2].record.validation) == {"start", "model"}
 
 
@@ -112,12 +113,12 @@ def altlocs_of(path):
 
 
 def test_the_model_that_is_advised_is_the_model_and_the_other_stands_beside_it(case, tmp_path):
-    """The states here are clearly supported; then the same with an R-free that does not tell."""
+    """The states here are clearly supported; then the same with free reflections that do not tell."""
     _, problem, modelled = case
     record = modelled.record
     assert record.advised
-    before, after = record.refinement.start.r_free[1], record.refinement.model.r_free[1]
-    unsure = record.refinement.model_copy(update={"r_free_error": before - after})
+    before = record.refinement.start.r_free[1]
+    unsure = record.refinement.model_copy(update={"free_gain_error": record.refinement.free_gain})
     doubtful = replace(modelled, record=record.model_copy(update={"refinement": unsure}))
     assert not doubtful.record.advised
     for name, each in (("clear", modelled), ("doubtful", doubtful)):
@@ -155,7 +156,7 @@ def test_it_is_said_of_the_model_not_of_the_other(case, tmp_path, monkeypatch, a
         lambda structure: "large" if structure is large else None,
     )
     if not advised:
-        refinement = modelled.record.refinement.model_copy(update={"r_free_error": 1.0})
+        refinement = modelled.record.refinement.model_copy(update={"free_gain": 0.0})
         modelled = replace(modelled, record=modelled.record.model_copy(update={"refinement": refinement}))
     said = Said()
     write_model(tmp_path, problem, start_ensemble(problem), modelled, tell=said)

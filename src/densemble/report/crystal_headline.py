@@ -225,6 +225,11 @@ def last_step(part: Part) -> tuple[float, float, int] | None:
     return None
 
 
+def gain_in_words(gain: float, error: float) -> str:
+    """What free reflections say of the second of two models, in nats."""
+    return f"log-likelihood of the free reflections {signed(gain, 1)} ± {error:.1f} log units"
+
+
 def agreement_of(held: HeldOut | None, *, several: bool = True) -> Tile:
     """Whether data held out agree better; where one state was chosen there is no second model to prefer."""
     question, note = "Better on held-out data?", "nothing was held out of the fit"
@@ -236,6 +241,8 @@ def agreement_of(held: HeldOut | None, *, several: bool = True) -> Tile:
         )
         if held.error is not None:
             note += f"; standard error of the difference {held.error:.{digits}f}"
+        if held.gain is not None and held.gain_error is not None:
+            note += f"; {gain_in_words(held.gain, held.gain_error)}"
     if not several:
         return Tile(question, "unchanged: one state", note)
     if held is None:
