@@ -213,6 +213,8 @@ class FinalModel(Record):
         validation: of both.
         waters_displaced: waters of the start that no state leaves room for; the model is without them.
         waters_partial: waters that stand in some states only, with the altlocs of these.
+        clashes_with_held: residues outside of the region, with no free atom, that clash with it in the model
+            and not in the start, as ``A:112 ARG``; those with most clashes first, five at most.
     """
 
     states: States
@@ -220,6 +222,7 @@ class FinalModel(Record):
     validation: dict[str, Validation] = Field(default_factory=dict)
     waters_displaced: list[str] = Field(default_factory=list)
     waters_partial: list[str] = Field(default_factory=list)
+    clashes_with_held: list[str] = Field(default_factory=list)
 
     @property
     def held_out(self) -> HeldOut | None:

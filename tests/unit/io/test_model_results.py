@@ -34,6 +34,14 @@ def test_records_of_runs_before_there_was_a_gain_are_read_and_judged_by_r_free()
     assert found.held_out.clear
 
 
+def test_records_of_runs_before_clashes_were_named_are_read():
+    named = MODEL.model_copy(update={"clashes_with_held": ["A:112 ARG"]})
+    assert FinalModel.model_validate_json(named.model_dump_json()) == named
+    old = named.model_dump(mode="json")
+    del old["clashes_with_held"]
+    assert FinalModel.model_validate_json(json.dumps(old)) == MODEL
+
+
 @pytest.mark.parametrize(
     ("gain", "gain_error", "error", "clear"),
     [

@@ -15,7 +15,7 @@ from densemble.io.model_results import (
     Validation,
 )
 from densemble.io.results import Metrics, Result, RFactor, RFactors
-from densemble.report.crystal_headline import headline, held_out, last_step
+from densemble.report.crystal_headline import clash_warning, headline, held_out, last_step
 from densemble.report.sections import signed
 
 FITS = {"start": 0.8, "ensemble": 0.9}
@@ -152,6 +152,29 @@ def test_clearly_more_clashes_than_the_start_are_said(after, said):
     answer = headline(result([part("A:1-20", [0.6, 0.4])], clashes=(8.0, after))).answer
     assert ("clash score 28.1, start 8.0" in " ".join(answer)) == said
     assert any("clash" in sentence for sentence in answer) == said
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], ""),
+        (
+            ["A:112 ARG"],
+            "Clashes with A:112 ARG are new: it is held as in the start and perhaps has another conformation "
+            "too; see whether the region should include it.",
+        ),
+        (
+            ["A:112 ARG", "A:221 ARG", "B:5 LIG"],
+            "Clashes with A:112 ARG, A:221 ARG and B:5 LIG are new: these are held as in the start and "
+            "perhaps have another conformation too; see whether the region should include them.",
+        ),
+    ],
+)
+def test_held_residues_that_clash_are_named_where_clashes_are_said(names, said):
+    for after in (28.0, 28.1):
+        found = result([part("A:1-20", [0.6, 0.4])], clashes=(8.0, after)).model
+        warning = clash_warning(found.model_copy(update={"clashes_with_held": names}))
+        assert warning[1:] == ([said] if after > 28.0 and names else [])
 
 
 def test_members_that_agree_leave_nothing_to_count():
