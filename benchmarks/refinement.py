@@ -5,7 +5,8 @@ stand in for sampled ones: moved by 0.2 Å at random, occupancies 0.5 and 0.5, B
 start (altloc B) alone. The control is the start twice, ``APART`` from itself: what a second state that is not
 there gains by its parameters. For 4HG7, A:60-67, which has one state, the model as deposited without its
 ligand. All are refined with the same number of cycles; R factors, RSCC, geometry, occupancies, clash score of
-the region in the model as written, waters that made room, and times are stated.
+the region in the model as written, waters that made room, times, and what the free reflections say of two
+states and of the control are stated.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import numpy as np
 import torch
 
 from densemble.atoms import Ensemble
+from densemble.crystal.scaling import r_factors_of, r_free_error
+from densemble.crystal.sigmaa import free_gain
 from densemble.demo import REGION, example
 from densemble.evaluation import start_ensemble
 from densemble.geometry.validation import validate
 from densemble.inputs import Settings, load
 from densemble.io.model_results import Refined
 from densemble.io.models import alternates
+from densemble.io.reflections import Reflections
 from densemble.metrics.validation import validate_structure
 from densemble.pipeline import problem_of
 from densemble.problem import RegionProblem
@@ -62,6 +66,19 @@ def row_of(name: str, problem: RegionProblem, built: BuiltModel, record: Refined
     )
 
 
+def gain_of(first: BuiltModel, second: BuiltModel, reflections: Reflections) -> str:
+    """What they say of the second model, with standard errors."""
+    assert first.amplitudes is not None
+    assert second.amplitudes is not None
+    models = first.amplitudes, second.amplitudes
+    before, after = (r_factors_of(model, reflections).r_free for model in models)
+    gain = free_gain(*models, reflections)
+    nats = (
+        "too few for a log-likelihood" if gain is None else f"log-likelihood {gain[0]:+.1f} ± {gain[1]:.1f}"
+    )
+    return f"R-free {after - before:+.4f} ± {r_free_error(*models, reflections):.4f}, {nats}"
+
+
 def two_states(settings: Settings, cycles: int, seeds: int) -> None:
     """7RIN: the deposited states as if they had been sampled, and the start."""
     inputs = load(settings)
@@ -94,7 +111,11 @@ def two_states(settings: Settings, cycles: int, seeds: int) -> None:
         print(f"7RIN {settings.region}, seed {seed}, {cycles} cycles of both in {spent:.0f} s")
         print(f"  {row_of('start, altloc B', problem, start, record.start)}")
         print(f"  {row_of('two states', problem, parts, record.model)}")
-        print(f"  {row_of('control, altloc B twice', problem, control, fit)}", flush=True)
+        print(f"  {row_of('control, altloc B twice', problem, control, fit)}")
+        for name, built in (("two states", parts), ("control", control)):
+            print(
+                f"  free reflections for {name} over the start: {gain_of(start, built, inputs.reflections)}"
+            )
 
 
 def one_state(settings: Settings, cycles: int) -> None:

@@ -25,7 +25,7 @@ from densemble.crystal.direct import DirectFactors
 from densemble.crystal.fcalc import atom_factors, solvent_factors, solvent_mask, without_residues
 from densemble.crystal.omit import ScaledModels, StretchMap, scaled_models
 from densemble.crystal.scaling import BulkSolvent, Scale
-from densemble.crystal.sigmaa import figure_of_merit
+from densemble.crystal.sigmaa import error_variance, figure_of_merit
 from densemble.evaluation import backbone_atoms
 from densemble.experiments.crystals import WORSE, Bending, deformed
 from densemble.forward.scattering import FormFactors, xray_form_factors
@@ -39,7 +39,7 @@ from densemble.part_search import Counting
 from densemble.problem import CrystalProblem, Stretches
 from densemble.recipes import load_recipe
 from densemble.report import table
-from densemble.selection.amplitudes import AmplitudeJudge, choosing_half, error_variance
+from densemble.selection.amplitudes import AmplitudeJudge, choosing_half
 from densemble.selection.number import choose, choose_by_information
 from densemble.states import find_states, same_within
 

@@ -16,14 +16,23 @@ from densemble.atoms import BACKBONE, Ensemble, Topology
 from densemble.evaluation import ensemble_density, residue_rows, start_ensemble
 from densemble.inputs import Inputs
 from densemble.io.altlocs import letters_of
-from densemble.io.model_results import ALTERNATIVE_FILE, MODEL_FILE, FinalModel, Interval, Part, State, States
+from densemble.io.model_results import (
+    ALTERNATIVE_FILE,
+    MODEL_FILE,
+    FinalModel,
+    Interval,
+    Part,
+    State,
+    States,
+    Validation,
+)
 from densemble.io.output import write_text
 from densemble.io.reflections import Reflections
 from densemble.io.state_results import RESIDUES_FILE, write_residues
 from densemble.metrics.coordinates import rmsd
-from densemble.metrics.validation import validate_structure
+from densemble.metrics.validation import name_of, validate_structure
 from densemble.part_search import Counting
-from densemble.problem import CrystalProblem, RegionProblem
+from densemble.problem import CrystalProblem, RegionProblem, Stretches
 from densemble.progress import Progress
 from densemble.refinement import programs
 from densemble.refinement.built import BuiltModel
@@ -49,6 +58,8 @@ OWN_MODEL_FILES = (
     FAILURE_FILE,
 )
 """What a final model adds to the folder of a run, and may replace there."""
+MOST_NAMED = 5
+"""Held residues that clash with the model, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,17 +140,30 @@ def model_of_states(
     )
     for name, waters in (("start", first.displaced), ("model of states", built.displaced)):
         _tell_displaced(name, waters, tell)
+    validation, clashes = validated(first, built, stretches)
     record = FinalModel(
         states=restated(states, found, built.parts, judge, stretches.topology, references),
         refinement=refinement,
-        validation={
-            name: validate_structure(each.structure, region=stretches.region).totals
-            for name, each in (("start", first), ("model", built))
-        },
+        validation=validation,
         waters_displaced=[str(water) for water in built.displaced.removed],
         waters_partial=[str(water) for water in built.displaced.partial],
+        clashes_with_held=clashes,
     )
     return Modelled(record, first, built)
+
+
+def validated(
+    first: BuiltModel, built: BuiltModel, stretches: Stretches
+) -> tuple[dict[str, Validation], list[str]]:
+    """Figures of the start and of the model; and the held residues that clash with the model's region only.
+
+    What is held stands as it did beside the one state of the start. Where it is in the way of another state
+    it may have another conformation itself, as side chains around a loop often have.
+    """
+    start, model = (validate_structure(each.structure, region=stretches.region) for each in (first, built))
+    known = {name_of(residue) for residue in stretches.topology.residues} | set(start.outside)
+    clashes = [name for name in model.outside if name not in known]
+    return {"start": start.totals, "model": model.totals}, clashes[:MOST_NAMED]
 
 
 def _tell_displaced(name: str, waters: Displaced, tell: Progress) -> None:

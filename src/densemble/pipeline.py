@@ -9,7 +9,7 @@ import numpy as np
 
 from densemble.atoms import Ensemble
 from densemble.crystal.omit import StretchMap, as_phased_map, omit_map, two_fofc_map
-from densemble.crystal.scaling import r_factors, r_factors_of, scaled_differences
+from densemble.crystal.scaling import r_factors, r_factors_of
 from densemble.evaluation import map_fits, member_records, reference_states, start_ensemble
 from densemble.inputs import Inputs, Settings, load
 from densemble.io.altlocs import build_structure
@@ -94,7 +94,7 @@ def evaluate(
     metrics, voxels = map_fits(problem, ensembles, states, source)
     model, atoms = inputs.model, inputs.stretches.model_atoms
     scaled, reflections = problem.models, inputs.reflections
-    start = scaled_differences(scaled.whole[:-1], scaled.scale, reflections)  # the map has scaled it
+    start = scaled.scale.k * np.abs(scaled.whole[:-1])  # the map has scaled it
     factors = {"start": r_factors_of(start, reflections)} | {
         name: r_factors(build_structure(model, e, atoms), reflections)
         for name, e in ensembles.items()

@@ -98,7 +98,7 @@ def validate_files(
         sites, fit = subject.sites, _fit(subject, compared, data, resolution)
     found = validate_structure(sites.structure, region=parsed)
     if fit is not None:
-        found = ModelValidation(totals=found.totals, residues=[fit.completed(row) for row in found.residues])
+        found = found.model_copy(update={"residues": [fit.completed(row) for row in found.residues]})
     return ValidatedModel(
         inputs=[InputFile.of(path) for path in (model, data) if path is not None],
         region=None if parsed is None else str(parsed),

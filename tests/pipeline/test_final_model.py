@@ -11,6 +11,7 @@ from Bio.PDB.MMCIFParser import MMCIFParser
 from small_crystal import OCCUPANCY
 from small_report import bare_result
 
+from densemble.atoms import Residue, ResidueId
 from densemble.crystal.scaling import r_factors
 from densemble.evaluation import ensemble_density, reference_states, start_ensemble
 from densemble.inputs import load
@@ -18,7 +19,8 @@ from densemble.io.finished import read_run
 from densemble.io.models import alternates
 from densemble.io.results import Metrics, RFactor, RFactors
 from densemble.metrics.maps import rscc, voxels_near
-from densemble.modelling import final_model, write_model
+from densemble.metrics.validation import validate_structure
+from densemble.modelling import MOST_NAMED, final_model, validated, write_model
 from densemble.pipeline import problem_of, run_xray
 from densemble.progress import Progress
 from densemble.report import summary
@@ -75,7 +77,62 @@ def test_the_model_is_better_than_the_start_refined_alike(case):
     assert refinement.model.r_free[1] < refinement.start.r_free[1] - 0.05
     assert refinement.start.r_free[1] < refinement.start.r_free[0]
     assert 0 < refinement.r_free_error < (refinement.start.r_free[1] - refinement.model.r_free[1]) / 2
+    assert 0 < 2 * refinement.free_gain_error < refinement.free_gain
     assert set(case[2].record.validation) == {"start", "model"}
+
+
+def with_ligands(built, places):
+    """The same with a carbon at each place, every one a residue of its own: held, and of no region."""
+    structure = built.structure.clone()
+    chain = gemmi.Chain("L")
+    for number, place in enumerate(places, start=1):
+        residue, atom = gemmi.Residue(), gemmi.Atom()
+        residue.name, residue.seqid, residue.het_flag = "LIG", gemmi.SeqId(str(number)), "H"
+        residue.entity_type = gemmi.EntityType.NonPolymer
+        atom.name, atom.element, atom.pos = "C1", gemmi.Element("C"), gemmi.Position(*place)
+        residue.add_atom(atom)
+        chain.add_residue(residue)
+    structure[0].add_chain(chain)
+    return replace(built, structure=structure)
+
+
+def places_beside_the_second_state(modelled):
+    """2.6 Å from a CA or O far from the start, 3.7 Å or more from all of the start and from each other."""
+    rng = np.random.default_rng(4)
+    start = np.array([a.pos.tolist() for c in modelled.start.structure[0] for r in c for a in r])
+    found = []
+    for residue in modelled.built.structure[0]["A"]:
+        for atom in (a for a in residue if a.name in ("CA", "O")):
+            for direction in rng.normal(size=(200, 3)):
+                place = np.array(atom.pos.tolist()) + 2.6 * direction / np.linalg.norm(direction)
+                if np.linalg.norm(np.array([*start, *found]) - place, axis=1).min() > 3.7:
+                    found.append(place)
+                    break
+    return found
+
+
+def test_held_residues_that_clash_with_the_model_and_not_with_the_start_are_named(case):
+    _, problem, modelled = case
+    stretches, start, built = problem.stretches, modelled.start, modelled.built
+    own = modelled.record.clashes_with_held
+    assert validated(start, built, stretches) == (modelled.record.validation, own)
+    first, *_ = places = places_beside_the_second_state(modelled)
+    assert len(places) > MOST_NAMED
+
+    def named(*places, stretches=stretches):
+        return validated(with_ligands(start, places), with_ligands(built, places), stretches)[1]
+
+    assert set(named(first)) == {"L:1 LIG", *own}
+    # what clashes with the start already, or has free atoms as side chains of a window have, is not named
+    (old,) = (a for r in start.structure[0]["A"] if r.seqid.num == 182 for a in r if a.name == "CA")
+    both = np.array(old.pos.tolist()) + np.array([0, 0, 2.6])
+    judged = validate_structure(with_ligands(built, [both]).structure, region=stretches.region)
+    assert "L:1 LIG" in judged.outside
+    assert named(both) == own
+    window = Residue(ResidueId("L", 1), "LIG")
+    topology = replace(stretches.topology, residues=(*stretches.topology.residues, window))
+    assert named(first, stretches=replace(stretches, topology=topology)) == own
+    assert len(named(*places)) == MOST_NAMED
 
 
 def test_files_say_what_the_record_says(case, tmp_path):
@@ -112,12 +169,12 @@ def altlocs_of(path):
 
 
 def test_the_model_that_is_advised_is_the_model_and_the_other_stands_beside_it(case, tmp_path):
-    """The states here are clearly supported; then the same with an R-free that does not tell."""
+    """The states here are clearly supported; then the same with free reflections that do not tell."""
     _, problem, modelled = case
     record = modelled.record
     assert record.advised
-    before, after = record.refinement.start.r_free[1], record.refinement.model.r_free[1]
-    unsure = record.refinement.model_copy(update={"r_free_error": before - after})
+    before = record.refinement.start.r_free[1]
+    unsure = record.refinement.model_copy(update={"free_gain_error": record.refinement.free_gain})
     doubtful = replace(modelled, record=record.model_copy(update={"refinement": unsure}))
     assert not doubtful.record.advised
     for name, each in (("clear", modelled), ("doubtful", doubtful)):
@@ -155,7 +212,7 @@ def test_it_is_said_of_the_model_not_of_the_other(case, tmp_path, monkeypatch, a
         lambda structure: "large" if structure is large else None,
     )
     if not advised:
-        refinement = modelled.record.refinement.model_copy(update={"r_free_error": 1.0})
+        refinement = modelled.record.refinement.model_copy(update={"free_gain": 0.0})
         modelled = replace(modelled, record=modelled.record.model_copy(update={"refinement": refinement}))
     said = Said()
     write_model(tmp_path, problem, start_ensemble(problem), modelled, tell=said)

@@ -170,11 +170,12 @@ def r_factors(structure: gemmi.Structure, reflections: Reflections) -> RFactors:
 
     Scale and bulk solvent are fitted to the working reflections for each model anew.
     """
-    return r_factors_of(differences(structure, reflections), reflections)
+    return r_factors_of(scaled_amplitudes(structure, reflections), reflections)
 
 
-def r_factors_of(left: Float[np.ndarray, " n"], reflections: Reflections) -> RFactors:
-    """R-work and R-free of a model that leaves these ``differences``."""
+def r_factors_of(model: Float[np.ndarray, " n"], reflections: Reflections) -> RFactors:
+    """R-work and R-free of a model with these amplitudes, on the scale of the data."""
+    left = np.abs(reflections.f - model)
     work, free = (
         float(left[subset].sum() / reflections.f[subset].sum())
         for subset in (~reflections.free, reflections.free)
@@ -192,26 +193,20 @@ def r_free_error(
     are fewer than two.
 
     Args:
-        first: ``differences`` that the one model leaves, shape=(n,).
+        first: ``scaled_amplitudes`` of the one model, shape=(n,).
         second: those of the other.
         reflections: the data.
     """
     free = reflections.free
     if free.sum() < 2:
         return float("nan")
-    change = (second - first)[free]
-    return float(np.sqrt(len(change)) * change.std(ddof=1) / reflections.f[free].sum())
+    observed = reflections.f[free]
+    change = np.abs(observed - second[free]) - np.abs(observed - first[free])
+    return float(np.sqrt(len(change)) * change.std(ddof=1) / observed.sum())
 
 
-def differences(structure: gemmi.Structure, reflections: Reflections) -> Float[np.ndarray, " n"]:
-    """``|Fo - k Fc|`` of each reflection, on the scale of the data."""
+def scaled_amplitudes(structure: gemmi.Structure, reflections: Reflections) -> Float[np.ndarray, " n"]:
+    """``k Fc`` of each reflection, on the scale of the data; scale and bulk solvent are fitted anew."""
     atoms, solvent = model_factors(structure, reflections)
     scale = fit_scale(reflections, atoms, solvent)
-    return scaled_differences(atoms + scale.k_mask * solvent, scale, reflections)
-
-
-def scaled_differences(
-    f_model: Complex[np.ndarray, " n"], scale: Scale, reflections: Reflections
-) -> Float[np.ndarray, " n"]:
-    """The same where a model's structure factors, solvent included, and its scale are known."""
-    return np.abs(reflections.f - scale.k * np.abs(f_model))
+    return scale.k * np.abs(atoms + scale.k_mask * solvent)

@@ -1,4 +1,4 @@
-"""Figure of merit m and Luzzati factor D, estimated in resolution shells.
+"""Figure of merit m, Luzzati factor D and the errors of a model, estimated in resolution shells.
 
 Read, R. J. (1986). Acta Cryst. A42, 140-149; the likelihood is Srinivasan's distribution of a true
 amplitude given a model of partial completeness and finite error. sigma_A is estimated by maximum
@@ -21,6 +21,8 @@ from densemble.io.reflections import Reflections
 _BOUNDS = (1e-3, 0.9995)
 _LEAST_F = 1e-6
 """Electrons."""
+LEAST_FREE = 20
+"""Free reflections below which their scatter has no standard error worth the name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +97,69 @@ def log_rice(
     acentric = np.log(2 * np.maximum(f_obs, _LEAST_F) / variance) - square + np.log(i0e(x))
     both_signs = 0.5 * np.log(1 / (2 * np.pi * variance)) - square / 2 + np.log1p(np.exp(-x))
     return np.where(centric, both_signs, acentric)
+
+
+def error_variance(
+    reflections: Reflections, f_obs: Float[np.ndarray, " n"], f_model: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Variance of a model's structure factors: maximum likelihood on working reflections, shell by shell.
+
+    Murshudov, G. N., Vagin, A. A. & Dodson, E. J. (1997). Acta Cryst. D53, 240-255.
+
+    Args:
+        reflections: hkl, symmetry and free flags; its amplitudes are not used.
+        f_obs: amplitudes; free ones are ignored.
+        f_model: amplitudes of the model, on the same scale.
+    """
+    shells, variance = resolution_shells(reflections), np.empty(len(reflections))
+    for shell in range(shells.max() + 1):
+        inside = shells == shell
+        work = inside & ~reflections.free
+        epsilon, centric = reflections.epsilon[work], reflections.centric[work]
+        observed, model = f_obs[work], f_model[work]
+        scale = float(np.mean((observed - model) ** 2 / epsilon))
+
+        def loss(
+            log_factor: float,
+            observed: np.ndarray = observed,
+            model: np.ndarray = model,
+            spread: np.ndarray = scale * epsilon,
+            centric: np.ndarray = centric,
+        ) -> float:
+            return -float(log_rice(observed, model, np.exp(log_factor) * spread, centric).sum())
+
+        best = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
+        variance[inside] = np.exp(best.x) * scale * reflections.epsilon[inside]
+    return variance
+
+
+def free_gain(
+    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], reflections: Reflections
+) -> tuple[float, float] | None:
+    """Log-likelihood of the free reflections under the second of two models, less that under the first.
+
+    ``sum d`` with ``d = log_rice(Fo, k2 Fc2, v) - log_rice(Fo, k1 Fc1, v)`` over the n free reflections; its
+    standard error is ``sqrt(n) sd(d)``, these taken as independent. All that they say of which model is the
+    better is in it, and each counts by the error that it has, as in R-free it does not: Tickle, I. J.
+    (2007). Acta Cryst. D63, 1274-1281. The variance v is the first model's for both, so that nothing but
+    the amplitudes differs.
+
+    Args:
+        first: ``scaled_amplitudes`` of the one model, shape=(n,).
+        second: those of the other.
+        reflections: the data.
+
+    Returns:
+        Both in nats; None where there are fewer than ``LEAST_FREE``.
+    """
+    free = reflections.free
+    if free.sum() < LEAST_FREE:
+        return None
+    variance = error_variance(reflections, reflections.f, first)[free]
+    observed, centric = reflections.f[free], reflections.centric[free]
+    before, after = (log_rice(observed, model[free], variance, centric) for model in (first, second))
+    change = after - before
+    return float(change.sum()), float(np.sqrt(len(change)) * change.std(ddof=1))
 
 
 def slopes(

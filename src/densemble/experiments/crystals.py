@@ -19,6 +19,7 @@ from torch import Tensor
 from densemble.atoms import Ensemble, Region, Topology
 from densemble.crystal.fcalc import atom_factors, solvent_factors, solvent_mask
 from densemble.crystal.omit import scaled_models
+from densemble.crystal.sigmaa import error_variance
 from densemble.errors import InputError
 from densemble.evaluation import backbone_atoms
 from densemble.geometry.objective import GeometryObjective
@@ -31,7 +32,6 @@ from densemble.io.results import write_structure
 from densemble.metrics.coordinates import rmsd
 from densemble.problem import Stretches, Surroundings
 from densemble.refinement.waters import model_structure
-from densemble.selection.amplitudes import error_variance
 
 ERROR = 0.2
 """Å by which each state is off from where it is taken, so that the start is none of them."""

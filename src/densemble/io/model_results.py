@@ -26,9 +26,15 @@ class Interval(Record):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Agreement before and after, of which two models, and the standard error of the difference if known.
+    """Agreement of two models with data held out, before and after.
 
-    R-free; or where ``higher`` is better, correlation with a half map.
+    Attributes:
+        before, after: R-free; or where ``higher`` is better, correlation with a half map.
+        of: which two models.
+        error: standard error of the difference, if known.
+        higher: see above.
+        gain: log-likelihood of the free reflections after, less that before, if known; nats.
+        gain_error: its standard error.
     """
 
     before: float
@@ -36,6 +42,8 @@ class HeldOut:
     of: str
     error: float | None = None
     higher: bool = False
+    gain: float | None = None
+    gain_error: float | None = None
 
     @property
     def better(self) -> bool:
@@ -44,7 +52,12 @@ class HeldOut:
 
     @property
     def clear(self) -> bool:
-        """Whether the difference is more than twice its standard error, as far as that is known."""
+        """Whether the gain in log-likelihood is more than twice its standard error.
+
+        Where it is not known, whether the difference is, as far as its error is known.
+        """
+        if self.gain is not None and self.gain_error is not None:
+            return self.gain > 2 * self.gain_error
         return self.error is None or abs(self.after - self.before) > 2 * self.error
 
 
@@ -149,6 +162,9 @@ class Refinement(Record):
         cycles: of each.
         start, model: before and after.
         r_free_error: standard error of the difference between the R-free of both after refinement.
+        free_gain: log-likelihood of the free reflections under the model, less that under the start, both
+            after refinement; nats (``crystal.sigmaa.free_gain``).
+        free_gain_error: its standard error.
         held_out_rscc: of both after refinement, start first, in a half map that took no part, over the same
             voxels.
         held_out_error: standard error of their difference.
@@ -158,6 +174,8 @@ class Refinement(Record):
     start: Refined
     model: Refined
     r_free_error: float | None = None
+    free_gain: float | None = None
+    free_gain_error: float | None = None
     held_out_rscc: tuple[float, float] | None = None
     held_out_error: float | None = None
 
@@ -195,6 +213,8 @@ class FinalModel(Record):
         validation: of both.
         waters_displaced: waters of the start that no state leaves room for; the model is without them.
         waters_partial: waters that stand in some states only, with the altlocs of these.
+        clashes_with_held: residues outside of the region, with no free atom, that clash with it in the model
+            and not in the start, as ``A:112 ARG``; those with most clashes first, five at most.
     """
 
     states: States
@@ -202,6 +222,7 @@ class FinalModel(Record):
     validation: dict[str, Validation] = Field(default_factory=dict)
     waters_displaced: list[str] = Field(default_factory=list)
     waters_partial: list[str] = Field(default_factory=list)
+    clashes_with_held: list[str] = Field(default_factory=list)
 
     @property
     def held_out(self) -> HeldOut | None:
@@ -213,7 +234,14 @@ class FinalModel(Record):
             return HeldOut(*refined.held_out_rscc, of, refined.held_out_error, higher=True)
         if refined.start.r_free is None or refined.model.r_free is None:
             return None
-        return HeldOut(refined.start.r_free[1], refined.model.r_free[1], of, refined.r_free_error)
+        return HeldOut(
+            refined.start.r_free[1],
+            refined.model.r_free[1],
+            of,
+            refined.r_free_error,
+            gain=refined.free_gain,
+            gain_error=refined.free_gain_error,
+        )
 
     @property
     def several(self) -> list[Part]:

@@ -10,6 +10,7 @@ Each conformer is judged; what conformers share counts once. Every module states
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ import gemmi
 import numpy as np
 from pydantic import Field
 
-from densemble.atoms import Region
+from densemble.atoms import Region, Residue
 from densemble.io.model_results import Validation
 from densemble.io.output import Record
 from densemble.metrics.clashes import AllAtomContacts, Clash, find_clashes
@@ -79,10 +80,23 @@ class ResidueRow(Record):
 
 
 class ModelValidation(Record):
-    """Figures of the whole and of each protein residue; other residues have rows if they clash."""
+    """Figures of a region, or of the whole model.
+
+    Attributes:
+        totals: of all.
+        residues: of each protein residue; other residues have rows if they clash.
+        outside: residues that are not of the region and clash with it, written ``A:112 ARG``, and how many
+            clashes each has with it; most first, of equals the one with the deepest.
+    """
 
     totals: Validation
     residues: list[ResidueRow]
+    outside: dict[str, int] = Field(default_factory=dict)
+
+
+def name_of(residue: Residue) -> str:
+    """``A:112 ARG``."""
+    return f"{residue.id} {residue.name}"
 
 
 def validate_structure(structure: gemmi.Structure, *, region: Region | None = None) -> ModelValidation:
@@ -110,7 +124,7 @@ def validate_structure(structure: gemmi.Structure, *, region: Region | None = No
         chirals=_of(inside, stereo.chirals),
         contacts=find_clashes(model, stereo),
     )
-    return ModelValidation(totals=judged.totals(), residues=judged.rows())
+    return ModelValidation(totals=judged.totals(), residues=judged.rows(), outside=judged.outside())
 
 
 def _of(inside: set[int], terms: Iterable[_Term]) -> list[_Term]:
@@ -190,6 +204,12 @@ class _Judged:
                 )
         return rows
 
+    def outside(self) -> dict[str, int]:
+        """How many clashes each residue that is not inside has with those that are, most first."""
+        owners = [self.residue(atom) for c in self.clashes for atom in (c.first, c.second)]
+        found = Counter(name_of(self.model.residues[r]) for r in owners if r not in self.inside)
+        return dict(found.most_common())
+
     def _in(self, terms: list[_Term], letter: str) -> list[_Term]:
         return [t for t in terms if letter == "" or self.model.letter(t.atoms) in ("", letter)]
 
@@ -210,9 +230,9 @@ class _Judged:
         )
 
     def _label(self, atom: int) -> str:
-        residue = self.model.residues[self.residue(atom)]
         letter = str(self.contacts.atoms.letters[atom])
-        return f"{residue.id} {residue.name} {self.contacts.names[atom]} {letter}".rstrip()
+        name = name_of(self.model.residues[self.residue(atom)])
+        return f"{name} {self.contacts.names[atom]} {letter}".rstrip()
 
 
 def _part(terms: list[Torsions], verdict: Verdict) -> float | None:

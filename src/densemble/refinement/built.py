@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.atoms import Ensemble
-from densemble.crystal.scaling import differences
+from densemble.crystal.scaling import scaled_amplitudes
 from densemble.io.reflections import Reflections
 from densemble.problem import RegionProblem
 from densemble.refinement.conformers import Sites, Values
@@ -29,7 +29,7 @@ class BuiltModel:
         displaced: which they are.
         coords: Å, of the region's conformers, shape=(J, N, 3).
         density: of the region, as the target shows it.
-        differences: ``|Fo - k Fc|`` of each reflection, on the data's scale, shape=(h,); None without any.
+        amplitudes: ``k Fc`` of each reflection, on the data's scale, shape=(h,); None without any.
     """
 
     parts: list[Ensemble]
@@ -37,7 +37,7 @@ class BuiltModel:
     displaced: Displaced
     coords: Float[Tensor, "j n 3"]
     density: Float[Tensor, "nx ny nz"]
-    differences: Float[np.ndarray, " h"] | None
+    amplitudes: Float[np.ndarray, " h"] | None
 
     @classmethod
     def of(
@@ -57,5 +57,5 @@ class BuiltModel:
         coords, occupancy, b_iso = values.of_conformers(sites)
         with torch.no_grad():
             density = problem.forward(coords, occupancy, b_iso)
-        left = None if reflections is None else differences(structure, reflections)
-        return cls(list(parts), structure, displaced, coords, density, left)
+        amplitudes = None if reflections is None else scaled_amplitudes(structure, reflections)
+        return cls(list(parts), structure, displaced, coords, density, amplitudes)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from densemble.atoms import Ensemble
 from densemble.crystal.scaling import r_factors_of, r_free_error
+from densemble.crystal.sigmaa import free_gain
 from densemble.evaluation import NEAR
 from densemble.geometry.ascent import ascend
 from densemble.geometry.objective import GeometryObjective
@@ -81,14 +82,17 @@ def compare(
         )
         for each in (start, parts)
     )
-    error = float("nan")
-    if reflections is not None and first.differences is not None and second.differences is not None:
-        error = r_free_error(first.differences, second.differences, reflections)
+    error, gain = float("nan"), None
+    if reflections is not None and first.amplitudes is not None and second.amplitudes is not None:
+        error = r_free_error(first.amplitudes, second.amplitudes, reflections)
+        gain = free_gain(first.amplitudes, second.amplitudes, reflections)
     record = Refinement(
         cycles=cycles,
         start=of_first,
         model=of_second,
         r_free_error=None if math.isnan(error) else error,
+        free_gain=None if gain is None else gain[0],
+        free_gain_error=None if gain is None else gain[1],
     )
     return first, second, record
 
@@ -238,7 +242,7 @@ def _record(
     """RSCC over the voxels, and R factors where there are reflections."""
     fits = [rscc(built.density, problem.target.values, voxels) for built in (before, after)]
     fit = (fits[0], fits[1])
-    if reflections is None or before.differences is None or after.differences is None:
+    if reflections is None or before.amplitudes is None or after.amplitudes is None:
         return Refined(rscc=fit)
-    first, last = (r_factors_of(left, reflections) for left in (before.differences, after.differences))
+    first, last = (r_factors_of(built, reflections) for built in (before.amplitudes, after.amplitudes))
     return Refined(r_work=(first.r_work, last.r_work), r_free=(first.r_free, last.r_free), rscc=fit)

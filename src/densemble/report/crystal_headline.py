@@ -70,14 +70,27 @@ def _had_a_say(result: Result, held: HeldOut | None) -> list[str]:
 
 
 def clash_warning(model: FinalModel) -> list[str]:
-    """A sentence where the model has clearly more clashes than the start."""
+    """Where the model has clearly more clashes than the start: that, and the held residues in the way."""
     found = model.validation
     before, after = (None if name not in found else found[name].clashscore for name in ("start", "model"))
     if before is None or after is None or after - before <= MORE_CLASHES:
         return []
     return [
         f"The model has clearly more clashes than the start (clash score {after:.1f}, start {before:.1f}): "
-        "look at them before the model is used."
+        "look at them before the model is used.",
+        *_clashes_with_held(model.clashes_with_held),
+    ]
+
+
+def _clashes_with_held(names: list[str]) -> list[str]:
+    """What new clashes with residues that are held may mean."""
+    if not names:
+        return []
+    they, have, them = ("these are", "have", "them") if len(names) > 1 else ("it is", "has", "it")
+    listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return [
+        f"Clashes with {listed} are new: {they} held as in the start and perhaps {have} another conformation "
+        f"too; see whether the region should include {them}."
     ]
 
 
@@ -225,6 +238,11 @@ def last_step(part: Part) -> tuple[float, float, int] | None:
     return None
 
 
+def gain_in_words(gain: float, error: float) -> str:
+    """What free reflections say of the second of two models, in nats."""
+    return f"log-likelihood of the free reflections {signed(gain, 1)} ± {error:.1f} log units"
+
+
 def agreement_of(held: HeldOut | None, *, several: bool = True) -> Tile:
     """Whether data held out agree better; where one state was chosen there is no second model to prefer."""
     question, note = "Better on held-out data?", "nothing was held out of the fit"
@@ -236,6 +254,8 @@ def agreement_of(held: HeldOut | None, *, several: bool = True) -> Tile:
         )
         if held.error is not None:
             note += f"; standard error of the difference {held.error:.{digits}f}"
+        if held.gain is not None and held.gain_error is not None:
+            note += f"; {gain_in_words(held.gain, held.gain_error)}"
     if not several:
         return Tile(question, "unchanged: one state", note)
     if held is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from densemble.io.model_results import FinalModel, Refined, Refinement
 from densemble.io.results import Result
 from densemble.io.state_results import Distance, Fit, Mixture, RegionRecord, StateResult
-from densemble.report.crystal_headline import clash_warning, verdicts_of
+from densemble.report.crystal_headline import clash_warning, gain_in_words, verdicts_of
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -61,11 +61,9 @@ def model_lines(model: FinalModel, region: str) -> list[str]:
         lines = verdicts_of(model, region, model.held_out)
         lines += table(["model of states", "occupancy", "95 % interval"], _state_rows(model))
     if found is not None and found.start.r_free is not None and found.model.r_free is not None:
-        error = found.r_free_error
         lines.append(
             f"Refined alike, {found.cycles} cycles: {_r_factors(found.start)} of one state, "
-            f"{_r_factors(found.model)} of the model of states"
-            + ("." if error is None else f" (standard error of the difference of R-free {error:.4f}).")
+            f"{_r_factors(found.model)} of the model of states{_errors(found)}."
         )
     if found is not None and found.start.r_free is None:
         lines.append(_map_line(found))
@@ -76,6 +74,16 @@ def model_lines(model: FinalModel, region: str) -> list[str]:
         )
         lines.append(f"Nothing was fitted to the {data}; {they} had a say in the number of states.")
     return lines
+
+
+def _errors(found: Refinement) -> str:
+    """How sure the difference in free reflections is, in brackets; nothing where that is not known."""
+    known = []
+    if found.r_free_error is not None:
+        known.append(f"standard error of the difference of R-free {found.r_free_error:.4f}")
+    if found.free_gain is not None and found.free_gain_error is not None:
+        known.append(gain_in_words(found.free_gain, found.free_gain_error))
+    return f" ({'; '.join(known)})" if known else ""
 
 
 def _map_line(found: Refinement) -> str:

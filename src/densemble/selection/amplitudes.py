@@ -1,8 +1,8 @@
 """Crystal amplitudes as judge of states: working reflections are fitted, free ones held out.
 
 The likelihood of an amplitude given a model is Rice's distribution (centric: Woolfson's), with the variance
-that the model's errors have in a shell of resolution: Murshudov, G. N., Vagin, A. A. & Dodson, E. J.
-(1997). Acta Cryst. D53, 240-255. The scale is that of the whole model and stays.
+that the model's errors have in a shell of resolution (``crystal.sigmaa``). The scale is that of the whole
+model and stays.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from functools import cached_property
 import gemmi
 import numpy as np
 from jaxtyping import Bool, Complex, Float, Int
-from scipy.optimize import minimize_scalar
 
 from densemble.atoms import Topology
 from densemble.crystal.direct import DirectFactors
 from densemble.crystal.omit import ScaledModels
-from densemble.crystal.scaling import resolution_shells
-from densemble.crystal.sigmaa import log_rice, slopes
+from densemble.crystal.sigmaa import LEAST_FREE, error_variance, log_rice, slopes
 from densemble.forward.scattering import FormFactors, xray_form_factors
 from densemble.forward.solvent import displaced_volumes, displacement_factors
 from densemble.io.reflections import Reflections
@@ -27,9 +25,6 @@ from densemble.selection.intervals import Blocks
 
 _BLOCKS = 500
 """Groups of working reflections that are drawn together; each has dozens, near to none of its own."""
-
-_LEAST_HELD_OUT = 20
-"""Free reflections below which their scatter has no standard error worth the name."""
 
 
 def hashed(hkl: Int[np.ndarray, "n 3"], spacegroup: gemmi.SpaceGroup) -> Int[np.ndarray, " n"]:
@@ -61,32 +56,6 @@ def choosing_half(reflections: Reflections) -> Bool[np.ndarray, " n"]:
     """
     half = hashed(reflections.hkl, reflections.spacegroup) % 2 == 0
     return np.asarray(reflections.free & half)
-
-
-def error_variance(
-    reflections: Reflections, f_obs: Float[np.ndarray, " n"], f_model: Float[np.ndarray, " n"]
-) -> Float[np.ndarray, " n"]:
-    """Variance of a model's structure factors: maximum likelihood on working reflections, shell by shell."""
-    shells, variance = resolution_shells(reflections), np.empty(len(reflections))
-    for shell in range(shells.max() + 1):
-        inside = shells == shell
-        work = inside & ~reflections.free
-        epsilon, centric = reflections.epsilon[work], reflections.centric[work]
-        observed, model = f_obs[work], f_model[work]
-        scale = float(np.mean((observed - model) ** 2 / epsilon))
-
-        def loss(
-            log_factor: float,
-            observed: np.ndarray = observed,
-            model: np.ndarray = model,
-            spread: np.ndarray = scale * epsilon,
-            centric: np.ndarray = centric,
-        ) -> float:
-            return -float(log_rice(observed, model, np.exp(log_factor) * spread, centric).sum())
-
-        best = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-        variance[inside] = np.exp(best.x) * scale * reflections.epsilon[inside]
-    return variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +118,7 @@ class AmplitudeJudge:
     @property
     def holds_out(self) -> bool:
         """There are free reflections enough to choose by."""
-        return int(self.reflections.free.sum()) >= _LEAST_HELD_OUT
+        return int(self.reflections.free.sum()) >= LEAST_FREE
 
     @cached_property
     def _block(self) -> Int[np.ndarray, " m"]:

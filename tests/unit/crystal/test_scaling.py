@@ -8,12 +8,12 @@ from crystals import crystal, reflections, unique_hkl
 from densemble.crystal.fcalc import atom_factors, solvent_factors, solvent_mask
 from densemble.crystal.scaling import (
     bulk_solvent,
-    differences,
     fit_scale,
     model_factors,
     r_factors,
     r_free_error,
     resolution_shells,
+    scaled_amplitudes,
 )
 
 D_MIN, K_SOL, B_SOL = 1.8, 0.36, 45.0
@@ -112,13 +112,13 @@ def test_error_of_the_difference_of_two_r_free_is_its_scatter_over_free_sets(str
         drawn = dataclasses.replace(data, free=rng.uniform(size=len(data)) < 0.1)
         before, after = (r_factors(model, drawn).r_free for model in models)
         changes.append(after - before)
-        errors.append(r_free_error(*(differences(model, drawn) for model in models), drawn))
+        errors.append(r_free_error(*(scaled_amplitudes(model, drawn) for model in models), drawn))
     # a tenth of one population is drawn without putting back, which takes sqrt(0.9) off the scatter
     assert np.std(changes, ddof=1) == pytest.approx(np.sqrt(0.9) * np.mean(errors), rel=0.35)
-    left = [differences(model, data) for model in models]
-    assert r_free_error(left[0], left[0], data) == 0
+    found = [scaled_amplitudes(model, data) for model in models]
+    assert r_free_error(found[0], found[0], data) == 0
     one = dataclasses.replace(data, free=np.arange(len(data)) == 5)
-    assert np.isnan(r_free_error(*left, one))
+    assert np.isnan(r_free_error(*found, one))
 
 
 def moved(structure, sd, rng):

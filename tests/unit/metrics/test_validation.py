@@ -72,6 +72,25 @@ def test_a_region_is_judged_in_its_surroundings():
     assert validate_structure(clashing, region=Region.parse("A:5")).totals.clashscore == 0
 
 
+def test_residues_outside_of_a_region_are_counted_by_their_clashes_with_it():
+    atoms = peptide(["ALA"] * 5, **STRAND)
+    places = {(a[0], a[2]): np.array(a[3]) for a in atoms}
+
+    def beside(number, away):
+        outward = places["CB", number] - places["CA", number]
+        return places["CB", number] + away * outward / np.linalg.norm(outward)
+
+    one = atom("S1", "LIG", 91, beside(2, 2.9), element="S", chain="B")  # touches CB alone
+    two = atom("S1", "LIG", 92, beside(3, 2.6), element="S", chain="B")  # and its hydrogens
+    far = atom("S1", "LIG", 93, beside(5, 2.6), element="S", chain="B")
+    model = structure(*atoms, one, two, far)
+    found = validate_structure(model, region=Region.parse("A:2-3"))
+    assert list(found.outside) == ["B:92 LIG", "B:91 LIG"]
+    assert found.outside == {"B:92 LIG": 4, "B:91 LIG": 1}
+    assert validate_structure(model).outside == {}
+    assert set(validate_structure(model, region=Region.parse("A:5")).outside) == {"B:93 LIG"}
+
+
 def test_altlocs_have_a_row_each():
     """Two conformers of a side chain, one at a rotamer and one not; what they share counts once."""
     good, bad = (peptide(["ALA", "VAL", "ALA"], chi={1: [chi]}, **STRAND) for chi in (175, 0))

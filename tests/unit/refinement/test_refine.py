@@ -10,6 +10,7 @@ from small_crystal import OCCUPANCY, write_crystal
 
 from densemble.atoms import Ensemble
 from densemble.crystal.scaling import r_factors, r_free_error
+from densemble.crystal.sigmaa import error_variance, log_rice
 from densemble.evaluation import backbone_atoms
 from densemble.geometry.validation import validate
 from densemble.inputs import load
@@ -68,6 +69,22 @@ def test_held_out_reflections_tell_two_states_from_one(refined):
     assert record.model.r_free[1] < record.model.r_free[0] - 0.005
     assert record.model.r_free[1] < record.start.r_free[1] - 0.01
     assert [len(part) for part in start.parts] == [1]
+
+
+def test_the_record_has_the_log_likelihood_of_the_free_reflections(case, refined):
+    """The model of states over the start, summed here by hand, with the errors of the start."""
+    reflections, (start, model, record) = case[1], refined
+    free, f = reflections.free, reflections.f
+    variance = error_variance(reflections, f, start.amplitudes)
+    logs = [
+        log_rice(f[free], x.amplitudes[free], variance[free], reflections.centric[free])
+        for x in (start, model)
+    ]
+    assert record.free_gain == pytest.approx(logs[1].sum() - logs[0].sum(), rel=1e-9)
+    assert record.free_gain_error == pytest.approx(
+        np.sqrt(free.sum()) * np.std(logs[1] - logs[0], ddof=1), rel=1e-9
+    )
+    assert record.free_gain > 2 * record.free_gain_error > 0
 
 
 def test_occupancies_and_coordinates_come_near_the_truth(case, refined):
@@ -154,10 +171,10 @@ def test_waters_make_room_in_what_is_refined_and_stated(case, tmp_path):
     assert len(own.parts) == len(dry_model.parts) == 1
     # and so is the error of the difference between two such models
     both = shaken(problem, truth[[0, 0]], [0]), shaken(problem, truth[[0, 0]], [1])
-    left = [
-        [BuiltModel.of(where, each, reflections).differences for each in both] for where in (wet, problem)
+    found = [
+        [BuiltModel.of(where, each, reflections).amplitudes for each in both] for where in (wet, problem)
     ]
-    errors = [r_free_error(*pair, reflections) for pair in left]
+    errors = [r_free_error(*pair, reflections) for pair in found]
     assert errors[0] == pytest.approx(errors[1], rel=1e-9)
     assert errors[0] > 0
 
@@ -168,7 +185,7 @@ def test_a_map_alone_will_do(case):
     clean = problem.forward(truth, weights, problem.b_start)
     problem = replace(problem, target=replace(problem.target, values=clean), sigma=0.2 * problem.sigma)
     built, record = refine(problem, shaken(problem, truth, [0, 1]), coordinate_error=ERROR, cycles=2)
-    assert built.differences is None
+    assert built.amplitudes is None
     assert record.r_work is None
     assert record.r_free is None
     assert record.rscc[0] < 0.99 < 0.995 < record.rscc[1]

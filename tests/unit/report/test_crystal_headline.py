@@ -15,7 +15,8 @@ from densemble.io.model_results import (
     Validation,
 )
 from densemble.io.results import Metrics, Result, RFactor, RFactors
-from densemble.report.crystal_headline import headline, held_out, last_step
+from densemble.report.crystal_headline import clash_warning, headline, held_out, last_step
+from densemble.report.sections import signed
 
 FITS = {"start": 0.8, "ensemble": 0.9}
 
@@ -153,6 +154,29 @@ def test_clearly_more_clashes_than_the_start_are_said(after, said):
     assert any("clash" in sentence for sentence in answer) == said
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], ""),
+        (
+            ["A:112 ARG"],
+            "Clashes with A:112 ARG are new: it is held as in the start and perhaps has another conformation "
+            "too; see whether the region should include it.",
+        ),
+        (
+            ["A:112 ARG", "A:221 ARG", "B:5 LIG"],
+            "Clashes with A:112 ARG, A:221 ARG and B:5 LIG are new: these are held as in the start and "
+            "perhaps have another conformation too; see whether the region should include them.",
+        ),
+    ],
+)
+def test_held_residues_that_clash_are_named_where_clashes_are_said(names, said):
+    for after in (28.0, 28.1):
+        found = result([part("A:1-20", [0.6, 0.4])], clashes=(8.0, after)).model
+        warning = clash_warning(found.model_copy(update={"clashes_with_held": names}))
+        assert warning[1:] == ([said] if after > 28.0 and names else [])
+
+
 def test_members_that_agree_leave_nothing_to_count():
     """It is not said that one state explains the data: others were not tried."""
     found = headline(result([]))
@@ -201,6 +225,35 @@ def test_a_fall_of_r_free_within_its_error_is_no_better_model(after, error, tile
     found = headline(result([part("A:1-20", [0.6, 0.4])], refined=refined))
     assert found.tiles[2].value == tile
     assert words in found.answer[-1]
+
+
+@pytest.mark.parametrize(
+    ("after", "gain", "r_free_error", "tile", "advised"),
+    [
+        (0.1826, 26.2, 0.0013, "yes", True),
+        (0.1826, 26.2, 0.1, "yes", True),  # of R-free's error nothing is asked
+        (0.1826, 17.9, 0.0013, "yes", True),
+        (0.1826, 17.7, 0.0001, "not clearly", False),
+        (0.1826, -26.2, 0.0001, "not clearly", False),
+        (0.1852, 26.2, 0.0001, "no", False),  # R-free must fall as well
+    ],
+)
+def test_the_log_likelihood_of_the_free_reflections_tells_whether_it_is_clear(
+    after, gain, r_free_error, tile, advised
+):
+    refined = Refinement(
+        cycles=5,
+        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
+        model=Refined(r_free=(0.19, after), rscc=(0.9, 0.91)),
+        r_free_error=r_free_error,
+        free_gain=gain,
+        free_gain_error=8.9,
+    )
+    whole = result([part("A:1-20", [0.6, 0.4])], refined=refined)
+    found = headline(whole).tiles[2]
+    assert (found.value, whole.model.advised) == (tile, advised)
+    said = f"log-likelihood of the free reflections {signed(gain, 1)} ± 8.9 log units"
+    assert found.note.endswith(f"standard error of the difference {r_free_error:.4f}; {said}")
 
 
 def test_nothing_held_out_gives_no_verdict():

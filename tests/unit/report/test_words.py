@@ -91,6 +91,20 @@ def test_final_model_begins_with_a_verdict_and_says_what_it_costs():
             "model": Validation(atoms=9, clashscore=31.25, rotamer_outliers=0.125),
         },
     )
+    held = model_lines(model.model_copy(update={"clashes_with_held": ["A:21 ARG", "A:30 LYS"]}), "A:1-8")
+    assert any(line.startswith("Clashes with A:21 ARG and A:30 LYS are new: these are held") for line in held)
+    assert not any(line.startswith("Clashes with") for line in model_lines(model, "A:1-8"))
+    known = {"free_gain": -1.26, "free_gain_error": 2.5}
+    refinement = model.refinement.model_copy(update=known)
+    (line,) = (
+        line
+        for line in model_lines(model.model_copy(update={"refinement": refinement}), "A:1-8")
+        if line.startswith("Refined alike")
+    )
+    assert line.endswith(
+        "of the model of states (standard error of the difference of R-free 0.0010; log-likelihood of the "
+        "free reflections −1.3 ± 2.5 log units)."
+    )
     lines = model_lines(model, "A:1-8")
     assert "So model.cif has one state; the model of states is alternative.cif." in lines
     assert any(line.startswith("The model has clearly more clashes than the start") for line in lines)

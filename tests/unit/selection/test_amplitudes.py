@@ -6,15 +6,10 @@ import pytest
 from scipy.integrate import quad
 
 from densemble.crystal.direct import DirectFactors
-from densemble.crystal.sigmaa import log_rice, slopes
+from densemble.crystal.sigmaa import error_variance, log_rice, slopes
 from densemble.forward.scattering import xray_form_factors
 from densemble.io.reflections import Reflections
-from densemble.selection.amplitudes import (
-    AmplitudeJudge,
-    choosing_half,
-    error_variance,
-    hashed,
-)
+from densemble.selection.amplitudes import AmplitudeJudge, choosing_half, hashed
 from densemble.selection.judge import fit_shares
 
 CELL, GROUP = gemmi.UnitCell(30, 34, 38, 90, 90, 90), gemmi.SpaceGroup("P 21 21 21")
