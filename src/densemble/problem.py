@@ -36,8 +36,6 @@ Guide = Literal["none", "each", "ensemble"]
 _CUTOFF = 1e-4
 """Of the largest Gaussian, where one is left out. A likelihood changes by a thousandth of itself for it, its
 gradient likewise, and takes two thirds of the time; the noise of a map is a tenth of its height."""
-_EDGE = 5.0
-"""Å, from where voxels count, within which a symmetry copy of the start may come to have a part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -378,7 +376,6 @@ class CrystalProblem(RegionProblem):
         around = Surroundings.of(stretches, reach=recipe.margin + 3.0)
         structure, d_min = stretches.model.structure, maps.total.d_min
         images = SymmetryImages.reaching(grid, start, structure.cell, structure.find_spacegroup(), margin=3.0)
-        images = images.within(recipe.reach + _EDGE, start, start)
         topology = stretches.topology
         volumes = displaced_volumes(topology.residue_names, topology.names, topology.elements)
         solvent = displacement_factors(volumes, density=maps.solvent.density, b_solvent=maps.solvent.b)
@@ -388,4 +385,5 @@ class CrystalProblem(RegionProblem):
         )
         target = sample(maps.stretch, grid)
         region = RegionProblem.within(stretches, around, target, forward, recipe, d_min=d_min)
+        region = replace(region, forward=forward.counting(region.mask))
         return cls(**{f.name: getattr(region, f.name) for f in fields(region)}, models=maps.models)

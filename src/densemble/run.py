@@ -406,13 +406,7 @@ def refine(
         def density(x: Tensor, likelihood: DensityLikelihood = likelihood, w: Tensor = weights) -> Tensor:
             return finish.density_weight * likelihood(x, w)
 
-        coords = regularise(
-            coords,
-            geometry,
-            log_likelihood=density,
-            curvature=geometry.curvature,
-            evaluations=finish.refine_steps,
-        ).coords
+        coords = regularise(coords, geometry, log_likelihood=density, evaluations=finish.refine_steps).coords
         b_iso = fit_b(problem.likelihood("ensemble", b_iso), coords, weights, base=problem.b_start)
         weights = torch.as_tensor(fit_weights(*problem.voxel_values(coords, b_iso)), dtype=coords.dtype)
     return Ensemble(ensemble.topology, coords, weights, b_iso.expand(len(coords), -1))

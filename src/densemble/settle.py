@@ -73,17 +73,8 @@ class Place:
 
     def stereochemistry(self, coords: Float[Tensor, "k n 3"]) -> Float[Tensor, ""]:
         """Log probability of the region with each of the conformations in place."""
-        return self.geometry(self.whole(coords))
-
-    def whole(self, coords: Float[Tensor, "k n 3"]) -> Float[Tensor, "k m 3"]:
-        """Å, all of the region's atoms."""
         whole = self.around.expand(len(coords), -1, -1)
-        return whole.index_copy(1, torch.as_tensor(self.atoms), coords)
-
-    def curvature(self, coords: Float[Tensor, "k n 3"]) -> Float[Tensor, "k j j"]:
-        """That of the stereochemistry, in the part's coordinates."""
-        axes = (3 * torch.as_tensor(self.atoms)[:, None] + torch.arange(3)).flatten()
-        return self.geometry.curvature(self.whole(coords))[:, axes[:, None], axes]
+        return self.geometry(whole.index_copy(1, torch.as_tensor(self.atoms), coords))
 
     def settled(
         self, coords: Float[Tensor, "k n 3"], weights: Float[np.ndarray, " k"], how: Settling
@@ -113,7 +104,6 @@ class Place:
                 coords,
                 self.stereochemistry,
                 log_likelihood=density,
-                curvature=self.curvature,
                 evaluations=how.evaluations,
             ).coords
             b_iso = self.fitted_b(coords, weights, how)

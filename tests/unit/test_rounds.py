@@ -107,7 +107,7 @@ def test_copies_of_one_answer_do_not_outvote_another(generator):
     def others(how):
         return int((population.drawn(40, how, torch.arange(4), generator).atoms[:, 0, 0] > 0).sum())
 
-    # e^-2 of one in eleven by probability; one in eleven if 20 nats are one; half if copies share their weight
+    # e^-2 of one in eleven by probability; one in eleven if 20 nats are one; half if copies share theirs
     assert others(Pass(5, 1.0, 0.1)) <= 2
     assert others(Pass(5, 1.0, 0.1, temperature=20.0)) in {3, 4}
     assert others(Pass(5, 1.0, 0.1, temperature=20.0, alike=1.0)) in {18, 19, 20}

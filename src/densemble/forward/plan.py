@@ -64,7 +64,7 @@ class Plan:
         members, count, terms = amplitude.shape
         origin, spacing = _row(coords, grid.origin), _row(coords, grid.spacing)
         voxel = (coords - origin) / spacing
-        reach = _reach(amplitude, alpha, cutoff)[..., None]
+        reach = reach_of(amplitude, alpha, cutoff)[..., None]
         low = (voxel - reach / spacing).ceil().long().clamp(min=0)
         high = torch.minimum((voxel + reach / spacing).floor().long() + 1, _row(low, grid.shape))
         inside = (low < high).all(-1) & (reach[..., 0] > 0)
@@ -123,7 +123,7 @@ def _alike(table: Int[Tensor, "l 7"], members: int, size: int) -> tuple[Int[Tens
     return held[groups[real]], [size for size in real.sum(1).tolist() if size]
 
 
-def _reach(amplitude: Float[Tensor, "k m j"], alpha: Tensor, cutoff: float) -> Float[Tensor, "k m"]:
+def reach_of(amplitude: Float[Tensor, "k m j"], alpha: Tensor, cutoff: float) -> Float[Tensor, "k m"]:
     """Å beyond which no Gaussian of an atom exceeds ``cutoff`` times the largest amplitude."""
     if amplitude.numel() == 0:
         return amplitude.new_zeros(amplitude.shape[:2])

@@ -12,10 +12,11 @@ import gemmi
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.spatial import cKDTree
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from densemble.forward.kernel import CUTOFF, gaussian_density
+from densemble.forward.plan import reach_of
 from densemble.forward.scattering import FormFactors, FormFactorTable, xray_form_factors
 from densemble.forward.truncation import truncated_form_factors
 from densemble.grid import Grid
@@ -80,17 +81,6 @@ class SymmetryImages:
         order = np.argsort(moves, kind="stable")
         return cls(rotation=rotation[order], translation=translation[order])
 
-    def within(
-        self, distance: float, points: Float[np.ndarray, "p 3"], atoms: Float[np.ndarray, "n 3"]
-    ) -> SymmetryImages:
-        """Those that carry one of the atoms to within ``distance`` Å of one of the points."""
-        tree = cKDTree(points)
-        near = [
-            bool((tree.query(atoms @ turn.T + shift, distance_upper_bound=distance)[0] < distance).any())
-            for turn, shift in zip(self.rotation, self.translation, strict=True)
-        ]
-        return SymmetryImages(self.rotation[near], self.translation[near])
-
 
 class XrayDensity:
     """Electron density of K members of N atoms on a box, summed or each alone.
@@ -153,6 +143,7 @@ class XrayDensity:
             self._a = self._a * occupancy.to(self._a)[:, None]
         self._b = torch.as_tensor(factors.b, dtype=dtype, device=device)
         self._cutoff = cutoff
+        self._apart: Tensor | None = None
         self._rotation = self._translation = None
         if images is not None:
             self._rotation = torch.as_tensor(images.rotation, dtype=dtype, device=device)
@@ -162,6 +153,16 @@ class XrayDensity:
         """The density of some of the atoms alone, in the order of the indices given."""
         some = copy(self)
         some._a, some._b = self._a[atoms], self._b[atoms]
+        return some
+
+    def counting(self, mask: Float[Tensor, "nx ny nz"]) -> XrayDensity:
+        """The same where some voxels count and others do not, where the density may then be anything.
+
+        Symmetry copies of which no atom reaches a voxel that counts are left out.
+        """
+        far = distance_transform_edt(mask.detach().cpu().numpy() == 0, sampling=self.grid.spacing)
+        some = copy(self)
+        some._apart = torch.as_tensor(far).to(self._a)
         return some
 
     def __call__(
@@ -187,7 +188,7 @@ class XrayDensity:
             ValueError: a B factor is too small for the form factors.
         """
         x, amplitude, alpha = self._gaussians(coords, b_iso, blur)
-        each = weights[:, None] if weights.dim() == 1 else weights.repeat(1, len(self))
+        each = weights[:, None] if weights.dim() == 1 else weights.repeat(1, x.shape[1] // coords.shape[1])
         amplitude = amplitude * each[..., None]
         return gaussian_density(
             self.grid, x.flatten(0, 1), amplitude.flatten(0, 1), alpha.flatten(0, 1), cutoff=self._cutoff
@@ -207,6 +208,18 @@ class XrayDensity:
         """Density of each member alone at full occupancy; see ``__call__``."""
         return gaussian_density(self.grid, *self._gaussians(coords, b_iso, blur), cutoff=self._cutoff)
 
+    def _seen(self, copies: Float[Tensor, "k s n 3"], reach: Float[Tensor, "k n"]) -> Tensor:
+        """Which of the copies reach a voxel that counts, by the distances of these from the nearest voxel."""
+        assert self._apart is not None
+        origin, spacing = copies.new_tensor(self.grid.origin), copies.new_tensor(self.grid.spacing)
+        voxel = ((copies - origin) / spacing).round()
+        inside = torch.minimum(voxel.clamp_min(0), copies.new_tensor(self.grid.shape) - 1)
+        outside = ((voxel - inside) * spacing).norm(dim=-1)
+        x, y, z = inside.long().unbind(-1)
+        # a voxel's own distance is that of a point half its diagonal away, or less
+        apart = torch.maximum(self._apart[x, y, z], outside) - float(spacing.norm()) / 2
+        return (apart < reach[:, None]).any(dim=2).any(dim=0)
+
     def _gaussians(self, coords: Tensor, b_iso: Tensor, blur: float) -> tuple[Tensor, Tensor, Tensor]:
         """Centres (k, s * n, 3), heights and exponents (k, s * n, j) of all copies of all atoms."""
         k, n = coords.shape[:2]
@@ -221,5 +234,7 @@ class XrayDensity:
         if self._rotation is None or self._translation is None:
             return coords, amplitude, alpha
         copies = torch.einsum("sij,knj->ksni", self._rotation, coords) + self._translation[:, None]
-        s = len(self._rotation)
+        if self._apart is not None:
+            copies = copies[:, self._seen(copies.detach(), reach_of(amplitude, alpha, self._cutoff))]
+        s = copies.shape[1]
         return copies.flatten(1, 2), amplitude.repeat(1, s, 1), alpha.repeat(1, s, 1)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.geometry.ascent import ascend
-from densemble.geometry.curvature import Curvature, evened
+from densemble.geometry.curvature import Curvature, evened, mean_curvature
 
 LogProbability = Callable[[Tensor], Tensor]
 """Coordinates, shape=(k, n, 3), to a scalar."""
@@ -51,7 +51,8 @@ def regularise(
         geometry: usually a ``GeometryObjective``.
         log_likelihood: e.g. of the density; none: stereochemistry alone.
         curvature: of the geometry (``GeometryObjective.curvature``), quadratic in the atoms: directions are
-            evened out by it first, which saves half of the evaluations or more. None: for large models.
+            evened out by it first, which saves half of the evaluations or more. None: for large models, and
+            where stopping early is what keeps atoms from following noise.
         evaluations: of the objective, at most; the line search under way is finished (up to 25 more).
 
     Raises:
@@ -66,8 +67,9 @@ def regularise(
     if curvature is None:
         found = ascend([coords], value, evaluations=evaluations)
         return Regularised(found.best[0], found.before, found.after, found.evaluations)
+    also = coords.new_zeros(len(coords)) if log_likelihood is None else mean_curvature(log_likelihood, coords)
     with torch.no_grad():
-        root = evened(curvature(coords))
+        root = evened(curvature(coords), also)
 
     def at(z: Tensor) -> Tensor:
         return coords + (root @ z[..., None]).view_as(coords)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+import densemble.forward.xray
 from densemble.errors import InputError
 from densemble.forward.kernel import gaussian_density
 from densemble.forward.scattering import FormFactors
@@ -95,17 +96,30 @@ def test_symmetry_images_contain_the_identity_first_and_nothing_far():
     assert len(images) == 1
 
 
-def test_images_that_bring_no_atom_near_are_left_out():
-    """P 2: the atom at (2, 0, 3) has a copy at (-2, 0, -3), 7.2 Å away; others are at 40 Å or more."""
-    cell, atoms = gemmi.UnitCell(40, 40, 40, 90, 90, 90), np.array([[2.0, 0.0, 3.0]])
-    grid = Grid((-20.0,) * 3, (1.0,) * 3, (41, 41, 41))
-    images = SymmetryImages.reaching(grid, atoms, cell, gemmi.SpaceGroup("P 1 2 1"), margin=30.0)
-    assert len(images) > 2
-    assert len(images.within(45.0, atoms, atoms)) > 2
-    near = images.within(7.3, atoms, atoms)
-    np.testing.assert_allclose(near.rotation, [np.eye(3), np.diag([-1, 1, -1])], atol=1e-12)
-    np.testing.assert_allclose(near.translation, 0, atol=1e-12)
-    assert len(images.within(7.1, atoms, atoms)) == 1
+def test_copies_that_reach_no_voxel_that_counts_are_left_out(monkeypatch):
+    """P 2, voxels count within 3 Å of an atom: its copy is seen where it comes near these, and not else."""
+    cell = gemmi.UnitCell(40, 40, 40, 90, 90, 90)
+    grid = Grid((-14.0, -3.0, -4.0), (0.5,) * 3, (53, 13, 17))
+    images = SymmetryImages.reaching(grid, np.array([[2.0, 0.0, 0.0]]), cell, gemmi.SpaceGroup("P 1 2 1"))
+    whole = XrayDensity(grid, ["C", "N"], images=images, cutoff=1e-6)
+    assert len(whole) == 2
+    axes = [torch.arange(n) * 0.5 + low for n, low in zip(grid.shape, grid.origin, strict=True)]
+    x = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    mask = (x - torch.tensor([10.0, 0.0, 0.0])).norm(dim=-1).lt(3.0).float()
+    given, terms = [], []
+    real = densemble.forward.xray.gaussian_density
+    monkeypatch.setattr(
+        densemble.forward.xray,
+        "gaussian_density",
+        lambda grid, coords, *rest, **k: given.append(coords.shape[1]) or real(grid, coords, *rest, **k),
+    )
+    for place in (10.0, 6.0, 3.0, 0.0, -3.0, -6.0, -10.0):
+        atoms = torch.tensor([[[place, 0.0, 0.0], [place - 1.0, 0.5, 0.0]]])
+        full, some = (model.members(atoms, torch.tensor(20.0))[0] for model in (whole, whole.counting(mask)))
+        torch.testing.assert_close(some * mask, full * mask, atol=2e-5, rtol=0)
+        terms.append(given[-1])
+        assert given[-2] == 4
+    assert terms == [2, 2, 2, 0, 2, 2, 2]
 
 
 def test_copies_of_a_box_across_a_two_fold_axis():

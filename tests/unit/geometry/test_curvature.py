@@ -7,7 +7,7 @@ import torch
 from tests.unit.geometry.test_objective import DEPOSITED, region
 
 from densemble.geometry.contacts import CONTACT_SD
-from densemble.geometry.curvature import DATA, Blocks, evened
+from densemble.geometry.curvature import LEAST, Blocks, evened, mean_curvature
 from densemble.geometry.objective import (
     GeometryObjective,
     angles,
@@ -109,11 +109,22 @@ def test_blocks_of_members_do_not_mix_and_atoms_that_are_not_free_are_left_out()
 
 def test_evened_directions_are_alike(generator: torch.Generator) -> None:
     root = torch.randn(2, 9, 4, generator=generator, dtype=torch.float64) * 100
-    curvature = root @ root.mT
-    found = evened(curvature)
+    curvature, also = root @ root.mT, torch.tensor([3.0, 4000.0], dtype=torch.float64)
     one = torch.eye(9, dtype=torch.float64)
-    for r, c in zip(found, curvature, strict=True):
-        torch.testing.assert_close(r.T @ (c + DATA * one) @ r, one)
+    for r, c, added in zip(evened(curvature, also), curvature, (LEAST, 4000.0), strict=True):
+        torch.testing.assert_close(r.T @ (c + added * one) @ r, one)
+
+
+def test_mean_curvature_is_that_of_what_is_given(generator: torch.Generator) -> None:
+    """Of a sum of squares exactly; of one with couplings about, for there is one probe."""
+    x = torch.randn(2, 50, 3, generator=generator, dtype=torch.float64)
+    weights = torch.tensor([7.0, 90.0], dtype=torch.float64)
+    found = mean_curvature(lambda y: -(weights[:, None, None] * y.square()).sum() / 2, x)
+    torch.testing.assert_close(found, weights)
+    root = torch.randn(150, 150, generator=generator, dtype=torch.float64)
+    coupled = mean_curvature(lambda y: -(y.flatten(1) @ root).square().sum() / 2, x)
+    exact = float((root @ root.T).trace()) / 150
+    assert float(coupled[0]) == pytest.approx(exact, rel=0.3)
 
 
 def test_noise_is_mended_in_fewer_evaluations(model: Model, generator: torch.Generator) -> None:
