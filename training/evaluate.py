@@ -22,12 +22,12 @@ from torch import Tensor
 
 from chemistry import chemistry
 from corpus import EVERYTHING, Corpus, Told, cut, load
-from densemble.priors.edm import EDM
 from densemble.priors.embedded import CHURN, SIGMA_MIN, WEIGHTS, first_level, load_network
 from densemble.priors.segment_geometry import Segment, stack
 from densemble.priors.segment_network import SegmentNetwork
 from intervals import of_quantile
 from regularised import chemistry_regularised
+from reverse import Reverse
 from structure import coil
 
 LENGTHS = (4, 8, 12, 16)
@@ -45,6 +45,8 @@ class Sampling:
         members: of each segment.
         steps: reverse steps.
         sigma_min, churn, churn_min, rho, heun: see ``densemble.priors.edm.EDM``.
+        vp_unit: see ``reverse.Reverse``, here in the largest expected standard deviations of the segments.
+        posterior: see ``reverse.Reverse``.
     """
 
     members: int = 16
@@ -54,6 +56,8 @@ class Sampling:
     sigma_min: float = SIGMA_MIN
     rho: float = 7.0
     heun: bool = False
+    vp_unit: float | None = None
+    posterior: bool = False
 
     @property
     def widths(self) -> float:
@@ -109,7 +113,8 @@ def sample(
     b, length = mean.shape[:2]
     shape = (b, sampling.members, length, 4, 3)
     center = torch.zeros(4 * length, 3, dtype=mean.dtype)
-    process = EDM(
+    widest = sigma_max / sampling.widths
+    process = Reverse(
         center,
         sigma_max=sigma_max,
         sigma_min=sampling.sigma_min,
@@ -117,6 +122,8 @@ def sample(
         churn=sampling.churn,
         churn_min=sampling.churn_min,
         heun=sampling.heun,
+        vp_unit=None if sampling.vp_unit is None else sampling.vp_unit * widest,
+        posterior=sampling.posterior,
     )
 
     def flat(x: Tensor, sigma: float) -> Tensor:

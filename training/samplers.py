@@ -2,7 +2,8 @@
 
 The same segments, drawn as ``evaluate.py`` draws them, are sampled with each of ``SAMPLERS``, unguided, from
 the same seed. Every row differs from the sampler shipped in one setting, or in Heun's rule and the number of
-steps that costs as much. The file is written after each row, so that a run that was stopped has its figures.
+steps that costs as much. ``--processes`` compares EDM with the variance-preserving process instead, at equal
+numbers of calls. The file is written after each row, so that a run that was stopped has its figures.
 """
 
 from __future__ import annotations
@@ -21,6 +22,23 @@ from densemble.priors.segment_network import SegmentNetwork
 from evaluate import Sampling, draw, measure
 
 SHIPPED = Sampling()
+EULER = replace(SHIPPED, churn=0.0)
+POSTERIOR = replace(EULER, posterior=True)
+PROCESSES = {
+    f"{name}, {steps} steps": replace(sampling, steps=steps)
+    for name, sampling in {
+        "EDM, churn 1": SHIPPED,
+        "EDM, ODE": EULER,
+        "VP, ODE": replace(EULER, vp_unit=1.0),
+        "VP, SDE": replace(POSTERIOR, vp_unit=1.0),
+    }.items()
+    for steps in (15, 30, 50)
+} | {
+    "EDM, posterior, 50 steps": POSTERIOR,
+    "VP, ODE, quarter unit, 50 steps": replace(EULER, vp_unit=0.25),
+    "VP, SDE, quarter unit, 50 steps": replace(POSTERIOR, vp_unit=0.25),
+}
+"""EDM and the variance-preserving process (``reverse.Reverse``): the levels of each, and the steps."""
 SAMPLERS = {
     "shipped": SHIPPED,
     "15 steps": replace(SHIPPED, steps=15),
@@ -84,7 +102,7 @@ def text(row: dict) -> str:
     """One line for people."""
     best = row[f"best{row['sampling']['members']}_median"]
     return (
-        f"{row['set']:<8} {row['sampler']:<24}{row['calls']:>5}{row['single_median']:7.2f}{best:7.2f}"
+        f"{row['set']:<8} {row['sampler']:<32}{row['calls']:>5}{row['single_median']:7.2f}{best:7.2f}"
         f"{100 * row['peptide_bonds_within']:8.1f}{row['n_ca_c_sd']:6.2f}"
         f"{100 * row['ramachandran_outliers']:7.1f}{row['seconds_per_segment']:8.2f}"
     )
@@ -92,12 +110,20 @@ def text(row: dict) -> str:
 
 def main() -> None:
     """Command line."""
+    known = SAMPLERS | PROCESSES
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chains", type=Path, required=True, help="a file of the corpus format")
     parser.add_argument("--segments", type=int, default=30, help="segments of each set")
     parser.add_argument("--json", type=Path, required=True, help="where to write the figures")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--only", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
+    parser.add_argument("--only", nargs="+", choices=list(known), default=list(SAMPLERS))
+    parser.add_argument(
+        "--processes",
+        dest="only",
+        action="store_const",
+        const=list(PROCESSES),
+        help="compare EDM with the variance-preserving process",
+    )
     parser.add_argument("--sets", nargs="+", default=["loop 8", "all 12"], help="kind and length")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -109,11 +135,11 @@ def main() -> None:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
         print(text(result["rows"][-1]), flush=True)
 
-    print("set      sampler                 calls single   best   C-N %  NCAC  rama %  s/segm")
+    print("set      sampler                         calls single   best   C-N %  NCAC  rama %  s/segm")
     compare(
         load_network(args.weights),
         load(args.chains),
-        {name: SAMPLERS[name] for name in args.only},
+        {name: known[name] for name in args.only},
         sets=[(kind, int(length)) for kind, length in (s.split() for s in args.sets)],
         segments=args.segments,
         seed=args.seed,

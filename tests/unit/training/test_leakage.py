@@ -8,10 +8,10 @@ import torch
 from ideal import small_network
 
 from corpus import Corpus, cut
-from densemble.priors.edm import EDM
 from densemble.priors.embedded import load_network
 from densemble.priors.segment_geometry import stack
 from evaluate import Sampling, bridge_denoiser, measure, network_denoiser, sample
+from reverse import Reverse
 
 START, LENGTH = 20, 8
 FEW = Sampling(members=3, steps=4)
@@ -109,12 +109,12 @@ def test_the_start_is_pure_noise_about_the_expected_course(corpus, heun):
 def test_options_of_the_sampler_reach_the_process(corpus, monkeypatch):
     seen = []
 
-    class Spy(EDM):
+    class Spy(Reverse):
         def __post_init__(self):
             super().__post_init__()
             seen.append((self.rho, self.heun, self.churn, self.churn_min, self.sigma_min, self.sigma_max))
 
-    monkeypatch.setattr("evaluate.EDM", Spy)
+    monkeypatch.setattr("evaluate.Reverse", Spy)
     segment = stack([cut(*corpus.chain(0), START, LENGTH)[0]])
     sampling = Sampling(members=2, steps=2, churn=0.1, churn_min=0.2, sigma_min=0.3, rho=5.0, heun=True)
     sample(bridge_denoiser(segment), segment.mean, 9.0, sampling, torch.Generator().manual_seed(0))

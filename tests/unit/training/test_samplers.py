@@ -8,13 +8,23 @@ from ideal import ideal_corpus, small_network
 from densemble.priors.edm import EDM
 from densemble.priors.embedded import WIDTHS
 from evaluate import Sampling
-from samplers import SAMPLERS, SHIPPED, calls, compare, text
+from samplers import PROCESSES, SAMPLERS, SHIPPED, calls, compare, text
 
 
 def test_every_row_differs_from_the_shipped_sampler_and_begins_with_the_most_noise_trained():
     assert SAMPLERS["shipped"] == SHIPPED == Sampling()
     assert len(set(SAMPLERS.values())) == len(SAMPLERS)
     assert {round(s.widths * (1 + s.churn), 9) for s in SAMPLERS.values()} == {WIDTHS}
+
+
+def test_processes_are_compared_from_the_same_noise_at_equal_numbers_of_calls():
+    assert len(set(PROCESSES.values())) == len(PROCESSES)
+    assert {round(s.widths * (1 + s.churn), 9) for s in PROCESSES.values()} == {WIDTHS}
+    assert {s.sigma_min for s in PROCESSES.values()} == {SHIPPED.sigma_min}
+    for name, sampling in PROCESSES.items():
+        assert name.endswith(f", {calls(sampling)} steps")
+        assert name.startswith("EDM" if sampling.vp_unit is None else "VP")
+        assert sampling.posterior == ("posterior" in name or "SDE" in name)
 
 
 def test_calls_are_what_the_network_is_asked():
