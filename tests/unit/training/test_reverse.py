@@ -11,6 +11,7 @@ import torch
 from densemble.priors.edm import EDM
 from evaluate import Sampling, sample
 from reverse import Reverse
+from samplers import PROCESSES
 
 VP_ODE, VP_SDE = {"vp_unit": 1.7}, {"vp_unit": 1.7, "posterior": True}
 MEAN = torch.tensor([[1.0, -2, 3], [4, 5, 6]], dtype=torch.float64)
@@ -103,13 +104,51 @@ def test_samples_of_a_point_have_the_noise_of_every_level_however_few_the_steps(
         assert torch.allclose(mean, MEAN, atol=5 * sigma / math.sqrt(20000))
 
 
+def spread_kept(reverse, width, steps):
+    """Standard deviation of samples of N(MEAN, width^2) over width: every step is linear, so it is known."""
+    times = reverse.times(steps)
+    variance = times[0] ** 2
+    for t, t_next in pairwise(times):
+        if reverse.churn and t > reverse.churn_min:
+            raised = t * (1 + reverse.churn)
+            variance, t = variance + raised**2 - t**2, raised
+        share, ratio = width**2 / (width**2 + t**2), t_next / t
+        kept = ratio**2 if reverse.posterior else ratio
+        variance *= (share + kept * (1 - share)) ** 2
+        variance += t_next**2 * (1 - ratio**2) if reverse.posterior else 0
+    return math.sqrt(variance) / width
+
+
+@pytest.mark.parametrize("options", [{}, {"churn": 1.0}, {"posterior": True}, VP_ODE, VP_SDE])
+def test_samples_of_a_gaussian_have_its_mean_and_the_spread_of_linear_steps(options):
+    for steps in (3, 15, 200):
+        _, mean, sd = drawn(process(**options), gaussian(2.0), steps, 5000)[-1]
+        assert sd == pytest.approx(2 * spread_kept(process(**options), 2.0, steps), rel=0.02)
+        assert torch.allclose(mean, MEAN, atol=5 * sd / math.sqrt(5000))
+
+
 @pytest.mark.parametrize("options", [VP_ODE, VP_SDE, {"posterior": True}])
-def test_samples_of_a_gaussian_have_its_mean_and_variance(options):
-    found = {steps: drawn(process(**options), gaussian(2.0), steps, 5000)[-1] for steps in (15, 300)}
-    _, mean, sd = found[300]
-    assert sd == pytest.approx(2.0, rel=0.04)  # 30000 coordinates: 0.4 %, the rest is the steps' own loss
-    assert torch.allclose(mean, MEAN, atol=5 * 2 / math.sqrt(5000))
-    assert found[15][2] < 0.97 * sd  # few steps lose variance, as x0_hat alone has less than x0
+def test_with_many_steps_samples_have_the_variance_of_the_prior(options):
+    assert spread_kept(process(**options), 2.0, 20000) == pytest.approx(1, abs=2e-3)
+    assert drawn(process(**options), gaussian(2.0), 300, 5000)[-1][2] == pytest.approx(2.0, rel=0.04)
+
+
+def test_spread_kept_is_what_the_model_card_says():
+    """Of a Gaussian of 1 Å, 3.38 Å being the widest expected, by 50 steps."""
+    found = {}
+    for name in ("EDM, churn 1", "EDM, ODE", "VP, ODE", "VP, SDE"):
+        s = PROCESSES[f"{name}, 50 steps"]
+        unit = None if s.vp_unit is None else 3.38 * s.vp_unit
+        reverse = Reverse(
+            MEAN,
+            sigma_max=3.38 * s.widths,
+            sigma_min=s.sigma_min,
+            churn=s.churn,
+            vp_unit=unit,
+            posterior=s.posterior,
+        )
+        found[name] = round(spread_kept(reverse, 1.0, s.steps), 2)
+    assert found == {"EDM, churn 1": 0.84, "EDM, ODE": 0.97, "VP, ODE": 0.95, "VP, SDE": 0.9}
 
 
 def test_posterior_steps_bring_no_other_noise():
