@@ -158,7 +158,7 @@ class XrayDensity:
     def counting(self, mask: Float[Tensor, "nx ny nz"]) -> XrayDensity:
         """The same where some voxels count and others do not, where the density may then be anything.
 
-        Symmetry copies of which no atom reaches a voxel that counts are left out.
+        Symmetry copies of which no atom reaches a voxel that counts, by ten times the cutoff, are left out.
         """
         far = distance_transform_edt(mask.detach().cpu().numpy() == 0, sampling=self.grid.spacing)
         some = copy(self)
@@ -235,6 +235,6 @@ class XrayDensity:
             return coords, amplitude, alpha
         copies = torch.einsum("sij,knj->ksni", self._rotation, coords) + self._translation[:, None]
         if self._apart is not None:
-            copies = copies[:, self._seen(copies.detach(), reach_of(amplitude, alpha, self._cutoff))]
+            copies = copies[:, self._seen(copies.detach(), reach_of(amplitude, alpha, 10 * self._cutoff))]
         s = copies.shape[1]
         return copies.flatten(1, 2), amplitude.repeat(1, s, 1), alpha.repeat(1, s, 1)
