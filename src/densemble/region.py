@@ -118,12 +118,14 @@ def finisher(
 
     if score is None or steps.fine_gain is None:
         return regularised
+    # half the way will do for a backbone to choose side chains on
+    rough = recipe.finish.model_copy(update={"regularise_steps": recipe.finish.regularise_steps // 2})
     chains, stretches = problem.side_chains(members), problem.stretches
     density_at = problem.density_at(steps.fine_gain, beside_start=holds_start(guide, recipe))
     rows = torch.as_tensor(stretches.topology.backbone([r for part in stretches.moving for r in part]))
 
     def finished(atoms: Tensor) -> Tensor:
-        first = regularised(atoms)
+        first = regularise_members(atoms, geometry, density, rough)
         chains.adopt(first)
         generator = torch.Generator().manual_seed(draw.seed)  # the same each time: nothing to resume
         chains.pack(first[:, rows], generator=generator, density_at=density_at, temperature=0.0, fine=True)
