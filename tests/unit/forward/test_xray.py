@@ -119,7 +119,7 @@ def test_copies_that_reach_no_voxel_that_counts_are_left_out(monkeypatch):
         torch.testing.assert_close(some * mask, full * mask, atol=2e-5, rtol=0)
         terms.append(given[-1])
         assert given[-2] == 4
-    # the atoms alone, whose copy is 17 Å away; neither, half-way; and the copy alone, where it is the nearer one
+    # the atoms alone, whose copy is 17 Å away; neither, half-way; the copy alone, where it is nearer
     assert (terms[0], terms[3], terms[-1]) == (2, 0, 2)
 
 
