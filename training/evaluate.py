@@ -64,6 +64,11 @@ class Sampling:
         """First noise level, in the largest expected standard deviations of the segments."""
         return first_level(1.0, self.churn)
 
+    @property
+    def record(self) -> dict[str, float | bool | None]:
+        """All of it, for a file."""
+        return vars(self) | {"widths": self.widths}
+
 
 def draw(corpus: Corpus, length: int, count: int, *, loop: bool, seed: int) -> list[tuple[int, int]]:
     """Chain and first residue of ``count`` segments, uniform over residues.
@@ -287,7 +292,7 @@ def evaluate(
         "chemistry_regularised": chemistry_regularised(corpus, drawn, segments=count, members=members),
         "denoising_rmse": denoising_error(network_denoiser(network, segment), truth, seed),
         "denoising_rmse_closed_form": denoising_error(bridge_denoiser(segment), truth, seed),
-        "sampling": vars(sampling) | {"widths": sampling.widths},
+        "sampling": sampling.record,
         "seed": seed,
         "threads": torch.get_num_threads(),
         "seconds": time.perf_counter() - start,

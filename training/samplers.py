@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -91,9 +91,7 @@ def compare(
             figures, chemistry, _ = measure(network, corpus, places, length, sampling, seed)
             kept = {k: v for k, v in figures.items() if k.startswith(("single", "best", "seconds", "rank"))}
             row = {"set": f"{kind} {length}", "sampler": name, "calls": calls(sampling)}
-            result["rows"].append(
-                row | {"sampling": asdict(sampling) | {"widths": sampling.widths}} | kept | chemistry
-            )
+            result["rows"].append(row | {"sampling": sampling.record} | kept | chemistry)
             on_row(result)
     return result
 

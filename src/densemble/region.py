@@ -103,15 +103,20 @@ def side_chains(
 
 
 def finisher(
-    problem: RegionProblem, draw: Draw, guide: Guide, density: Term | None, score: Score | None, members: int
+    problem: RegionProblem,
+    geometry: GeometryObjective,
+    draw: Draw,
+    guide: Guide,
+    density: Term | None,
+    score: Score | None,
+    members: int,
 ) -> Finish:
     """What members go through at the end of a pass.
 
     They are brought to good stereochemistry in the density. Only then are their backbones good enough for
     fine choices of side chains; where members are compared these are tried, and kept where they score higher.
     """
-    recipe = draw.recipe
-    geometry, steps = GeometryObjective(problem.restraints()), recipe.sidechains
+    recipe, steps = draw.recipe, draw.recipe.sidechains
 
     def regularised(atoms: Tensor) -> Tensor:
         return regularise_members(atoms, geometry, density, recipe.finish)
@@ -152,7 +157,7 @@ def sampled(
     members = draw.members - 1 if with_start else draw.members
     passes = passes_of(guide, draw.steps, recipe)
     several = len(passes) > 1
-    soft = GeometryObjective(restraints, cap=recipe.geometry_cap)
+    soft, geometry = GeometryObjective(restraints, cap=recipe.geometry_cap), GeometryObjective(restraints)
     score = member_score(problem, guide, soft, recipe) if several else None
     completion = draw.completion or side_chains(problem, draw, guide, density, members)
     atoms, trace = sample_members(
@@ -162,7 +167,7 @@ def sampled(
         guide=guide,
         passes=passes,
         backbone=problem.stretches.backbone_atoms,
-        finish=finisher(problem, draw, guide, density, score, members),
+        finish=finisher(problem, geometry, draw, guide, density, score, members),
         score=score,
         start=problem.stretches.start,
         support=residue_support(problem, guide, recipe) if several else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +11,6 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from torch import Tensor
 
-from densemble.geometry.objective import GeometryObjective
 from densemble.geometry.regularise import regularise
 from densemble.likelihood.density import DensityLikelihood
 from densemble.problem import RegionProblem
@@ -42,14 +42,14 @@ class Place:
 
     Attributes:
         problem: the density of the region.
-        geometry: of all atoms of the region.
+        geometry: log probability of all atoms of the region, shape=(k, N, 3).
         atoms: of the part, shape=(n,).
         around: Å, all atoms of the region; those of the part are not looked at, shape=(a, 3).
         others: density of what else is in the region.
     """
 
     problem: RegionProblem
-    geometry: GeometryObjective
+    geometry: Callable[[Tensor], Tensor]
     atoms: Int[np.ndarray, " n"]
     around: Float[Tensor, "a 3"]
     others: Float[Tensor, "nx ny nz"]
@@ -101,10 +101,7 @@ class Place:
                 return how.density_weight * likelihood(x, w)
 
             coords = regularise(
-                coords,
-                self.stereochemistry,
-                log_likelihood=density,
-                evaluations=how.evaluations,
+                coords, self.stereochemistry, log_likelihood=density, evaluations=how.evaluations
             ).coords
             b_iso = self.fitted_b(coords, weights, how)
             found = self.normal(coords, b_iso).weights(range(len(coords)))[0]

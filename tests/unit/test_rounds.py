@@ -143,21 +143,24 @@ def test_side_chains_are_those_of_the_parents():
     assert seen[0].parents is None
 
 
-def test_only_the_window_is_sampled_anew():
-    found = []
-    topology = chain_topology(6)
-    start = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
-    process = EDM(center=start, sigma_max=20.0, churn=0.3)
+def six_residues():
+    """A prior in closed form of a chain of six residues, and its centre, Å."""
+    center = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
     prior = anchored_chain(
-        topology,
-        start,
+        chain_topology(6),
+        center,
         [[0, 1, 2, 3, 4, 5]],
         anchored=[(True, True)],
         amplitude=2.0,
         smoothness=2.0,
         jitter=0.2,
-        process=process,
+        process=EDM(center=center, sigma_max=20.0, churn=0.3),
     )
+    return prior, center
+
+
+def test_only_the_window_is_sampled_anew():
+    (prior, _), found = six_residues(), []
     result = sample_rounds(
         GuidedPrior(prior, []),
         [Pass(10), Pass(10, 3.0, 1.0, (1, 3))],
@@ -213,19 +216,8 @@ def test_windows_are_where_there_is_least_support(generator):
 
 
 def from_the_start(passes, *, members=30, **options):
-    """A chain of six residues whose start is far from the prior's centre; and what was told of every step."""
-    topology, seen = chain_topology(6), []
-    center = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
-    prior = anchored_chain(
-        topology,
-        center,
-        [[0, 1, 2, 3, 4, 5]],
-        anchored=[(True, True)],
-        amplitude=2.0,
-        smoothness=2.0,
-        jitter=0.2,
-        process=EDM(center=center, sigma_max=20.0, churn=0.3),
-    )
+    """A chain whose start is far from the prior's centre; and what was told of every step."""
+    (prior, center), seen = six_residues(), []
     result = sample_rounds(
         GuidedPrior(prior, []),
         passes,

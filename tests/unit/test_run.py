@@ -206,12 +206,13 @@ def test_members_go_on_with_the_side_chains_that_score_higher(problem, inputs, s
     density = density_term(problem, "ensemble", problem.b_start, fine.recipe)
     soft = GeometryObjective(problem.restraints(), cap=fine.recipe.geometry_cap)
     score = member_score(problem, "ensemble", soft, fine.recipe)
-    found = [finisher(problem, draw, "ensemble", density, score, 2)(atoms) for draw in (once, fine)]
+    given = problem, GeometryObjective(problem.restraints())
+    found = [finisher(*given, draw, "ensemble", density, score, 2)(atoms) for draw in (once, fine)]
     scores = [score(x) for x in found]
     assert bool((scores[1] >= scores[0]).all())
     assert float(scores[1][1] - scores[0][1]) > 20
-    alone = finisher(problem, fine, "none", None, None, 2)(atoms)  # nothing to compare members by
-    assert torch.equal(alone, finisher(problem, once, "none", None, None, 2)(atoms))
+    alone = finisher(*given, fine, "none", None, None, 2)(atoms)  # nothing to compare members by
+    assert torch.equal(alone, finisher(*given, once, "none", None, None, 2)(atoms))
 
 
 def test_contacts_are_a_part_of_the_stereochemistry(problem, inputs, states):

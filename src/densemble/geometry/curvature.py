@@ -35,11 +35,14 @@ class Blocks:
         place = (member * self._side + i) * self._side + j
         self._sum.index_add_(0, place.expand(block.shape[:-2]).reshape(-1), block.reshape(-1, 9))
 
+    def add_terms(self, atoms: Int[Tensor, "t a"], block: Float[Tensor, "k t a a 3 3"]) -> None:
+        """Blocks between all atoms of each term, of each member."""
+        member = torch.arange(self._members, device=atoms.device)[:, None, None, None]
+        self.add(member, atoms[:, :, None], atoms[:, None, :], block)
+
     def add_outer(self, atoms: Int[Tensor, "t a"], slope: Float[Tensor, "k t a 3"]) -> None:
         """J^T J of terms whose values have these derivatives."""
-        member = torch.arange(self._members, device=atoms.device)[:, None, None, None]
-        outer = slope[:, :, :, None, :, None] * slope[:, :, None, :, None, :]
-        self.add(member, atoms[:, :, None], atoms[:, None, :], outer)
+        self.add_terms(atoms, slope[:, :, :, None, :, None] * slope[:, :, None, :, None, :])
 
     def matrix(self) -> Float[Tensor, "k m m"]:
         """The sum, coordinates of an atom in a row, shape=(k, 3 n, 3 n)."""

@@ -159,8 +159,7 @@ class GeometryObjective:
         left = torch.diag_embed(inside) - moving @ moving.mT
         nn = (normal @ normal.mT)[:, :, None, None] * (self._weights["planes"] / PLANE_SD**2)
         atoms = torch.where(inside > 0, self._planes, x.shape[1])
-        member = torch.arange(len(x), device=x.device)[:, None, None, None]
-        blocks.add(member, atoms[:, :, None], atoms[:, None, :], left[..., None, None] * nn)
+        blocks.add_terms(atoms, left[..., None, None] * nn)
 
     def _curve_contacts(self, coords: Tensor, x: Tensor, blocks: Blocks) -> None:
         k, i, j = self._near(coords)
