@@ -17,8 +17,7 @@ import torch
 
 from densemble.demo import REGION, example
 from densemble.guidance.guided import GuidedPrior
-from densemble.inputs import Inputs, Settings, load
-from densemble.pipeline import problem_of
+from densemble.inputs import Inputs, Settings, load, problem_of
 from densemble.problem import CrystalProblem, Guide
 from densemble.recipes import Recipe
 from densemble.run import density_term, guidance_terms, holds_start, stages_of

@@ -24,12 +24,11 @@ from densemble.crystal.sigmaa import free_gain
 from densemble.demo import REGION, example
 from densemble.evaluation import start_ensemble
 from densemble.geometry.validation import validate
-from densemble.inputs import Settings, load
+from densemble.inputs import Settings, load, problem_of
 from densemble.io.model_results import Refined
 from densemble.io.models import alternates
 from densemble.io.reflections import Reflections
 from densemble.metrics.validation import validate_structure
-from densemble.pipeline import problem_of
 from densemble.problem import RegionProblem
 from densemble.refinement.built import BuiltModel
 from densemble.refinement.conformers import Sites, flat, site_restraints

@@ -17,6 +17,7 @@ from densemble.metrics.populations import assign_states, populations
 from densemble.pipeline import Settings, run_xray
 from densemble.progress import Progress
 from densemble.report.words import model_lines, table
+from densemble.side_process import one_thread
 
 REGION = "A:176-191"
 CORE = "A:178-188"
@@ -41,7 +42,8 @@ def run_demo(
 ) -> str:
     """Run the example with every way of guidance, and say how it went.
 
-    The deposited model, which has both states, is used for evaluation only.
+    The deposited model, which has both states, is used for evaluation only. Each process takes one thread, so
+    that figures do not depend on the number of cores.
 
     Args:
         out: output folder.
@@ -60,9 +62,16 @@ def run_demo(
         guides=("none", "each", "ensemble"),
         **settings,
     )
-    result = run_xray(
-        chosen, out, reference=example("deposited.cif"), force=force, resume=resume, progress=progress
-    )
+    with one_thread():
+        result = run_xray(
+            chosen,
+            out,
+            reference=example("deposited.cif"),
+            force=force,
+            resume=resume,
+            side_by_side=True,
+            progress=progress,
+        )
     model = [] if result.model is None else [*model_lines(result.model, result.region), ""]
     return "\n".join([*comparison(result), "", *recovered(result, out), "", *model, f"written to {out}/"])
 

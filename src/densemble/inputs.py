@@ -9,16 +9,18 @@ from typing import Literal
 from pydantic import JsonValue
 
 from densemble.atoms import Region
+from densemble.crystal.omit import StretchMap, as_phased_map, omit_map, two_fofc_map
 from densemble.guidance.guided import Completion
 from densemble.io.models import Model, read_model, require_cell
 from densemble.io.output import InputFile, plain
-from densemble.io.reflections import Reflections, check_same_crystal, read_reflections
+from densemble.io.reflections import Reflections, check_same_crystal, read_coefficients, read_reflections
 from densemble.method import FOLD_RECIPE, RECIPES, FoldMethod, Method, RegionPrior, check_weights
 from densemble.priors.fold import FoldSettings
 from densemble.priors.protocol import Prior
-from densemble.problem import Guide, Stretches
+from densemble.problem import CrystalProblem, Guide, Stretches
 from densemble.progress import Progress
 from densemble.recipes import Recipe, load_recipe
+from densemble.region import Draw
 from densemble.sidechains.completion import Packer
 
 MapKind = Literal["omit", "2fofc", "as-phased"]
@@ -147,4 +149,39 @@ def load(settings: Settings, *, progress: Progress | None = None) -> Inputs:
         packer=packer,
         completion=completion,
         files=[InputFile.of(settings.model), InputFile.of(settings.data), *method.files],
+    )
+
+
+def target_map(settings: Settings, inputs: Inputs) -> StretchMap:
+    """The map of the crystal and of all that is not the region.
+
+    Raises:
+        InputError: the file has no map coefficients where ``as-phased`` asks for them.
+    """
+    model, reflections = inputs.model, inputs.reflections
+    residues = [model.topology.residues[r].id for r in inputs.stretches.free]
+    if settings.map == "omit":
+        return omit_map(model.structure, residues, reflections)
+    if settings.map == "2fofc":
+        return two_fofc_map(model.structure, residues, reflections)
+    coefficients = read_coefficients(settings.data)
+    return as_phased_map(coefficients, model.structure, residues, reflections)
+
+
+def problem_of(settings: Settings, inputs: Inputs) -> CrystalProblem:
+    """The target density of the region, and the model of it."""
+    return CrystalProblem.of(inputs.stretches, target_map(settings, inputs), inputs.recipe.density)
+
+
+def draw_of(settings: Settings, inputs: Inputs) -> Draw:
+    """How members are drawn."""
+    return Draw(
+        prior=inputs.prior,
+        packer=inputs.packer,
+        completion=inputs.completion,
+        recipe=inputs.recipe,
+        members=settings.members,
+        keep=settings.keep,
+        steps=settings.steps,
+        seed=settings.seed,
     )

@@ -80,6 +80,7 @@ class Modelled:
 def final_model(
     inputs: Inputs,
     problem: CrystalProblem,
+    judge: AmplitudeJudge,
     members: Float[Tensor, "k n 3"],
     *,
     cycles: int,
@@ -91,7 +92,7 @@ def final_model(
     return model_of_states(
         problem,
         members,
-        AmplitudeJudge.of(problem.models, inputs.stretches.topology, reflections),
+        judge,
         resolution=reflections.d_min,
         reflections=reflections,
         counting=Counting(),

@@ -182,15 +182,14 @@ class PartSearch:
         sets = best_sets(normal, groups, most=counting.most, least_weight=counting.least_weight)
         if not sets:
             return self.held(residues)
-        models = [self.one_state(residues, place, x, sets[0], groups)]
+        models = [self.one_state(residues, place, x, sets[0], groups, others)]
         choice = self.compared(models, others, believed)
         for candidates in sets[1:]:
-            settled = self.settled(residues, place, x, candidates)
-            apart = self.apart(settled)
-            models.append(self.fitted(settled, others))
+            models.append(self.settled(residues, place, x, candidates, others))
+            apart = self.apart(models[-1])
             choice = self.compared(models, others, believed)
             if apart and choice.chosen == len(models) - 1:
-                models[-2] = self.fairer(models[-2], self.simpler(place, settled, others), others)
+                models[-2] = self.likelier([models[-2], self.simpler(place, models[-1], others)], others)
                 choice = self.compared(models, others, believed)
             if not apart or choice.chosen < len(models) - 1:
                 choice = replace(choice, chosen=min(choice.chosen, len(models) - 2))
@@ -208,34 +207,51 @@ class PartSearch:
         weights = torch.as_tensor(w / w.sum(), dtype=x.dtype)
         return fit_b(place.likelihood(b_iso), x, weights, base=b_iso)
 
-    def settled(self, residues: list[int], place: Place, x: Tensor, candidates: Candidates) -> PartModel:
+    def settled(
+        self,
+        residues: list[int],
+        place: Place,
+        x: Tensor,
+        candidates: Candidates,
+        others: Sequence[PartModel],
+    ) -> PartModel:
         """Candidates refined together."""
         chosen = x[list(candidates.members)]
-        coords, weights, b_iso = place.settled(chosen, candidates.weights, self.counting.settling)
-        return self.model(residues, coords, weights, b_iso, candidates.members)
+        states = place.settled(chosen, candidates.weights, self.counting.settling)
+        return self.weighted(residues, states, candidates.members, others)
 
     def simpler(self, place: Place, model: PartModel, others: Sequence[PartModel]) -> PartModel:
         """A model with its lightest state taken away, settled once more."""
         weights = model.weights[:-1] / model.weights[:-1].sum()
-        coords, weights, b_iso = place.settled(model.coords[:-1], weights, self.counting.settling)
-        return self.fitted(self.model(model.residues, coords, weights, b_iso, model.sources[:-1]), others)
+        settled = place.settled(model.coords[:-1], weights, self.counting.settling)
+        return self.weighted(model.residues, settled, model.sources[:-1], others)
 
-    def fairer(self, first: PartModel, second: PartModel, others: Sequence[PartModel]) -> PartModel:
-        """The one of two models of as many states that the fitted data prefer.
+    def likelier(self, models: Sequence[PartModel], others: Sequence[PartModel]) -> PartModel:
+        """Of models of as many states the one that the fitted data prefer.
 
         A state more is believed over the best simpler model, not over one that was stuck.
         """
-        fits = [self.judge.fitted(*self.total([model, *others])) for model in (first, second)]
-        return second if fits[1] > fits[0] else first
+        return max(models, key=lambda model: self.judge.fitted(*self.total([model, *others])))
 
     def one_state(
-        self, residues: list[int], place: Place, x: Tensor, best: Candidates, groups: np.ndarray
+        self,
+        residues: list[int],
+        place: Place,
+        x: Tensor,
+        best: Candidates,
+        groups: np.ndarray,
+        others: Sequence[PartModel],
     ) -> PartModel:
-        """The best single state: the start or the member that fits best, whichever settles better."""
+        """The best single state: the start, as it is or refined, or the member that fits best, refined.
+
+        Refined against a map, a start may fit the data less well than before: it was refined against these.
+        What explains no more than it does as it is, is not worth a second state.
+        """
         trials = [best.members[0]] if groups[best.members[0]] == groups[0] else [best.members[0], 0]
-        models = [self.settled(residues, place, x, Candidates((m,), np.ones(1), 0.0)) for m in trials]
-        left = [place.normal(model.coords, model.b_iso).weights([0])[1] for model in models]
-        return models[int(np.argmin(left))]
+        single = [Candidates((m,), np.ones(1), 0.0) for m in trials]
+        models = [self.settled(residues, place, x, each, others) for each in single]
+        start = self.model(residues, x[:1], np.ones(1), place.b_start, (0,))
+        return self.likelier([*models, start], others)
 
     def standing(self, model: PartModel) -> Float[np.ndarray, "s n 3"]:
         """Å, the whole region with each state of a part in place, the others in their heaviest."""
@@ -249,8 +265,16 @@ class PartSearch:
         np.fill_diagonal(found, np.inf)
         return bool(found.min() > self.same and model.weights.min() >= self.counting.least_weight)
 
-    def fitted(self, model: PartModel, others: Sequence[PartModel]) -> PartModel:
-        """The same with occupancies refitted to the judge's data, the other parts' held."""
+    def weighted(
+        self,
+        residues: list[int],
+        states: tuple[Tensor, np.ndarray, Tensor],
+        sources: tuple[int, ...],
+        others: Sequence[PartModel],
+    ) -> PartModel:
+        """States with occupancies fitted to the judge's data, the other parts' held."""
+        coords, weights, b_iso = states
+        model = self.model(residues, coords, weights, b_iso, sources)
         held = sum((other.weights @ other.signals for other in others), np.zeros(model.signals.shape[1]))
         signals = np.concatenate([model.signals, held[None]])
         groups = np.append(np.zeros(len(model), dtype=np.int64), 1)
@@ -266,16 +290,22 @@ class PartSearch:
 
         Without held-out data by Akaike's criterion. With them, a state more must be worth its parameters on
         the fitted data by that criterion, and pass the held-out ones. States that are believed already, of a
-        larger part, are given up only where neither speaks for them.
+        larger part, are given up only where neither speaks for them. Backbone torsions that are less usual
+        than those of the one state count against the fit.
         """
         totals = [self.total([model, *others]) for model in models]
-        fits = [self.judge.fitted(*total) for total in totals]
+        fits = [self.judge.fitted(*t) - cost for t, cost in zip(totals, self.strains(models), strict=True)]
         parameters = [self.parameters(models[0]) * len(model) for model in models]
         if not self.judge.holds_out:
             return choose_by_information(fits, parameters)
         worth = worth_parameters(fits, parameters)
         need = [self.need(len(m), w, believed) for m, w in zip(models, worth, strict=True)]
         return choose([self.judge.held_out(*total) for total in totals], need=need)
+
+    def strains(self, models: Sequence[PartModel]) -> list[float]:
+        """Nats by which backbone torsions of all states of a model are less usual than those of the one."""
+        each = [self.geometry.of_torsions(torch.as_tensor(self.standing(m)).to(self.pool)) for m in models]
+        return [float((each[0].max() - log_p).clamp(min=0).sum()) for log_p in each]
 
     def need(self, states: int, worth: bool, believed: int) -> float:
         """Standard errors by which held-out data must be better with so many states; negative: may be worse.
@@ -297,13 +327,14 @@ class PartSearch:
     ) -> tuple[Evidence, ...]:
         """What the choice rests on, in nats above one state."""
         fits = [self.judge.fitted(*self.total([model, *others])) for model in models]
-        found = []
+        strains, found = self.strains(models), []
         for i, model in enumerate(models):
             out = self.judge.holds_out
             found.append(
                 Evidence(
                     states=len(model),
                     fit=fits[i] - fits[0],
+                    strain=strains[i],
                     held_out=choice.gains[i] if out else None,
                     error=choice.errors[i] if out and i else None,
                     chosen=i == choice.chosen,
@@ -378,6 +409,8 @@ def _in_words(evidence: Evidence) -> str:
     number, said = evidence.states, ""
     if number > 1:
         said = f"fit {evidence.fit:+.1f}"
+        if evidence.strain:
+            said += f", torsions {-evidence.strain:+.1f}"
         if evidence.held_out is not None:
             error = "" if evidence.error is None else f" ± {evidence.error:.1f}"
             said += f", held out {evidence.held_out:+.1f}{error}"

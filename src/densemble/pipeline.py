@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from densemble.atoms import Ensemble
-from densemble.crystal.omit import StretchMap, as_phased_map, omit_map, two_fofc_map
 from densemble.crystal.scaling import r_factors, r_factors_of
 from densemble.evaluation import map_fits, member_records, reference_states, start_ensemble
-from densemble.inputs import Inputs, Settings, load
+from densemble.inputs import Inputs, Settings, draw_of, load, problem_of
 from densemble.io.altlocs import build_structure
 from densemble.io.maps import write_map
 from densemble.io.model_results import FinalModel
@@ -26,7 +25,6 @@ from densemble.io.output import (
     versions,
     write_trace,
 )
-from densemble.io.reflections import read_coefficients
 from densemble.io.results import (
     OWN_FILES,
     Member,
@@ -42,8 +40,10 @@ from densemble.io.results import (
 from densemble.modelling import OWN_MODEL_FILES, Modelled, final_model, made_or_failure, write_model
 from densemble.problem import CrystalProblem, Guide
 from densemble.progress import Clock, Progress
-from densemble.region import Draw, GuideRun, run_guide
+from densemble.region import GuideRun, sample_guide, select_guide
 from densemble.run import Checkpoints, passes_of, run_key
+from densemble.selection.amplitudes import AmplitudeJudge
+from densemble.side_process import SideProcess
 
 OWN = (*OWN_FILES, *OWN_MODEL_FILES)
 """What a run writes into an output folder, and may replace there."""
@@ -56,22 +56,6 @@ class Evaluation:
     metrics: Metrics
     r_factors: RFactors
     members: list[Member]
-
-
-def target_map(settings: Settings, inputs: Inputs) -> StretchMap:
-    """The map of the crystal and of all that is not the region.
-
-    Raises:
-        InputError: the file has no map coefficients where ``as-phased`` asks for them.
-    """
-    model, reflections = inputs.model, inputs.reflections
-    residues = [model.topology.residues[r].id for r in inputs.stretches.free]
-    if settings.map == "omit":
-        return omit_map(model.structure, residues, reflections)
-    if settings.map == "2fofc":
-        return two_fofc_map(model.structure, residues, reflections)
-    coefficients = read_coefficients(settings.data)
-    return as_phased_map(coefficients, model.structure, residues, reflections)
 
 
 def evaluate(
@@ -121,6 +105,7 @@ def model_or_failure(
     folder: Path,
     inputs: Inputs,
     problem: CrystalProblem,
+    judge: AmplitudeJudge,
     run: GuideRun,
     *,
     cycles: int,
@@ -130,17 +115,12 @@ def model_or_failure(
     """Make and write the final model; where that fails, why, in words. The ensemble stands without it."""
 
     def make() -> Modelled:
-        made = final_model(inputs, problem, run.final, cycles=cycles, references=references, tell=tell)
+        made = final_model(inputs, problem, judge, run.final, cycles=cycles, references=references, tell=tell)
         write_model(folder, problem, run.ensemble, made, tell=tell)
         return made
 
     made, failure = made_or_failure(folder, make, tell=tell)
     return None if made is None else made.record, failure
-
-
-def problem_of(settings: Settings, inputs: Inputs) -> CrystalProblem:
-    """The target density of the region, and the model of it."""
-    return CrystalProblem.of(inputs.stretches, target_map(settings, inputs), inputs.recipe.density)
 
 
 def run_xray(
@@ -150,6 +130,7 @@ def run_xray(
     reference: Path | None = None,
     force: bool = False,
     resume: bool = False,
+    side_by_side: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """From files to files: sample, select, evaluate, count states, refine, write.
@@ -160,6 +141,7 @@ def run_xray(
         reference: a model whose altlocs the result is compared with; evaluation only.
         force: replace an earlier result in ``out``.
         resume: go on with an interrupted run in ``out``.
+        side_by_side: sample with all guides but the last in a second process, if there is a core for it.
         progress: told of every part and step.
 
     Returns:
@@ -178,31 +160,35 @@ def run_xray(
     with clock("map"):
         tell.message(f"calculating the {settings.map} map of {settings.region}")
         problem = problem_of(settings, inputs)
+        judge = AmplitudeJudge.of(problem.models, inputs.stretches.topology, inputs.reflections)
     folder = prepare_output(out, force=force, resume=resume, own=OWN)
     described = settings.record() | inputs.method.described
     checkpoints = Checkpoints(folder / "checkpoint.pt", run_key(described, inputs.files, inputs.recipe))
     if resume:
         checkpoints.load()
     write_map(folder / MAP_FILE, problem.target)
-    draw = Draw(
-        prior=inputs.prior,
-        packer=inputs.packer,
-        completion=inputs.completion,
-        recipe=inputs.recipe,
-        members=settings.members,
-        keep=settings.keep,
-        steps=settings.steps,
-        seed=settings.seed,
-    )
+    side = None
+    if side_by_side:
+        side = SideProcess(settings, settings.guides[:-1], checkpoints, resume=resume)
+    draw = draw_of(settings, inputs)
     runs: dict[Guide, GuideRun] = {}
+
+    def sample(guide: Guide) -> None:
+        if guide in checkpoints.finished:
+            return
+        steps = sum(p.steps for p in passes_of(guide, settings.steps, inputs.recipe))
+        with clock(f"guide {guide}"), tell.steps(f"guide: {guide}", steps) as on_step:
+            sample_guide(problem, draw, guide, checkpoints=checkpoints, on_step=on_step)
+
+    if side is not None:
+        sample(settings.guides[-1])
+        with clock("guides of the side process"):
+            checkpoints.finished |= side.outcomes()
     for guide in settings.guides:
-        with (
-            clock(f"guide {guide}"),
-            tell.steps(
-                f"guide: {guide}", sum(p.steps for p in passes_of(guide, settings.steps, inputs.recipe))
-            ) as on_step,
-        ):
-            runs[guide] = run_guide(problem, draw, guide, checkpoints=checkpoints, on_step=on_step)
+        sample(guide)
+        with clock(f"guide {guide}"):
+            done = checkpoints.finished[guide]
+            runs[guide] = select_guide(problem, draw, guide, done, judge=judge)
     with clock("evaluate"):
         tell.message("R factors")
         found = evaluate(inputs, problem, runs, states, "" if reference is None else reference.name)
@@ -212,7 +198,7 @@ def run_xray(
         with clock("states"):
             tell.message("states and their number")
             model, failure = model_or_failure(
-                folder, inputs, problem, last, cycles=settings.cycles, references=states, tell=tell
+                folder, inputs, problem, judge, last, cycles=settings.cycles, references=states, tell=tell
             )
     result = Result(
         inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
@@ -230,4 +216,6 @@ def run_xray(
     )
     write_result_json(folder / RESULT_FILE, result)
     checkpoints.path.unlink(missing_ok=True)
+    if side is not None:
+        side.clean()
     return result

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,7 @@ from densemble.run import (
     sample_members,
     stages_of,
 )
+from densemble.selection.judge import Judge
 from densemble.sidechains.completion import Packer, RotamerPacker, SideChainCompletion
 
 CHI_STEPS = {"high", "resample_every", "gradient_steps", "step_size", "final_update"}
@@ -179,6 +181,21 @@ def sampled(
     return torch.cat([problem.stretches.start[None], atoms]) if with_start else atoms, trace
 
 
+def sample_guide(
+    problem: RegionProblem,
+    draw: Draw,
+    guide: Guide,
+    *,
+    checkpoints: Checkpoints,
+    on_step: Callable[[int], None],
+) -> None:
+    """Sample and regularise under one way of guidance, unless that is done; into the checkpoints."""
+    if guide not in checkpoints.finished:
+        density = None if guide == "none" else density_term(problem, guide, problem.b_start, draw.recipe)
+        atoms, trace = sampled(problem, draw, guide, density, checkpoints=checkpoints, on_step=on_step)
+        checkpoints.finish(guide, {"atoms": atoms, "trace": trace})
+
+
 def run_guide(
     problem: RegionProblem,
     draw: Draw,
@@ -188,21 +205,26 @@ def run_guide(
     on_step: Callable[[int], None],
 ) -> GuideRun:
     """Sample, regularise, select and refine under one way of guidance."""
-    recipe = draw.recipe
-    density = None if guide == "none" else density_term(problem, guide, problem.b_start, recipe)
+    sample_guide(problem, draw, guide, checkpoints=checkpoints, on_step=on_step)
+    return select_guide(problem, draw, guide, checkpoints.finished[guide])
+
+
+def select_guide(
+    problem: RegionProblem, draw: Draw, guide: Guide, done: Mapping[str, Any], *, judge: Judge | None = None
+) -> GuideRun:
+    """Select and refine what ``sample_guide`` has sampled; for the judge see ``run.choose_members``."""
+    recipe, atoms = draw.recipe, done["atoms"]
     geometry = GeometryObjective(problem.restraints())
-    if guide not in checkpoints.finished:
-        atoms, trace = sampled(problem, draw, guide, density, checkpoints=checkpoints, on_step=on_step)
-        checkpoints.finish(guide, {"atoms": atoms, "trace": trace})
-    done = checkpoints.finished[guide]
 
     def settle(ensemble: Ensemble) -> Ensemble:
-        if density is None:
+        if guide == "none":
             return ensemble
         return refine(problem, ensemble, geometry, recipe.finish, mode_of(guide))
 
     if recipe.selection == "pursuit":
-        selected, ensemble = pursue_members(problem, done["atoms"], keep=draw.keep)
+        selected, ensemble = pursue_members(problem, atoms, keep=draw.keep)
     else:
-        selected, ensemble = choose_members(problem, done["atoms"], keep=draw.keep, settle=settle)
-    return GuideRun(done["atoms"], selected, ensemble, done["trace"])
+        selected, ensemble = choose_members(
+            problem, atoms, geometry, keep=draw.keep, settle=settle, judge=judge
+        )
+    return GuideRun(atoms, selected, ensemble, done["trace"])

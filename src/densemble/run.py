@@ -7,7 +7,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from densemble.problem import Guide, RegionProblem
 from densemble.recipes import Finish, Recipe
 from densemble.rounds import Pass, Population, RoundsState, Score, Support, sample_rounds
 from densemble.sampler import SamplerState, load_checkpoint, save_checkpoint
+from densemble.selection.judge import Judge, fit_shares
 from densemble.selection.pursuit import fit_weights, matching_pursuit
 
 BLUR_STEP = 0.1  # Å; the target is blurred to multiples of this, so that few copies of it are made
@@ -330,38 +331,59 @@ def rank_members(
 def choose_members(
     problem: RegionProblem,
     atoms: Float[Tensor, "k n 3"],
+    geometry: GeometryObjective,
     *,
     keep: int,
     settle: Callable[[Ensemble], Ensemble],
+    judge: Judge | None = None,
 ) -> tuple[tuple[int, ...], Ensemble]:
-    """As few members as the target supports, refined, with weights.
+    """As few members as the data support, refined, with weights.
 
-    One member more is kept if the refined ensemble is the more likely by more than the parameters that
-    it adds: its torsion angles and its weight (Akaike 1974, IEEE Trans. Autom. Control 19, 716-723).
-    Free reflections have no part in it.
+    One member more is kept if with it the ensemble is the more likely by more than the parameters that it
+    adds, its torsion angles and its weight (Akaike 1974, IEEE Trans. Autom. Control 19, 716-723), and by more
+    than its backbone torsions are less usual than those of a single one. The single one is taken as it was
+    sampled, or refined, whichever is likelier. Data held out have no part in it.
 
     Args:
         problem: the target.
         atoms: Å, all members.
+        geometry: stereochemistry of the members.
         keep: at most this many.
         settle: refines an ensemble (or leaves it as it is).
+        judge: the data, which weights are then fitted to; the target if None.
 
     Returns:
         Indices of the members kept, and their ensemble.
     """
     order, b_iso = rank_members(problem, atoms, keep=keep)
-    best, best_value = None, -math.inf
+    best, best_value, sound = None, -math.inf, None
     for count in range(1, len(order) + 1):
         coords = atoms[list(order[:count])]
         weights = torch.as_tensor(fit_weights(*problem.voxel_values(coords, b_iso)), dtype=coords.dtype)
-        trial = settle(Ensemble(problem.stretches.topology, coords, weights, b_iso.expand(count, -1)))
-        with torch.no_grad():
-            value = float(problem.likelihood("ensemble", trial.b_iso)(trial.coords, trial.weights))
+        sampled = Ensemble(problem.stretches.topology, coords, weights, b_iso.expand(count, -1))
+        each = (settle(sampled), sampled) if count == 1 else (settle(sampled),)
+        trial, value = max((_likelihood_of(problem, e, judge) for e in each), key=lambda found: found[1])
+        log_p = geometry.of_torsions(trial.coords)
+        sound = log_p.max() if sound is None else sound
+        value -= float((sound - log_p).clamp(min=0).sum())
         if best is not None and value - best_value <= problem.stretches.torsions + 1:
             break
         best, best_value = trial, value
     assert best is not None  # the order has at least one member
     return order[: len(best)], best
+
+
+def _likelihood_of(problem: RegionProblem, ensemble: Ensemble, judge: Judge | None) -> tuple[Ensemble, float]:
+    """How likely the judge's data are given an ensemble, with weights fitted to them; or the target."""
+    if judge is None:
+        with torch.no_grad():
+            likelihood = problem.likelihood("ensemble", ensemble.b_iso)
+            return ensemble, float(likelihood(ensemble.coords, ensemble.weights))
+    x, w, b = (t.double().numpy() for t in (ensemble.coords, ensemble.weights, ensemble.b_iso))
+    signals = judge.signals(np.arange(x.shape[1]), x, b)
+    shares = fit_shares(judge, signals, w / w.sum(), np.zeros(len(w), dtype=np.int64))
+    weights = torch.as_tensor(shares, dtype=ensemble.weights.dtype)
+    return replace(ensemble, weights=weights), judge.fitted(signals, shares)
 
 
 def pursue_members(

@@ -14,18 +14,19 @@ from small_report import bare_result
 from densemble.atoms import Residue, ResidueId
 from densemble.crystal.scaling import r_factors
 from densemble.evaluation import ensemble_density, reference_states, start_ensemble
-from densemble.inputs import load
+from densemble.inputs import load, problem_of
 from densemble.io.finished import read_run
 from densemble.io.models import alternates
 from densemble.io.results import Metrics, RFactor, RFactors
 from densemble.metrics.maps import rscc, voxels_near
 from densemble.metrics.validation import validate_structure
 from densemble.modelling import MOST_NAMED, final_model, validated, write_model
-from densemble.pipeline import problem_of, run_xray
+from densemble.pipeline import run_xray
 from densemble.progress import Progress
 from densemble.report import summary
 from densemble.report.crystal_headline import headline
 from densemble.report.writing import OWN_REPORT_FILES
+from densemble.selection.amplitudes import AmplitudeJudge
 
 REGION = "A:176-191"
 """All that has two states: what is outside of it is the truth."""
@@ -56,7 +57,8 @@ def case(crystal):
     off = [0.1 * torch.randn(known["A"].shape, generator=noise) for _ in range(3)]
     members = torch.stack([known["A"] + off[0], known["B"] + off[1], (known["A"] + known["B"]) / 2 + off[2]])
     references = reference_states(crystal.reference, inputs.stretches)
-    modelled = final_model(inputs, problem, members, cycles=2, references=references, tell=Progress())
+    judge = AmplitudeJudge.of(problem.models, inputs.stretches.topology, inputs.reflections)
+    modelled = final_model(inputs, problem, judge, members, cycles=2, references=references, tell=Progress())
     return inputs, problem, modelled
 
 

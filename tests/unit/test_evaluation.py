@@ -23,7 +23,7 @@ from densemble.evaluation import (
     start_ensemble,
 )
 from densemble.grid import DensityMap, Grid
-from densemble.pipeline import load, problem_of
+from densemble.inputs import load, problem_of
 from densemble.testing import chain_topology
 
 

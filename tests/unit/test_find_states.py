@@ -10,10 +10,9 @@ import torch
 from densemble.geometry.objective import GeometryObjective
 from densemble.geometry.regularise import regularise
 from densemble.grid import DensityMap
-from densemble.inputs import load
+from densemble.inputs import load, problem_of
 from densemble.io.models import alternates
 from densemble.metrics.coordinates import nearest_naming, rmsd
-from densemble.pipeline import problem_of
 from densemble.selection.amplitudes import AmplitudeJudge
 from densemble.selection.parts import spans_of
 from densemble.selection.voxels import MapJudge

@@ -47,6 +47,7 @@ LAYERS = (
     "part_search",
     "states",
     "inputs",
+    "side_process",
     "modelling",
     "pipeline",
     "docking",

@@ -5,16 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_crystal import write_crystal
+from small_crystal import OCCUPANCY, write_crystal
 
 from densemble.assembly import embedded_prior, gaussian_prior
 from densemble.errors import InputError
 from densemble.evaluation import reference_states
 from densemble.geometry.objective import GeometryObjective
+from densemble.geometry.regularise import regularise
 from densemble.grid import DensityMap
 from densemble.guidance.guided import AllAtom
 from densemble.guidance.stage import Stage
-from densemble.pipeline import load, problem_of
+from densemble.inputs import load, problem_of
 from densemble.priors.edm import EDM
 from densemble.priors.gaussian import anchored_chain
 from densemble.recipes import Rounds, StageRecipe, Starts
@@ -34,6 +35,8 @@ from densemble.run import (
     sample_members,
     stages_of,
 )
+from densemble.selection.amplitudes import AmplitudeJudge
+from densemble.selection.judge import fit_shares
 from densemble.testing import chain_topology
 
 
@@ -403,11 +406,15 @@ def as_it_is(ensemble):
     return ensemble
 
 
+def geometry_of(problem):
+    return GeometryObjective(problem.restraints())
+
+
 def test_selection_finds_the_members_that_made_the_map(problem, states):
     exact = showing(problem, states, [0.39, 0.61])
     drift = states[1] + torch.linspace(-2, 2, states.shape[1])[:, None]
     candidates = torch.stack([states.mean(0), states[0], drift, states[1], states[1] + 1.5])
-    members, ensemble = choose_members(exact, candidates, keep=2, settle=as_it_is)
+    members, ensemble = choose_members(exact, candidates, geometry_of(problem), keep=2, settle=as_it_is)
     assert set(members) == {1, 3}
     weights = dict(zip(members, ensemble.weights.tolist(), strict=True))
     assert (weights[1], weights[3]) == pytest.approx((0.39, 0.61), abs=0.02)
@@ -418,7 +425,7 @@ def test_selection_finds_the_members_that_made_the_map(problem, states):
 
 def test_selection_keeps_no_more_than_told(problem, states):
     exact = showing(problem, states, [0.39, 0.61])
-    members, ensemble = choose_members(exact, states, keep=1, settle=as_it_is)
+    members, ensemble = choose_members(exact, states, geometry_of(problem), keep=1, settle=as_it_is)
     assert len(members) == len(ensemble) == 1
     assert ensemble.weights.tolist() == [1.0]
 
@@ -427,7 +434,9 @@ def test_map_that_no_member_explains_is_an_error(problem, states):
     inverted = showing(problem, states, [0.5, 0.5])
     target = DensityMap(inverted.target.grid, -inverted.target.values)
     with pytest.raises(InputError, match="no member"):
-        choose_members(replace(inverted, target=target), states, keep=2, settle=as_it_is)
+        choose_members(
+            replace(inverted, target=target), states, geometry_of(problem), keep=2, settle=as_it_is
+        )
 
 
 def test_a_member_must_be_worth_its_parameters(problem, states):
@@ -435,7 +444,11 @@ def test_a_member_must_be_worth_its_parameters(problem, states):
     exact = showing(problem, states, [0.2, 0.8])
 
     def kept(sigma):
-        return len(choose_members(replace(exact, sigma=sigma), states, keep=2, settle=as_it_is)[1])
+        return len(
+            choose_members(
+                replace(exact, sigma=sigma), states, geometry_of(problem), keep=2, settle=as_it_is
+            )[1]
+        )
 
     gains = []
     for sigma in (0.01, 10.0):
@@ -444,6 +457,52 @@ def test_a_member_must_be_worth_its_parameters(problem, states):
         gains.append(both - float(likelihood(states[1:], torch.ones(1))))
     assert gains[0] > problem.stretches.torsions + 1 > gains[1]
     assert (kept(0.01), kept(10.0)) == (2, 1)
+
+
+def test_a_member_must_be_worth_unusual_torsions(problem, states):
+    """The same second state is not kept once its peptides are bent, which the map hardly sees."""
+    geometry = geometry_of(problem)
+    sound = regularise(states, geometry, evaluations=60).coords
+    exact = replace(showing(problem, sound, [0.4, 0.6]), sigma=0.3)
+    broken = sound.clone()
+    nitrogens = [i for i, name in enumerate(problem.stretches.topology.names) if name == "N"]
+    broken[0, nitrogens] += 0.2
+    gains, costs = [], []
+    for pair in (sound, broken):
+        likelihood = exact.likelihood("ensemble", problem.b_start)
+        both = float(likelihood(pair, torch.tensor([0.4, 0.6])))
+        gains.append(both - float(likelihood(pair[1:], torch.ones(1))))
+        log_p = geometry.of_torsions(pair)
+        costs.append(max(float(log_p[1] - log_p[0]), 0.0))
+    need = problem.stretches.torsions + 1
+    assert gains[0] > costs[0] + need
+    assert need < gains[1] < costs[1] + need
+    for pair, kept in ((sound, 2), (broken, 1)):
+        assert len(choose_members(exact, pair, geometry, keep=2, settle=as_it_is)[1]) == kept
+
+
+def test_reflections_choose_where_they_are_asked(inputs, problem, states):
+    """Weights are those of the data; a single member that refinement makes worse is taken as it was."""
+    judge = AmplitudeJudge.of(problem.models, problem.stretches.topology, inputs.reflections)
+    geometry = geometry_of(problem)
+    members, ensemble = choose_members(problem, states, geometry, keep=2, settle=as_it_is, judge=judge)
+    assert sorted(members) == [0, 1]
+    atoms, x, b = (
+        np.arange(states.shape[1]),
+        ensemble.coords.double().numpy(),
+        ensemble.b_iso.double().numpy(),
+    )
+    signals = judge.signals(atoms, x, b)
+    shares = fit_shares(judge, signals, np.array([0.5, 0.5]), np.zeros(2, dtype=int))
+    assert ensemble.weights.numpy() == pytest.approx(shares, abs=1e-3)
+    assert dict(zip(members, shares, strict=True))[0] == pytest.approx(OCCUPANCY["A"], abs=0.06)
+
+    def away(ensemble):
+        return replace(ensemble, coords=ensemble.coords + 1.0)
+
+    members, ensemble = choose_members(problem, states, geometry, keep=2, settle=away, judge=judge)
+    assert torch.equal(ensemble.coords, states[list(members)])
+    assert len(members) == 1
 
 
 def test_torsions_are_counted(problem):
@@ -485,7 +544,11 @@ def test_refinement_betters_the_fit_and_keeps_the_members(problem, states, input
     exact = showing(problem, states, [0.39, 0.61])
     noise = 0.2 * torch.randn(states.shape, generator=torch.Generator().manual_seed(2))
     _, ensemble = choose_members(
-        replace(exact, sigma=1e-3 * exact.sigma), states + noise, keep=2, settle=as_it_is
+        replace(exact, sigma=1e-3 * exact.sigma),
+        states + noise,
+        geometry_of(problem),
+        keep=2,
+        settle=as_it_is,
     )
     geometry = GeometryObjective(problem.restraints())
     finish = inputs.recipe.finish.model_copy(update={"refine_steps": 25, "density_weight": 10.0})

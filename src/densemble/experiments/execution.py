@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import threading
 import time
 import traceback
 from multiprocessing.queues import SimpleQueue
@@ -25,6 +23,7 @@ from densemble.io.output import RESULT_FILE, write_record, write_text
 from densemble.io.results import Result
 from densemble.io.state_results import StateResult
 from densemble.pipeline import run_xray
+from densemble.side_process import end_with_parent
 
 
 def begin_worker(threads: int, gpus: SimpleQueue[str | None]) -> None:
@@ -38,14 +37,7 @@ def begin_worker(threads: int, gpus: SimpleQueue[str | None]) -> None:
     gpu = gpus.get()
     if gpu is not None:
         os.environ[VISIBLE] = gpu  # CUDA reads it when it is first used, which it was not
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()
 
 
 def execute_with(threads: int, task: Task, record_file: Path) -> JobRecord:

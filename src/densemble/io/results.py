@@ -29,7 +29,7 @@ OWN_FILES = (
     ENSEMBLE_FILE,
     MAP_FILE,
     RESULT_FILE,
-    "checkpoint.pt",
+    "checkpoint*.pt",
     TRACE_FILE,
     f"{MEMBERS_FOLDER}/member_*.cif",
 )

@@ -13,9 +13,8 @@ from densemble.crystal.scaling import r_factors, r_free_error
 from densemble.crystal.sigmaa import error_variance, log_rice
 from densemble.evaluation import backbone_atoms
 from densemble.geometry.validation import validate
-from densemble.inputs import load
+from densemble.inputs import load, problem_of
 from densemble.io.models import alternates, read_model
-from densemble.pipeline import problem_of
 from densemble.refinement.built import BuiltModel
 from densemble.refinement.conformers import Sites, flat, site_restraints
 from densemble.refinement.programs import write_model
