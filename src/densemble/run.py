@@ -342,7 +342,8 @@ def choose_members(
     One member more is kept if with it the ensemble is the more likely by more than the parameters that it
     adds, its torsion angles and its weight (Akaike 1974, IEEE Trans. Autom. Control 19, 716-723), and by more
     than its backbone torsions are less usual than those of a single one. The single one is taken as it was
-    sampled, or refined, whichever is likelier. Data held out have no part in it.
+    sampled, with the B factors of the start, or refined, whichever is likelier. Data held out have no part
+    in it.
 
     Args:
         problem: the target.
@@ -361,7 +362,9 @@ def choose_members(
         coords = atoms[list(order[:count])]
         weights = torch.as_tensor(fit_weights(*problem.voxel_values(coords, b_iso)), dtype=coords.dtype)
         sampled = Ensemble(problem.stretches.topology, coords, weights, b_iso.expand(count, -1))
-        each = (settle(sampled), sampled) if count == 1 else (settle(sampled),)
+        each = [settle(sampled)]
+        if count == 1:
+            each.append(replace(sampled, b_iso=problem.b_start[None]))
         trial, value = max((_likelihood_of(problem, e, judge) for e in each), key=lambda found: found[1])
         log_p = geometry.of_torsions(trial.coords)
         sound = log_p.max() if sound is None else sound
