@@ -173,26 +173,19 @@ def run_xray(
     draw = draw_of(settings, inputs)
     runs: dict[Guide, GuideRun] = {}
 
-    def sample(guide: Guide) -> None:
-        if guide in checkpoints.finished:
-            return
-        steps = sum(p.steps for p in passes_of(guide, settings.steps, inputs.recipe))
-        with clock(f"guide {guide}"), tell.steps(f"guide: {guide}", steps) as on_step:
-            sample_guide(problem, draw, guide, checkpoints=checkpoints, on_step=on_step)
-
-    if side is not None:
-        sample(settings.guides[-1])
-        with clock("guides of the side process"):
-            checkpoints.finished |= side.outcomes()
-    for guide in settings.guides:
-        sample(guide)
+    def take(guide: Guide) -> None:
+        if guide not in checkpoints.finished:
+            steps = sum(p.steps for p in passes_of(guide, settings.steps, inputs.recipe))
+            with clock(f"guide {guide}"), tell.steps(f"guide: {guide}", steps) as on_step:
+                sample_guide(problem, draw, guide, checkpoints=checkpoints, on_step=on_step)
         with clock(f"guide {guide}"):
             done = checkpoints.finished[guide]
             runs[guide] = select_guide(problem, draw, guide, done, judge=judge)
-    with clock("evaluate"):
-        tell.message("R factors")
-        found = evaluate(inputs, problem, runs, states, "" if reference is None else reference.name)
-    last, model, failure = runs[settings.guides[-1]], None, None
+
+    *others, chosen = settings.guides
+    for guide in settings.guides if side is None else [chosen]:
+        take(guide)
+    last, model, failure = runs[chosen], None, None
     write_sampled(folder, inputs, last)
     if settings.states:
         with clock("states"):
@@ -200,6 +193,16 @@ def run_xray(
             model, failure = model_or_failure(
                 folder, inputs, problem, judge, last, cycles=settings.cycles, references=states, tell=tell
             )
+    if side is not None:
+        tell.message(f"waiting for what it is compared with: {', '.join(others)}")
+        with clock("waiting for the side process"):
+            checkpoints.finished |= side.outcomes()
+        for guide in others:
+            take(guide)
+    with clock("evaluate"):
+        tell.message("R factors")
+        compared = {guide: runs[guide] for guide in settings.guides}
+        found = evaluate(inputs, problem, compared, states, "" if reference is None else reference.name)
     result = Result(
         inputs=inputs.files if reference is None else [*inputs.files, InputFile.of(reference)],
         settings=described | {"recipe_values": inputs.recipe.model_dump(mode="json")},
