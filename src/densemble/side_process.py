@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,13 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """Cores that this process may use, where the system tells that; those of the machine elsewhere."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class SideProcess:
@@ -53,7 +61,7 @@ class SideProcess:
         if resume:
             self._own.load()
         left = [guide for guide in guides if guide not in {*self._own.finished, *checkpoints.finished}]
-        if left and len(os.sched_getaffinity(0)) > 1:
+        if left and cores() > 1:
             context = multiprocessing.get_context("spawn")  # a fork would share locks of threads
             self._process = context.Process(
                 target=_sample, args=(settings, left, self._own.path, self._own.key), daemon=True
@@ -88,6 +96,7 @@ def end_with_parent() -> None:
 def _sample(settings: Settings, guides: Sequence[Guide], path: Path, key: str) -> None:
     """In the other process."""
     end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the first one says what happened
     checkpoints = Checkpoints(path, key)
     checkpoints.load()
     inputs = load(settings)
