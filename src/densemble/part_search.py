@@ -290,22 +290,16 @@ class PartSearch:
 
         Without held-out data by Akaike's criterion. With them, a state more must be worth its parameters on
         the fitted data by that criterion, and pass the held-out ones. States that are believed already, of a
-        larger part, are given up only where neither speaks for them. Backbone torsions that are less usual
-        than those of the one state count against the fit.
+        larger part, are given up only where neither speaks for them.
         """
         totals = [self.total([model, *others]) for model in models]
-        fits = [self.judge.fitted(*t) - cost for t, cost in zip(totals, self.strains(models), strict=True)]
+        fits = [self.judge.fitted(*total) for total in totals]
         parameters = [self.parameters(models[0]) * len(model) for model in models]
         if not self.judge.holds_out:
             return choose_by_information(fits, parameters)
         worth = worth_parameters(fits, parameters)
         need = [self.need(len(m), w, believed) for m, w in zip(models, worth, strict=True)]
         return choose([self.judge.held_out(*total) for total in totals], need=need)
-
-    def strains(self, models: Sequence[PartModel]) -> list[float]:
-        """Nats by which backbone torsions of all states of a model are less usual than those of the one."""
-        each = [self.geometry.of_torsions(torch.as_tensor(self.standing(m)).to(self.pool)) for m in models]
-        return [float((each[0].max() - log_p).clamp(min=0).sum()) for log_p in each]
 
     def need(self, states: int, worth: bool, believed: int) -> float:
         """Standard errors by which held-out data must be better with so many states; negative: may be worse.
@@ -327,14 +321,13 @@ class PartSearch:
     ) -> tuple[Evidence, ...]:
         """What the choice rests on, in nats above one state."""
         fits = [self.judge.fitted(*self.total([model, *others])) for model in models]
-        strains, found = self.strains(models), []
+        found = []
         for i, model in enumerate(models):
             out = self.judge.holds_out
             found.append(
                 Evidence(
                     states=len(model),
                     fit=fits[i] - fits[0],
-                    strain=strains[i],
                     held_out=choice.gains[i] if out else None,
                     error=choice.errors[i] if out and i else None,
                     chosen=i == choice.chosen,
@@ -409,8 +402,6 @@ def _in_words(evidence: Evidence) -> str:
     number, said = evidence.states, ""
     if number > 1:
         said = f"fit {evidence.fit:+.1f}"
-        if evidence.strain:
-            said += f", torsions {-evidence.strain:+.1f}"
         if evidence.held_out is not None:
             error = "" if evidence.error is None else f" ± {evidence.error:.1f}"
             said += f", held out {evidence.held_out:+.1f}{error}"

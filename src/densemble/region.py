@@ -224,7 +224,5 @@ def select_guide(
     if recipe.selection == "pursuit":
         selected, ensemble = pursue_members(problem, atoms, keep=draw.keep)
     else:
-        selected, ensemble = choose_members(
-            problem, atoms, geometry, keep=draw.keep, settle=settle, judge=judge
-        )
+        selected, ensemble = choose_members(problem, atoms, keep=draw.keep, settle=settle, judge=judge)
     return GuideRun(atoms, selected, ensemble, done["trace"])

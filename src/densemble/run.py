@@ -331,7 +331,6 @@ def rank_members(
 def choose_members(
     problem: RegionProblem,
     atoms: Float[Tensor, "k n 3"],
-    geometry: GeometryObjective,
     *,
     keep: int,
     settle: Callable[[Ensemble], Ensemble],
@@ -340,15 +339,13 @@ def choose_members(
     """As few members as the data support, refined, with weights.
 
     One member more is kept if with it the ensemble is the more likely by more than the parameters that it
-    adds, its torsion angles and its weight (Akaike 1974, IEEE Trans. Autom. Control 19, 716-723), and by more
-    than its backbone torsions are less usual than those of a single one. The single one is taken as it was
-    sampled, with the B factors of the start, or refined, whichever is likelier. Data held out have no part
-    in it.
+    adds, its torsion angles and its weight (Akaike 1974, IEEE Trans. Autom. Control 19, 716-723). The single
+    one is taken as it was sampled, with the B factors of the start, or refined, whichever is likelier. Data
+    held out have no part in it.
 
     Args:
         problem: the target.
         atoms: Å, all members.
-        geometry: stereochemistry of the members.
         keep: at most this many.
         settle: refines an ensemble (or leaves it as it is).
         judge: the data, which weights are then fitted to; the target if None.
@@ -357,7 +354,7 @@ def choose_members(
         Indices of the members kept, and their ensemble.
     """
     order, b_iso = rank_members(problem, atoms, keep=keep)
-    best, best_value, sound = None, -math.inf, None
+    best, best_value = None, -math.inf
     for count in range(1, len(order) + 1):
         coords = atoms[list(order[:count])]
         weights = torch.as_tensor(fit_weights(*problem.voxel_values(coords, b_iso)), dtype=coords.dtype)
@@ -366,9 +363,6 @@ def choose_members(
         if count == 1:
             each.append(replace(sampled, b_iso=problem.b_start[None]))
         trial, value = max((_likelihood_of(problem, e, judge) for e in each), key=lambda found: found[1])
-        log_p = geometry.of_torsions(trial.coords)
-        sound = log_p.max() if sound is None else sound
-        value -= float((sound - log_p).clamp(min=0).sum())
         if best is not None and value - best_value <= problem.stretches.torsions + 1:
             break
         best, best_value = trial, value

@@ -71,27 +71,6 @@ def test_a_start_that_is_not_bettered_counts_as_it_is(problem_and_judge, monkeyp
     assert len(part) == 1
 
 
-def test_unusual_torsions_of_any_state_count(problem_and_judge):
-    problem, judge = problem_and_judge
-    topology, start = problem.stretches.topology, problem.stretches.start
-    bent = start.clone()
-    bent[[i for i, name in enumerate(topology.names) if name == "N"]] += 0.2
-    members = torch.stack([start, bent])
-    search = PartSearch(problem, judge, 0.5, Counting(), members, lambda text: None)
-    everything = list(range(len(topology.residues)))
-    b_iso = problem.b_start[search.atoms_of(everything)]
-
-    def model(*which):
-        weights = np.full(len(which), 1 / len(which))
-        return search.model(everything, members[list(which)], weights, b_iso, which)
-
-    log_p = search.geometry.of_torsions(members)
-    assert float(log_p[0] - log_p[1]) > 10
-    found = search.strains([model(0), model(0, 1), model(1, 1)])
-    assert found == pytest.approx([0.0, float(log_p[0] - log_p[1]), 2 * float(log_p[0] - log_p[1])], rel=1e-4)
-    assert search.strains([model(1), model(0, 1)]) == [0.0, 0.0]
-
-
 @pytest.mark.parametrize(
     ("evidence", "said"),
     [
@@ -101,10 +80,6 @@ def test_unusual_torsions_of_any_state_count(problem_and_judge):
             "2 states: fit +49.2, held out -6.5 ± 5.6 log units, not taken",
         ),
         (Evidence(states=2, fit=49.21, chosen=True), "2 states: fit +49.2 log units, taken"),
-        (
-            Evidence(states=2, fit=49.21, strain=8.04),
-            "2 states: fit +49.2, torsions -8.0 log units, not taken",
-        ),
     ],
 )
 def test_what_speaks_for_a_number_of_states_is_said_in_log_units(evidence, said):

@@ -11,7 +11,6 @@ from densemble.assembly import embedded_prior, gaussian_prior
 from densemble.errors import InputError
 from densemble.evaluation import reference_states
 from densemble.geometry.objective import GeometryObjective
-from densemble.geometry.regularise import regularise
 from densemble.grid import DensityMap
 from densemble.guidance.guided import AllAtom
 from densemble.guidance.stage import Stage
@@ -406,15 +405,11 @@ def as_it_is(ensemble):
     return ensemble
 
 
-def geometry_of(problem):
-    return GeometryObjective(problem.restraints())
-
-
 def test_selection_finds_the_members_that_made_the_map(problem, states):
     exact = showing(problem, states, [0.39, 0.61])
     drift = states[1] + torch.linspace(-2, 2, states.shape[1])[:, None]
     candidates = torch.stack([states.mean(0), states[0], drift, states[1], states[1] + 1.5])
-    members, ensemble = choose_members(exact, candidates, geometry_of(problem), keep=2, settle=as_it_is)
+    members, ensemble = choose_members(exact, candidates, keep=2, settle=as_it_is)
     assert set(members) == {1, 3}
     weights = dict(zip(members, ensemble.weights.tolist(), strict=True))
     assert (weights[1], weights[3]) == pytest.approx((0.39, 0.61), abs=0.02)
@@ -425,7 +420,7 @@ def test_selection_finds_the_members_that_made_the_map(problem, states):
 
 def test_selection_keeps_no_more_than_told(problem, states):
     exact = showing(problem, states, [0.39, 0.61])
-    members, ensemble = choose_members(exact, states, geometry_of(problem), keep=1, settle=as_it_is)
+    members, ensemble = choose_members(exact, states, keep=1, settle=as_it_is)
     assert len(members) == len(ensemble) == 1
     assert ensemble.weights.tolist() == [1.0]
 
@@ -434,9 +429,7 @@ def test_map_that_no_member_explains_is_an_error(problem, states):
     inverted = showing(problem, states, [0.5, 0.5])
     target = DensityMap(inverted.target.grid, -inverted.target.values)
     with pytest.raises(InputError, match="no member"):
-        choose_members(
-            replace(inverted, target=target), states, geometry_of(problem), keep=2, settle=as_it_is
-        )
+        choose_members(replace(inverted, target=target), states, keep=2, settle=as_it_is)
 
 
 def test_a_member_must_be_worth_its_parameters(problem, states):
@@ -444,11 +437,7 @@ def test_a_member_must_be_worth_its_parameters(problem, states):
     exact = showing(problem, states, [0.2, 0.8])
 
     def kept(sigma):
-        return len(
-            choose_members(
-                replace(exact, sigma=sigma), states, geometry_of(problem), keep=2, settle=as_it_is
-            )[1]
-        )
+        return len(choose_members(replace(exact, sigma=sigma), states, keep=2, settle=as_it_is)[1])
 
     gains = []
     for sigma in (0.01, 10.0):
@@ -459,33 +448,10 @@ def test_a_member_must_be_worth_its_parameters(problem, states):
     assert (kept(0.01), kept(10.0)) == (2, 1)
 
 
-def test_a_member_must_be_worth_unusual_torsions(problem, states):
-    """The same second state is not kept once its peptides are bent, which the map hardly sees."""
-    geometry = geometry_of(problem)
-    sound = regularise(states, geometry, evaluations=60).coords
-    exact = replace(showing(problem, sound, [0.4, 0.6]), sigma=0.3)
-    broken = sound.clone()
-    nitrogens = [i for i, name in enumerate(problem.stretches.topology.names) if name == "N"]
-    broken[0, nitrogens] += 0.2
-    gains, costs = [], []
-    for pair in (sound, broken):
-        likelihood = exact.likelihood("ensemble", problem.b_start)
-        both = float(likelihood(pair, torch.tensor([0.4, 0.6])))
-        gains.append(both - float(likelihood(pair[1:], torch.ones(1))))
-        log_p = geometry.of_torsions(pair)
-        costs.append(max(float(log_p[1] - log_p[0]), 0.0))
-    need = problem.stretches.torsions + 1
-    assert gains[0] > costs[0] + need
-    assert need < gains[1] < costs[1] + need
-    for pair, kept in ((sound, 2), (broken, 1)):
-        assert len(choose_members(exact, pair, geometry, keep=2, settle=as_it_is)[1]) == kept
-
-
 def test_reflections_choose_where_they_are_asked(inputs, problem, states):
     """Weights are those of the data; a single member that refinement makes worse is taken as it was."""
     judge = AmplitudeJudge.of(problem.models, problem.stretches.topology, inputs.reflections)
-    geometry = geometry_of(problem)
-    members, ensemble = choose_members(problem, states, geometry, keep=2, settle=as_it_is, judge=judge)
+    members, ensemble = choose_members(problem, states, keep=2, settle=as_it_is, judge=judge)
     assert sorted(members) == [0, 1]
     atoms, x, b = (
         np.arange(states.shape[1]),
@@ -500,7 +466,7 @@ def test_reflections_choose_where_they_are_asked(inputs, problem, states):
     def away(ensemble):
         return replace(ensemble, coords=ensemble.coords + 1.0)
 
-    members, ensemble = choose_members(problem, states, geometry, keep=2, settle=away, judge=judge)
+    members, ensemble = choose_members(problem, states, keep=2, settle=away, judge=judge)
     assert torch.equal(ensemble.coords, states[list(members)])
     assert len(members) == 1
 
@@ -546,7 +512,6 @@ def test_refinement_betters_the_fit_and_keeps_the_members(problem, states, input
     _, ensemble = choose_members(
         replace(exact, sigma=1e-3 * exact.sigma),
         states + noise,
-        geometry_of(problem),
         keep=2,
         settle=as_it_is,
     )

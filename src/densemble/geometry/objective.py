@@ -109,15 +109,6 @@ class GeometryObjective:
         """Log probability of each member."""
         return torch.stack(list(self.terms(coords).values())).sum(0)
 
-    def of_torsions(self, coords: Float[Tensor, "k n 3"]) -> Float[Tensor, " k"]:
-        """Log probability of each member's omega, phi and psi alone: what a refinement hardly mends.
-
-        Contacts are not in it: what is held may itself have another conformation beside another state.
-        """
-        with torch.no_grad():
-            terms = self.terms(coords)
-        return terms["omegas"] + terms["torsions"]
-
     def terms(self, coords: Float[Tensor, "k n 3"]) -> dict[str, Float[Tensor, " k"]]:
         """Weighted log probability of each member by term, in the order of ``TERMS``."""
         x = torch.cat([coords, self._fixed.expand(len(coords), -1, -1)], dim=1)

@@ -85,7 +85,6 @@ class Evidence(Record):
     Attributes:
         states: how many.
         fit: on the data that were fitted, in the rule's unit, larger is better.
-        strain: nats by which backbone torsions of its states are less usual than those of the one state.
         held_out: the same on data held out, if there are any.
         error: standard error of the last step in what decides (``held_out``, else ``fit``).
         chosen: whether this number was taken.
@@ -93,7 +92,6 @@ class Evidence(Record):
 
     states: Annotated[int, Field(ge=1)]
     fit: float
-    strain: float = 0.0
     held_out: float | None = None
     error: float | None = None
     chosen: bool = False

@@ -92,12 +92,10 @@ def _evidence(part: Part) -> Table:
     """How well each number of states does; all with as many decimals."""
     largest = max(abs(e.fit) for e in part.evidence)
     form = ".4f" if largest < 10 else ".2f" if largest < 1000 else ".1f"
-    strained = any(e.strain for e in part.evidence)
     rows = tuple(
         (
             str(e.states) + (" (taken)" if e.chosen else ""),
             f"{e.fit:{form}}",
-            *([f"{0 - e.strain:{form}}"] if strained else []),
             optional(e.held_out, form),
             optional(e.error, form),
         )
@@ -111,10 +109,7 @@ def _evidence(part: Part) -> Table:
     if taken > len(part.states):
         caption += f" Refinement brought {taken} states together to {len(part.states)}."
     strong = tuple(i for i, e in enumerate(part.evidence) if e.chosen)
-    header = ("states", "fitted data", *(["torsions"] if strained else []), "held-out data", "error")
-    if strained:
-        caption += " Torsions less usual than those of one state count against the fit."
-    return Table(caption, header, rows, strong)
+    return Table(caption, ("states", "fitted data", "held-out data", "error"), rows, strong)
 
 
 def _agreement(result: Result) -> Section:
