@@ -78,8 +78,8 @@ def _write(structure: gemmi.Structure, coords: np.ndarray, path: Path) -> None:
     structure.make_mmcif_document().write_file(str(path))
 
 
-def write_state(folder: Path) -> SmallState:
-    """Fifty residues of PTP1B; in the truth the second half is turned by 20 degrees about the hinge."""
+def write_state(folder: Path, *, degrees: float = 20.0) -> SmallState:
+    """Fifty residues of PTP1B; in the truth the second half is turned about the hinge."""
     structure = gemmi.read_structure(str(EXAMPLE))
     for chain in structure[0]:
         for r in reversed(range(len(chain))):
@@ -92,7 +92,7 @@ def write_state(folder: Path) -> SmallState:
     number = np.array([model.topology.residues[r].id.number for r in model.topology.residue_index])
     pivot = coords[(number == HINGE) & (np.array(model.topology.names) == "CA")][0]
     bent = coords.copy()
-    turn = Rotation.from_rotvec(np.deg2rad([0.0, 20.0, 0.0])).as_matrix()
+    turn = Rotation.from_rotvec(np.deg2rad([0.0, degrees, 0.0])).as_matrix()
     bent[number > HINGE] = (coords[number > HINGE] - pivot) @ turn.T + pivot
     files = {name: folder / f"{name}.cif" for name in ("truth", "placed", "start")}
     _write(model.structure, bent, files["truth"])

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from scipy.spatial.transform import Rotation
 from small_crystal import StopAt, StoppedError, contents
-from small_state import RESOLUTION, SmallState, write_state
+from small_state import HINGE, RESOLUTION, SmallState, write_state
 
 import densemble.em.sampling
 from densemble.cli import main
@@ -49,6 +49,21 @@ def test_result_is_nearer_to_the_truth_and_to_the_map_than_the_start(run):
     assert result.best.fit.held_out_rscc > result.start.held_out_rscc
 
 
+def test_a_large_motion_neither_tears_nor_shears_the_chain(tmp_path):
+    """Half of the chain moves by 7.6 Å on average, by the recipe as it is shipped."""
+    state = write_state(tmp_path, degrees=45.0)
+    start, truth = (read_model(path) for path in (state.placed, state.truth))
+    number = np.array([start.topology.residues[r].id.number for r in start.topology.residue_index])
+    far = (np.array(start.topology.names) == "CA") & (number > HINGE)
+    assert np.linalg.norm(start.coords[far] - truth.coords[far], axis=1).mean() > 7
+    settings = state.settings(recipe="densemble", members=1, model=state.placed)
+    best = run_cryoem(settings, tmp_path / "out", reference=state.truth).best
+    assert best.reference.ca_rmsd < 0.7
+    assert best.geometry.bond_rmsz < 0.6
+    assert best.geometry.angle_rmsz < 0.9
+    assert (best.geometry.twisted, best.geometry.wrong_hand) == (0, 0)
+
+
 def test_members_are_ranked_by_the_map_alone(run):
     _, result = run
     assert [m.model for m in result.members] == [1, 2]
@@ -83,6 +98,11 @@ def test_fit_of_each_residue_is_in_the_b_column_and_in_the_table(run):
     assert len(table) == len(best.topology.residues)
     for r, b in zip(best.topology.residue_index, best.b_iso, strict=True):
         assert b == pytest.approx(100 * table[str(best.topology.residues[r].id)], abs=0.02)
+    first, second = gemmi.read_structure(str(folder / "models.cif"))
+    shown = [np.array([site.atom.b_iso for site in model.all()]) for model in (first, second)]
+    assert shown[0] == pytest.approx(best.b_iso, abs=0.02)
+    assert all(0 < b.mean() <= 100 and len(np.unique(b)) > 10 for b in shown)
+    assert not np.allclose(*shown)
 
 
 def test_record_says_what_was_done(run):

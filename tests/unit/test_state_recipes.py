@@ -133,3 +133,13 @@ def test_a_prior_takes_the_levels_of_the_schedule_that_it_knows():
         high, low = recipe.interval(stage, 3.0)
         seen = [t * 1.605 if t > 1.107 else t for t in process.times(steps)]
         assert sum(low < t <= high for t in seen) == 25
+
+
+def test_the_default_is_as_it_was_measured():
+    """The map guides from 100 times its resolution on, blurred as the noise, B solved; then refinement."""
+    recipe = load_state_recipe("densemble")
+    assert recipe.target.blur_per_sigma > 0
+    assert recipe.target.solve_b
+    (stage,) = recipe.stages
+    assert (stage.term, stage.high, stage.low) == ("density", 100.0, 0.03)
+    assert recipe.finish.evaluations > 0

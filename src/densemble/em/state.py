@@ -46,7 +46,7 @@ def ensemble_term(likelihood: StateLikelihood, target: Target) -> Term:
 
     def term(atoms: Tensor, sigma: float) -> Tensor:
         weights = atoms.new_full((len(atoms),), 1 / len(atoms))
-        return likelihood.together(atoms, weights, blur=_blur(target, sigma))
+        return likelihood.together(atoms, weights, blur=_blur(target, sigma), solve_b=target.solve_b)
 
     return term
 

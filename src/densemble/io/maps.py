@@ -12,11 +12,15 @@ Format: Cheng, A. et al. (2015). J. Struct. Biol. 192, 146-150. What is easily m
 - ISPG (23) is 1 for a volume, 401 to 630 for a stack of volumes. 0 means a stack of images, but is also
   found in volumes, and read as one.
 
-Modes 0, 1, 2 and 6 (8 and 16-bit integers, 32-bit floats, unsigned 16-bit integers) are read, also gzipped.
+Modes 0, 1, 2, 6 and 12 (8 and 16-bit integers, 32-bit floats, unsigned 16-bit integers, 16-bit floats) are
+read, also gzipped.
 """
 
 from __future__ import annotations
 
+import gzip
+import struct
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +33,9 @@ from densemble.grid import DensityMap, Grid
 from densemble.io.output import replacing
 
 _STACKS = range(401, 631)  # space group numbers that MRC2014 keeps for stacks of volumes
-_NSTART, _CELL, _AXES, _SPACEGROUP, _ORIGIN = 5, 11, 17, 23, 50
+_NSTART, _SAMPLING, _CELL, _AXES, _SPACEGROUP, _SKEW, _ORIGIN = 5, 8, 11, 17, 23, 25, 50
+_HEADER = 1024  # bytes
+_16_BITS = {1: "i2", 6: "u2", 12: "f2"}  # modes
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +55,17 @@ def read_map(path: Path | str) -> DensityMap:
     Values become float32 along x, y, z, with voxel (0, 0, 0) where the header puts it.
 
     Raises:
-        InputError: the file is missing, not a map, empty or holds NaNs; its cell is not orthogonal
-            or it has symmetry (then it is a crystal's, see `read_crystal_map`); it is a stack of volumes.
+        InputError: the file is missing, not a map, empty or holds NaNs; its header has no voxel size; its
+            cell is not orthogonal or it has symmetry (then it is a crystal's, see `read_crystal_map`); it is
+            a stack of volumes.
     """
     return _box(_open(path), path)
 
 
 def _box(ccp4: gemmi.Ccp4Map, path: Path | str) -> DensityMap:
-    cell = np.array([ccp4.header_float(w) for w in range(_CELL, _CELL + 6)])
-    if np.abs(cell[3:] - 90).max() > 1e-3:
-        raise InputError(f"{path} has a skewed cell, angles {cell[3:].tolist()}; read it as a crystal's map")
+    angles = _angles(ccp4)
+    if np.abs(angles - 90).max() > 1e-3:
+        raise InputError(f"{path} has a skewed cell, angles {angles.tolist()}; read it as a crystal's map")
     if ccp4.header_i32(_SPACEGROUP) in _STACKS:
         raise InputError(
             f"{path} is a stack of volumes (ISPG {ccp4.header_i32(_SPACEGROUP)}); give one of them"
@@ -68,14 +75,27 @@ def _box(ccp4: gemmi.Ccp4Map, path: Path | str) -> DensityMap:
             f"{path} has crystal symmetry, space group number {ccp4.header_i32(_SPACEGROUP)}; "
             "read it as a crystal's map"
         )
+    cell = np.array([ccp4.header_float(_CELL + i) for i in range(3)])
+    sampling = np.array([ccp4.header_i32(_SAMPLING + i) for i in range(3)])
+    if not (np.isfinite(cell).all() and cell.min() > 0 and sampling.min() > 0):
+        raise InputError(
+            f"{path} has no voxel size in its header (cell {cell.tolist()} Å, sampling {sampling.tolist()}); "
+            "write it anew with one"
+        )
     values, starts = _to_xyz(ccp4)
-    spacing = cell[:3] / [ccp4.header_i32(w) for w in (8, 9, 10)]
+    spacing = cell / sampling
     origin = np.array([ccp4.header_float(w) for w in range(_ORIGIN, _ORIGIN + 3)])
     if not origin.any():
         origin = starts * spacing
     (ox, oy, oz), (sx, sy, sz), (nx, ny, nz) = origin.tolist(), spacing.tolist(), values.shape
     grid = Grid((ox, oy, oz), (sx, sy, sz), (nx, ny, nz))
     return DensityMap(grid, torch.from_numpy(values))
+
+
+def _angles(ccp4: gemmi.Ccp4Map) -> np.ndarray:
+    """Of the cell, degrees; where none are given they are right."""
+    angles = np.array([ccp4.header_float(_CELL + 3 + i) for i in range(3)])
+    return angles if angles.any() else np.full(3, 90.0)
 
 
 def read_crystal_map(path: Path | str) -> CrystalMap:
@@ -105,9 +125,8 @@ def read_either(path: Path | str) -> DensityMap | CrystalMap:
         InputError: see `read_map` and `read_crystal_map`.
     """
     ccp4 = _open(path)
-    angles = [ccp4.header_float(word) for word in range(_CELL + 3, _CELL + 6)]
     symmetric = ccp4.header_i32(_SPACEGROUP) > 1 and ccp4.header_i32(_SPACEGROUP) not in _STACKS
-    if symmetric or any(abs(angle - 90) > 1e-3 for angle in angles):
+    if symmetric or np.abs(_angles(ccp4) - 90).max() > 1e-3:
         return _whole_cell(ccp4, path)
     return _box(ccp4, path)
 
@@ -139,7 +158,7 @@ def _open(path: Path | str) -> gemmi.Ccp4Map:
     if not Path(path).is_file():
         raise InputError(f"{path} does not exist; give a CCP4 or MRC map")
     try:
-        ccp4 = gemmi.read_ccp4_map(str(path))
+        ccp4 = _read(Path(path))
     except (RuntimeError, ValueError) as error:
         if str(error).startswith("Mode "):
             raise InputError(
@@ -147,7 +166,7 @@ def _open(path: Path | str) -> gemmi.Ccp4Map:
                 f"mode 2 ({error})"
             ) from error
         raise InputError(f"{path} is not a CCP4 or MRC map; give one ({error})") from error
-    if ccp4.has_skew_transformation():
+    if ccp4.has_skew_transformation() and not _skews_nothing(ccp4):
         raise InputError(f"{path} has a skew transformation in its header; write it anew without one")
     values = np.array(ccp4.grid, copy=False)
     if np.isnan(values).any():
@@ -155,6 +174,35 @@ def _open(path: Path | str) -> gemmi.Ccp4Map:
     if values.size == 0 or values.min() == values.max():
         raise InputError(f"{path} is empty: all its values are the same; give a map with density in it")
     return ccp4
+
+
+def _read(path: Path) -> gemmi.Ccp4Map:
+    """By gemmi; values of 16 bits are widened first where it does not read them.
+
+    It has no 16-bit floats, and takes the two bytes of big-endian integers in the wrong order (0.6.5).
+    """
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        header = file.read(_HEADER)
+        order = ">" if header[212:213] == b"\x11" else "<"
+        mode = struct.unpack_from(f"{order}i", header, 12)[0] if len(header) == _HEADER else 2
+        if mode not in _16_BITS or (order == "<" and mode != 12):
+            return gemmi.read_ccp4_map(str(path))
+        rest = file.read()
+    columns, rows, sections = struct.unpack_from(f"{order}3i", header)
+    symmetry = struct.unpack_from(f"{order}i", header, 92)[0]  # bytes between header and values
+    values = np.frombuffer(rest, order + _16_BITS[mode], columns * rows * sections, symmetry)
+    mode_2 = header[:12] + struct.pack(f"{order}i", 2) + header[16:]
+    with tempfile.TemporaryDirectory() as folder:
+        wide = Path(folder) / "wide.mrc"
+        wide.write_bytes(mode_2 + rest[:symmetry] + values.astype(f"{order}f4").tobytes())
+        return gemmi.read_ccp4_map(str(wide))
+
+
+def _skews_nothing(ccp4: gemmi.Ccp4Map) -> bool:
+    """Whether the skew transformation is the identity."""
+    turn = [ccp4.header_float(_SKEW + 1 + i) for i in range(9)]
+    shift = [ccp4.header_float(_SKEW + 10 + i) for i in range(3)]
+    return bool(np.array_equal(turn, np.eye(3).ravel()) and not np.any(shift))
 
 
 def _to_xyz(ccp4: gemmi.Ccp4Map) -> tuple[np.ndarray, np.ndarray]:

@@ -165,7 +165,12 @@ class StateLikelihood:
             return level.best_blurs(level.narrow.members(coords))
 
     def together(
-        self, coords: Float[Tensor, "k n 3"], weights: Float[Tensor, " k"], *, blur: float = 0.0
+        self,
+        coords: Float[Tensor, "k n 3"],
+        weights: Float[Tensor, " k"],
+        *,
+        blur: float = 0.0,
+        solve_b: bool = False,
     ) -> Float[Tensor, ""]:
         """Log-likelihood of the map given the ensemble: the density of all members, summed with weights.
 
@@ -175,9 +180,16 @@ class StateLikelihood:
             coords: Å, shape=(k, n, 3).
             weights: occupancies, shape=(k,).
             blur: Å, see ``correlation``.
+            solve_b: likewise, with one B factor for all members.
         """
         level = self._level(blur)
-        return level.log_likelihood(level.correlation(level.density(coords, weights)[None]))[0]
+        if solve_b:
+            with torch.no_grad():
+                spread = float(level.best_blurs(level.narrow(coords, weights)[None])[0])
+            density = level.narrow(coords, weights, blur=spread)
+        else:
+            density = level.density(coords, weights)
+        return level.log_likelihood(level.correlation(density[None]))[0]
 
     @property
     def data(self) -> float:

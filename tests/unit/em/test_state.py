@@ -57,6 +57,9 @@ def test_members_alone_or_together(case):
     torch.testing.assert_close(alone(two, 1.0), likelihood(two).sum())
     torch.testing.assert_close(together(two, 1.0), likelihood.together(two, torch.tensor([0.5, 0.5])))
     assert float(together(x[None], 1.0)) == pytest.approx(float(alone(x[None], 1.0)))
+    solved = ensemble_term(likelihood, target.model_copy(update={"solve_b": True}))(two, 1.0)
+    torch.testing.assert_close(solved, likelihood.together(two, torch.tensor([0.5, 0.5]), solve_b=True))
+    assert float(solved) != pytest.approx(float(together(two, 1.0)), rel=1e-6)
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -11,7 +11,7 @@ import torch
 
 from densemble.errors import InputError
 from densemble.grid import DensityMap, Grid
-from densemble.io.maps import read_crystal_map, read_map, write_map
+from densemble.io.maps import read_crystal_map, read_either, read_map, write_map
 
 BLOB = np.array([7.3, -2.1, 5.4])  # Å, within every box below
 
@@ -192,31 +192,79 @@ def test_bad_files(tmp_path, read):
         read(path)
 
 
-def whole_numbers() -> np.ndarray:
-    """Between -100 and 100."""
-    return np.rint(200 * blob(GRID.points()) - 100)
+def whole_numbers(mode=2) -> np.ndarray:
+    """Between -100 and 100, or 0 and 200 where there is no sign."""
+    return np.rint(200 * blob(GRID.points())) - (0 if mode == 6 else 100)
 
 
-def file_of_mode(mode, dtype, ispg=1):
+def file_of_mode(mode, dtype, ispg=1, order="<", symmetry=b""):
     cell = [s * n for s, n in zip(GRID.spacing, GRID.shape, strict=True)] + [90.0] * 3
-    raw = mrc_bytes(whole_numbers(), cell, GRID.shape, origin=GRID.origin, ispg=ispg)
-    return (
-        raw[:12] + struct.pack("<i", mode) + raw[16:1024] + whole_numbers().astype(dtype).tobytes(order="F")
-    )
+    raw = mrc_bytes(whole_numbers(mode), cell, GRID.shape, origin=GRID.origin, ispg=ispg, order=order)
+    raw = raw[:12] + struct.pack(f"{order}i", mode) + raw[16:1024]
+    raw = raw[:92] + struct.pack(f"{order}i", len(symmetry)) + raw[96:]
+    return raw + symmetry + whole_numbers(mode).astype(dtype).tobytes(order="F")
 
 
 @pytest.mark.parametrize("ispg", [0, 1])
-@pytest.mark.parametrize(("mode", "dtype"), [(0, "i1"), (1, "<i2"), (2, "<f4")])
+@pytest.mark.parametrize(("mode", "dtype"), [(0, "i1"), (1, "<i2"), (2, "<f4"), (6, "<u2"), (12, "<f2")])
 def test_modes(tmp_path, mode, dtype, ispg):
     path, zipped = tmp_path / "box.mrc", tmp_path / "box.mrc.gz"
     path.write_bytes(file_of_mode(mode, dtype, ispg))
     zipped.write_bytes(gzip.compress(file_of_mode(mode, dtype, ispg)))
     for density in (read_map(path), read_map(zipped)):
-        np.testing.assert_array_equal(density.values.numpy(), whole_numbers())
+        np.testing.assert_array_equal(density.values.numpy(), whole_numbers(mode))
         np.testing.assert_allclose(density.grid.origin, GRID.origin, atol=1e-6)
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [(12, "<f2"), (4, "<c8"), (101, "u1")])
+@pytest.mark.parametrize("symmetry", [b"", b"x,y,z".ljust(80)])
+@pytest.mark.parametrize(("mode", "dtype"), [(1, ">i2"), (2, ">f4"), (6, ">u2"), (12, ">f2")])
+def test_modes_of_big_endian_files_with_symmetry_records(tmp_path, mode, dtype, symmetry):
+    path = tmp_path / "box.mrc"
+    path.write_bytes(file_of_mode(mode, dtype, order=">", symmetry=symmetry))
+    np.testing.assert_array_equal(read_map(path).values.numpy(), whole_numbers(mode))
+
+
+def test_truncated_half_floats(tmp_path):
+    path = tmp_path / "box.mrc"
+    path.write_bytes(file_of_mode(12, "<f2")[:-20])
+    with pytest.raises(InputError, match="is not a CCP4 or MRC map"):
+        read_map(path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "sampling"),
+    [((0.0, 0.0, 0.0), (12, 11, 13)), ((7.0, 8.0, np.nan), (12, 11, 13)), ((7.0, 8.0, 6.0), (0, 0, 0))],
+)
+def test_no_voxel_size(tmp_path, cell, sampling):
+    path = tmp_path / "box.mrc"
+    path.write_bytes(mrc_bytes(blob(GRID.points()), [*cell, 90.0, 90.0, 90.0], sampling))
+    with pytest.raises(InputError, match=r"box\.mrc has no voxel size in its header"):
+        read_map(path)
+
+
+def test_angles_that_are_not_given_are_right(tmp_path):
+    path = tmp_path / "box.mrc"
+    cell = [s * n for s, n in zip(GRID.spacing, GRID.shape, strict=True)] + [0.0] * 3
+    path.write_bytes(mrc_bytes(blob(GRID.points()), cell, GRID.shape, origin=GRID.origin))
+    check_placed(read_map(path), GRID)
+    assert isinstance(read_either(path), DensityMap)
+
+
+def test_a_skew_transformation_is_read_only_where_it_is_none(tmp_path):
+    path, turn = tmp_path / "box.mrc", np.eye(3)
+    for angle in (0.0, 0.1):
+        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        raw = bytearray(box_file(origin=GRID.origin))
+        raw[96:148] = struct.pack("<i12f", 1, *turn.ravel(), 0, 0, 0)
+        path.write_bytes(bytes(raw))
+        if angle:
+            with pytest.raises(InputError, match="has a skew transformation"):
+                read_map(path)
+        else:
+            check_placed(read_map(path), GRID)
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [(4, "<c8"), (101, "u1")])
 @pytest.mark.parametrize("read", [read_map, read_crystal_map])
 def test_modes_that_are_not_read(tmp_path, read, mode, dtype):
     path = tmp_path / "box.mrc"

@@ -84,6 +84,25 @@ def test_an_ensemble_is_the_sum_of_its_members(noisy, atoms):
     assert gradcheck(likelihood.together, (two.clone().requires_grad_(), weights.requires_grad_()), atol=1e-6)
 
 
+@pytest.mark.parametrize("blur", [0.0, 1.5])
+def test_an_ensemble_has_the_one_b_that_suits_it(noisy, atoms, blur):
+    likelihood = likelihood_of(noisy)
+    one = torch.ones(1, dtype=torch.float64)
+    torch.testing.assert_close(
+        likelihood.together(atoms[None], one, blur=blur, solve_b=True),
+        likelihood(atoms[None], blur=blur, solve_b=True)[0],
+    )
+    two, weights = torch.stack([atoms, atoms + 0.8]), torch.tensor([0.4, 0.6], dtype=torch.float64)
+    level = likelihood._level(blur)
+    values = [
+        float(level.log_likelihood(level.correlation(level.narrow(two, weights, blur=s)[None]))[0])
+        for s in np.linspace(0, level.most, 40)
+    ]
+    solved = float(likelihood.together(two, weights, blur=blur, solve_b=True))
+    assert solved == pytest.approx(max(values), rel=2e-3)
+    assert solved > float(likelihood.together(two, weights, blur=blur))
+
+
 def test_a_model_that_anticorrelates_has_no_likelihood_to_lose(noisy, atoms):
     turned = likelihood_of(DensityMap(noisy.grid, -noisy.values))
     assert float(turned(atoms[None])) == 0.0
