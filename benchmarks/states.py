@@ -245,7 +245,13 @@ def compared(
     to = torch.cdist(most.coords.flatten(1), truth[:, atoms].flatten(1)).numpy() / np.sqrt(len(atoms))
     nearest = to.argmin(axis=1)
     found = [float(most.weights[nearest == s].sum()) for s in range(len(weights))]
-    return {"found": len(most), "occupancies": found, "rmsd": to.min(0).tolist(), "order": nearest.tolist()}
+    return {
+        "found": len(most),
+        "parts": sum(len(part) > 1 for part in parts),
+        "occupancies": found,
+        "rmsd": to.min(0).tolist(),
+        "order": nearest.tolist(),
+    }
 
 
 def other_rules(judge: Recording, parameters: int) -> dict[str, int]:
@@ -272,6 +278,8 @@ def summary(records: list[dict]) -> Iterator[str]:
         for count in sorted({len(r["truth"]) for r in own}):
             these = [r for r in own if len(r["truth"]) == count]
             found = [sum(r["found"] == n for r in these) for n in (1, 2, 3, 4)]
+            divided = sum(r["parts"] > 1 for r in these)
+            right = sum(r["found"] == count and r["parts"] <= 1 for r in these)
             off = [
                 abs(a - b)
                 for r in these
@@ -282,12 +290,15 @@ def summary(records: list[dict]) -> Iterator[str]:
                 [
                     f"{count}",
                     *map(str, found),
-                    f"{found[count - 1]}/{len(these)}",
+                    str(divided),
+                    f"{right}/{len(these)}",
                     f"{np.median(off):.3f}" if off else "",
                 ]
             )
         yield f"{d_min:g} Å"
-        yield from table(["true \\ found", "1", "2", "3", "4", "right", "occupancy off (median)"], rows)
+        yield from table(
+            ["true \\ found", "1", "2", "3", "4", "in several parts", "right", "occupancy off (median)"], rows
+        )
         for name in own[0]["rules"]:
             right = [
                 np.mean(
