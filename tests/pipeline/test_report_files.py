@@ -14,12 +14,16 @@ from click.testing import CliRunner
 from small_crystal import LOOP
 from small_report import OCCUPANCY, final_model, write_finished
 
+from densemble.atoms import Region
 from densemble.cli import main
 from densemble.errors import InputError
 from densemble.io.finished import read_run
 from densemble.io.maps import read_map
+from densemble.io.model_results import MODEL_FILE
+from densemble.io.models import alternates, read_model
 from densemble.io.output import write_record
-from densemble.io.results import Member
+from densemble.io.results import Member, member_file
+from densemble.report.crystal_page import _between_found
 from densemble.report.folder import RunFolder
 from densemble.report.scene import scene_of
 from densemble.report.viewer import unpacked
@@ -164,6 +168,31 @@ def test_parts_are_there_only_if_their_data_are(full, bare, tmp_path):
     assert "R-free" not in found.text
     assert "No data were held out" in found.text
     assert sorted(f.name for f in poor.iterdir()) == ["report.html", "result.json"]
+
+
+def test_where_no_state_is_known_members_are_shown_between_those_found(full, tmp_path):
+    """Of the files alone: the score of paper 1 against the two altlocs of the model."""
+    folder = tmp_path / "run"
+    shutil.copytree(full, folder)
+    result = read_run(full)
+    unknown = [Member(id=m.id, selected=m.selected, weight=m.weight, rscc=m.rscc) for m in result.members]
+    write_record(folder / "result.json", result.model_copy(update={"members": unknown}))
+    write_report(folder, force=True)
+    found = page(folder)
+    assert "Between the states found" in found.text
+    assert "Between the known states" in page(full).text
+    assert (folder / "bimodality.png").read_bytes() != (full / "bimodality.png").read_bytes()
+    names, scores = _between_found(RunFolder.read(folder), unknown, result.model)
+    part = next(p for p in result.model.states.parts if len(p.states) > 1)
+    assert names == [state.label for state in part.states[:2]]
+    members = [read_model(folder / "members" / member_file(m.id)) for m in unknown]
+    atoms = members[0].topology.backbone(Region.parse(part.region).residues(members[0].topology)).ravel()
+    ends = alternates(folder / MODEL_FILE, members[0].topology.subset(np.sort(atoms)))
+    for member, score in zip(members, scores, strict=True):
+        to = [np.sqrt(((member.coords[np.sort(atoms)] - ends[n].coords) ** 2).sum(1).mean()) for n in names]
+        assert score == pytest.approx((1 - min(to) / max(to)) * np.sign(to[0] - to[1]), abs=1e-6)
+    (folder / "members" / member_file(1)).unlink()
+    assert _between_found(RunFolder.read(folder), unknown, result.model) is None
 
 
 def test_licence_of_the_viewer_goes_with_every_copy(full):

@@ -25,6 +25,13 @@ SCHEMA: Literal["densemble.result/1"] = "densemble.result/1"
 
 ENSEMBLE_FILE = "ensemble.cif"
 MEMBERS_FOLDER = "members"
+
+
+def member_file(number: int) -> str:
+    """Of a member, in ``MEMBERS_FOLDER``."""
+    return f"member_{number:02d}.cif"
+
+
 OWN_FILES = (
     ENSEMBLE_FILE,
     MAP_FILE,
@@ -125,7 +132,7 @@ def write_members(
     for k, number in zip(range(len(ensemble)), numbers, strict=True):
         alone = ensemble.select([k], weights=ensemble.weights.new_ones(1))
         structure = build_structure(model, alone, region_atoms)
-        paths.append(write_structure(folder / f"member_{number:02d}.cif", structure))
+        paths.append(write_structure(folder / member_file(number), structure))
     return paths
 
 

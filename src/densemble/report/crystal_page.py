@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from densemble.io.model_results import FinalModel, Part, Refined, State, Validation
-from densemble.io.results import Member, Result
+from densemble.atoms import Region
+from densemble.io.model_results import (
+    ALTERNATIVE_FILE,
+    MODEL_FILE,
+    FinalModel,
+    Part,
+    Refined,
+    State,
+    Validation,
+)
+from densemble.io.models import alternates, read_model
+from densemble.io.results import MEMBERS_FOLDER, Member, Result, member_file
+from densemble.metrics import coordinates
 from densemble.report import figures
 from densemble.report.crystal_headline import chosen_with_held_out
 from densemble.report.folder import RunFolder
@@ -33,8 +46,7 @@ def sections(run: RunFolder, scene: Scene | None) -> list[Section]:
     if run.residues and run.residue_figures:
         found.append(residues(run))
     found.append(_members(result.members))
-    if any(m.bimodality is not None for m in result.members):
-        found.append(bimodality(result.members))
+    found += bimodality(run, result.members, result.model)
     if result.model is not None and result.model.validation:
         found.append(validation_of(result.model.validation))
     if run.trace:
@@ -190,18 +202,46 @@ def _members(members: list[Member]) -> Section:
     return Section("members", "Sampled conformations", tables=(table,))
 
 
-def bimodality(members: list[Member]) -> Section:
-    """Where members are between the first two known states."""
-    names = list(next(m.rmsd for m in members if m.rmsd))[:2]
+def bimodality(run: RunFolder, members: Sequence[Member], model: FinalModel | None) -> list[Section]:
+    """Where members are between the first two known states; where none is known, between those found."""
+    title, text = "Between the known states", [EVALUATION]
+    scores = [m.bimodality for m in members if m.bimodality is not None]
+    if scores:
+        names = list(next(m.rmsd for m in members if m.rmsd))[:2]
+        scored = [m for m in members if m.bimodality is not None]
+    elif (found := _between_found(run, members, model)) is not None:
+        (names, scores), scored = found, list(members)
+        title, text = "Between the states found", []
+    else:
+        return []
+    weights = [m.weight if m.selected else 0.0 for m in scored]
     figure = Figure(
         "bimodality",
         "Histogram of the bimodality score of all members sampled, and of the weight of those kept.",
         f"Score −1 at state {names[0]}, +1 at state {names[1]}, of the backbone of the region, by the "
         "definition of Maddipatla et al. (their Figure 3). Above all members sampled, below those kept, "
         "by weight.",
-        figures.finished(figures.bimodality(members, names)),
+        figures.finished(figures.bimodality(np.array(scores), np.array(weights), names)),
     )
-    return Section("bimodality", "Between the known states", text=(EVALUATION,), figures=(figure,))
+    return [Section("bimodality", title, text=tuple(text), figures=(figure,))]
+
+
+def _between_found(
+    run: RunFolder, members: Sequence[Member], model: FinalModel | None
+) -> tuple[list[str], list[float]] | None:
+    """Names of the two heaviest states of the first part that has several, and each member's score."""
+    part = next((p for p in model.states.parts if len(p.states) > 1), None) if model is not None else None
+    file = run.path / (MODEL_FILE if model is not None and model.advised else ALTERNATIVE_FILE)
+    paths = [run.path / MEMBERS_FOLDER / member_file(m.id) for m in members]
+    if part is None or not all(path.is_file() for path in (file, *paths)):
+        return None
+    models = [read_model(path) for path in paths]
+    topology = models[0].topology
+    atoms = np.sort(topology.backbone(Region.parse(part.region).residues(topology)).ravel())
+    states = alternates(file, topology.subset(atoms))
+    names = [state.label for state in part.states[:2]]
+    ends = [states[name].coords for name in names]
+    return names, coordinates.bimodality(np.stack([m.coords[atoms] for m in models]), *ends).tolist()
 
 
 VALIDATION_ROWS = (

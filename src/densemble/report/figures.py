@@ -14,7 +14,6 @@ from jaxtyping import Float
 from densemble.errors import InputError
 from densemble.grid import DensityMap
 from densemble.io.model_results import State
-from densemble.io.results import Member
 from densemble.report.scene import GREY, MAP_COLOUR, PALETTE, Camera, Conformation, Scene
 
 if TYPE_CHECKING:
@@ -126,22 +125,20 @@ def residue_fit(
     return figure
 
 
-def bimodality(members: Sequence[Member], states: Sequence[str]) -> Figure:
-    """Where the members are between two known states: all that were sampled, and those kept by weight.
+def bimodality(
+    scores: Float[np.ndarray, " k"], weights: Float[np.ndarray, " k"], states: Sequence[str]
+) -> Figure:
+    """Where the members are between two states: all that were sampled, and those kept by weight.
 
-    The score of paper 1, its Figure 3: -1 at the first state, +1 at the second.
+    The score of paper 1, its Figure 3: -1 at the first state, +1 at the second. Members that are not kept
+    have weight 0.
     """
     figure, (upper, lower) = _figure(2.7, rows=2, sharex=True)
-    scores = np.array([m.bimodality for m in members if m.bimodality is not None])
     edges = np.linspace(-1, 1, BINS + 1)
     upper.hist(scores, bins=edges, color=GREY, edgecolor="white", linewidth=0.6)
     upper.set_ylabel("members\nsampled")
     upper.yaxis.get_major_locator().set_params(integer=True)
-    weights, _ = np.histogram(
-        [m.bimodality for m in members if m.selected and m.bimodality is not None],
-        bins=edges,
-        weights=[m.weight for m in members if m.selected and m.bimodality is not None],
-    )
+    weights, _ = np.histogram(scores, bins=edges, weights=weights)
     lower.bar((edges[:-1] + edges[1:]) / 2, weights, width=2 / BINS, color=PALETTE[0], edgecolor="white")
     lower.set_ylabel("weight\nkept")
     lower.set_ylim(0, max(1.0, float(weights.max())))

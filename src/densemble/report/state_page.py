@@ -130,8 +130,7 @@ def sections(run: RunFolder, scene: Scene | None) -> list[Section]:
             found += [states_of(model, scene), _alike(model)]
             found += [validation_of(model.validation)] if model.validation else []
         found.append(_region(result.region))
-        if any(m.bimodality is not None for m in result.region.members):
-            found.append(bimodality(result.region.members))
+        found += bimodality(run, result.region.members, model)
     found.append(_fits(result))
     if run.residues and run.residue_figures:
         found.append(residues(run))
