@@ -188,8 +188,9 @@ def test_the_table_says_how_far_states_are_from_a_simulated_truth(crystal, files
     ours = {row["measure"]: float(row["ours"]) for row in table(out)}
     folder = out / "jobs/two/guided/seed-0"
     result = read_run(folder)
-    judged = judge_states(folder, result.region, result.model.states, out / "inputs/two/truth.cif")
+    judged = judge_states(folder, result.region, result.model, out / "inputs/two/truth.cif")
     assert ours["states"] == judged.found
+    assert ours["states_advised"] == (judged.found if result.model.advised else 1)
     assert ours["rmsd_to_A"] == pytest.approx(judged.rmsd["A"], abs=1e-4)
     assert ours["rmsd_to_B"] == pytest.approx(judged.rmsd["B"], abs=1e-4)
     assert ours["occupancy_error"] == pytest.approx(judged.occupancy_error, abs=1e-4)

@@ -99,7 +99,10 @@ def figures_of(result: Result | StateResult, task: Task) -> tuple[Found, ...]:
 
 
 def _of_crystal(result: Result, task: Task) -> tuple[Found, ...]:
-    """Agreement with the data, and of the final model's states with the reference's, if there is one."""
+    """Agreement with the data, and of the states found with the reference's, if there is one.
+
+    ``states_advised`` is their number in ``model.cif``: one where data held out do not clearly support more.
+    """
     found = [
         Found(measure="cosine", value=result.metrics.cosine["ensemble"]),
         Found(measure="rscc", value=result.metrics.rscc["ensemble"]),
@@ -108,9 +111,10 @@ def _of_crystal(result: Result, task: Task) -> tuple[Found, ...]:
         found.append(Found(measure="r_free", value=result.r_factors.ensemble.r_free))
     if result.model is None or task.reference is None:
         return tuple(found)
-    judged = judge_states(task.folder, result.region, result.model.states, task.reference)
+    judged = judge_states(task.folder, result.region, result.model, task.reference)
     if judged is not None:
         found.append(Found(measure="states", value=judged.found))
+        found.append(Found(measure="states_advised", value=judged.found if result.model.advised else 1))
         found += [
             Found(measure=f"rmsd_to_{name or 'reference'}", value=value)
             for name, value in judged.rmsd.items()

@@ -1,6 +1,6 @@
 """How far the states of a result are from those of a reference: evaluation only.
 
-The states of a result are those of its final model, part by part. What a part has not, is in one state.
+The states of a result are those of its model of states, part by part. What a part has not, is in one state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from densemble.atoms import Region, Topology
 from densemble.evaluation import backbone_atoms
-from densemble.io.model_results import MODEL_FILE, States
+from densemble.io.model_results import FinalModel, States
 from densemble.io.models import Alternate, alternates, read_model
 from densemble.metrics.coordinates import rmsd
 
@@ -37,23 +37,24 @@ class Judged:
     occupancy_error: float | None
 
 
-def judge_states(folder: Path, region: str, states: States, reference: Path) -> Judged | None:
-    """Compare the final model of a run with a reference.
+def judge_states(folder: Path, region: str, made: FinalModel, reference: Path) -> Judged | None:
+    """Compare the model of states of a run with a reference, whether or not it is the one that is advised.
 
     Args:
         folder: of the run.
         region: of the run.
-        states: of its final model.
+        made: record of its final model.
         reference: model with the states as altlocs.
 
     Returns:
         What is said of them; None if the reference lacks backbone atoms of the region.
     """
-    topology = _backbone(folder / MODEL_FILE, region)
+    states, path = made.states, folder / made.states_file
+    topology = _backbone(path, region)
     true = {name: (state.coords, state.occupancy) for name, state in alternates(reference, topology).items()}
     if not all(np.isfinite(x).all() for x, _ in true.values()):
         return None
-    model = alternates(folder / MODEL_FILE, topology)
+    model = alternates(path, topology)
     square, shares, weight, most = {name: 0.0 for name in true}, {name: 0.0 for name in true}, 0, 1
     for atoms, found in _parts(topology, states, model):
         to = np.array([[float(rmsd(x, y[atoms])) for y, _ in true.values()] for x, _ in found])

@@ -257,3 +257,8 @@ class FinalModel(Record):
         """
         held = self.held_out
         return held is None or not self.several or any(part.supported_by(held) for part in self.several)
+
+    @property
+    def states_file(self) -> str:
+        """Of the model of states, whether or not it is advised."""
+        return MODEL_FILE if self.advised else ALTERNATIVE_FILE

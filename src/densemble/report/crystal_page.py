@@ -8,8 +8,6 @@ import numpy as np
 
 from densemble.atoms import Region
 from densemble.io.model_results import (
-    ALTERNATIVE_FILE,
-    MODEL_FILE,
     FinalModel,
     Part,
     Refined,
@@ -230,10 +228,11 @@ def _between_found(
     run: RunFolder, members: Sequence[Member], model: FinalModel | None
 ) -> tuple[list[str], list[float]] | None:
     """Names of the two heaviest states of the first part that has several, and each member's score."""
-    part = next((p for p in model.states.parts if len(p.states) > 1), None) if model is not None else None
-    file = run.path / (MODEL_FILE if model is not None and model.advised else ALTERNATIVE_FILE)
+    if model is None or not model.several:
+        return None
+    part, file = model.several[0], run.path / model.states_file
     paths = [run.path / MEMBERS_FOLDER / member_file(m.id) for m in members]
-    if part is None or not all(path.is_file() for path in (file, *paths)):
+    if not all(path.is_file() for path in (file, *paths)):
         return None
     models = [read_model(path) for path in paths]
     topology = models[0].topology

@@ -8,7 +8,7 @@ from small_crystal import OCCUPANCY, one_state, truth, write_crystal
 
 from densemble.atoms import BACKBONE, Region
 from densemble.experiments.judging import judge_states
-from densemble.io.model_results import Part, State, States
+from densemble.io.model_results import Evidence, FinalModel, Part, Refined, Refinement, State, States
 from densemble.io.models import alternates, read_model
 
 REGION = "A:179-186"
@@ -19,8 +19,8 @@ def small(tmp_path_factory):
     return write_crystal(tmp_path_factory.mktemp("small"))
 
 
-def states(*parts: tuple[str, dict[str, float]], error: float = 0.5) -> States:
-    return States(
+def states(*parts: tuple[str, dict[str, float]], error: float = 0.5) -> FinalModel:
+    found = States(
         rule="",
         coordinate_error=error,
         parts=[
@@ -32,6 +32,7 @@ def states(*parts: tuple[str, dict[str, float]], error: float = 0.5) -> States:
             for region, own in parts
         ],
     )
+    return FinalModel(states=found)
 
 
 def distance(path, first: str = "A", second: str = "B", region: str = REGION) -> float:
@@ -96,3 +97,18 @@ def test_a_reference_without_the_region_says_nothing(small, tmp_path):
     kept = part.only([r for r, residue in enumerate(part.topology.residues) if residue.id.number != 181])
     kept.structure.make_mmcif_document().write_file(str(tmp_path / "reference.cif"))
     assert judge_states(tmp_path, REGION, states(), tmp_path / "reference.cif") is None
+
+
+def test_states_that_are_not_advised_are_judged_in_the_file_that_has_them(small, tmp_path):
+    """``model.cif`` then has one state."""
+    one_state(truth()).make_mmcif_document().write_file(str(tmp_path / "model.cif"))
+    shutil.copy(small.reference, tmp_path / "alternative.cif")
+    made = states((REGION, OCCUPANCY))
+    same = Refined(r_work=(0.2, 0.2), r_free=(0.25, 0.25), rscc=(0.8, 0.8))
+    refinement = Refinement(cycles=1, start=same, model=same, free_gain=1.0, free_gain_error=2.0)
+    made = made.model_copy(update={"refinement": refinement})
+    made.states.parts[0].evidence.append(Evidence(states=2, fit=9.0, held_out=-1.0, error=2.0, chosen=True))
+    assert not made.advised
+    judged = judge_states(tmp_path, REGION, made, small.reference)
+    assert judged.found == 2
+    assert judged.rmsd == {"A": 0, "B": 0}
