@@ -321,6 +321,18 @@ def test_patterns(suite_file, files, tmp_path):
         jobs_of(suite, ["nothing"])
 
 
+def test_jobs_that_are_not_asked_for_stay_in_the_table(suite_file, files, tmp_path):
+    suite, out = load_suite(str(suite_file())), tmp_path / "out"
+    first = run_suite(suite, out, files, only=["loop/unguided"])
+    before = [row for row in table(out) if row["method"] == "unguided"]
+    assert len(before) > 1
+    second = run_suite(suite, out, files, only=["absent"], resume=True)
+    assert first.keys().isdisjoint(second)
+    assert [row for row in table(out) if (row["case"], row["method"]) == ("loop", "unguided")] == before
+    assert any(row["case"] == "absent" for row in table(out))
+    assert not any(row["case"] == "loop" and row["method"] == "guided" for row in table(out))
+
+
 def test_a_job_that_was_changed_is_done_anew(suite_file, files, tmp_path):
     suite = load_suite(str(suite_file()))
     out = tmp_path / "out"

@@ -37,7 +37,7 @@ def run_suite(
         suite: which.
         out: folder for run directories, inputs and tables.
         files: where its files are.
-        only: patterns of jobs.
+        only: patterns of jobs; what other jobs of the suite have found in the folder stays in the table.
         engine: what runs them.
         resume: go on in a folder that has results; what is done there is not done again.
         progress: told of every job.
@@ -81,17 +81,18 @@ def _needs_data(job: Job) -> bool:
 def _run(
     suite: Suite, jobs: list[Job], out: Path, files: Files, engine: Engine, tell: Progress
 ) -> dict[str, JobRecord]:
-    found = {job.id: read_record(job, out) for job in jobs}
-    records = {
-        name: record for name, record in found.items() if record is not None and record.state == "done"
-    }
+    asked = {job.id for job in jobs}
+    earlier = {job.id: record for job in jobs_of(suite) if (record := read_record(job, out)) is not None}
+    others = {name: record for name, record in earlier.items() if name not in asked}
+    records = {name: record for name, record in earlier.items() if name in asked and record.state == "done"}
+    shown = [job for job in jobs_of(suite) if job.id in asked or job.id in others]
     left = [job for job in jobs if job.id not in records]
-    write_tables(out, suite, rows_of(suite, jobs, records))
+    write_tables(out, suite, rows_of(suite, shown, others | records))
     with tell.steps(f"suite {suite.name}", len(jobs)) as done:
         done(len(records))
         for record in engine.run(left, partial(prepare, files=files, out=out), out):
             records[record.id] = record
-            write_tables(out, suite, rows_of(suite, jobs, records))
+            write_tables(out, suite, rows_of(suite, shown, others | records))
             tell.message(f"{record.id}: {record.state}{': ' if record.why else ''}{record.why}")
             done(len(records))
     return records
