@@ -8,7 +8,7 @@ from small_crystal import SmallCrystal
 from densemble.archives.cache import Cache
 from densemble.archives.transfer import Client
 from densemble.experiments.files import Files
-from densemble.experiments.jobs import jobs_of, read_record
+from densemble.experiments.jobs import JobRecord, jobs_of
 from densemble.suites import Suite
 
 SUITE = """
@@ -78,8 +78,12 @@ def files_of(crystal: SmallCrystal, folder: Path) -> Files:
 
 
 def figures(out: Path, suite: Suite) -> dict[str, tuple]:
-    records = {job.id: read_record(job, out) for job in jobs_of(suite)}
-    return {name: record.figures for name, record in records.items() if record is not None}
+    paths = {job.id: job.record_file(out) for job in jobs_of(suite)}
+    return {
+        name: JobRecord.model_validate_json(path.read_bytes()).figures
+        for name, path in paths.items()
+        if path.is_file()
+    }
 
 
 def until(condition, seconds: float = 120.0) -> None:

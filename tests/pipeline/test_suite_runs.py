@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -319,6 +320,32 @@ def test_patterns(suite_file, files, tmp_path):
     assert {job.case.id for job in jobs_of(suite, ["wrong", "abs*"])} == {"wrong", "absent"}
     with pytest.raises(InputError, match="--only nothing: no job of the suite small"):
         jobs_of(suite, ["nothing"])
+
+
+def test_a_job_of_files_that_have_changed_is_done_anew(suite_file, crystal, files, tmp_path):
+    """The recipe of a variant, or a file in the folder of data, with other contents under the same name."""
+    data, recipe = tmp_path / "data", tmp_path / "mine.toml"
+    shutil.copytree(crystal.model.parent, data)
+    shutil.copyfile(crystal.recipe, recipe)
+    path, out = suite_file(), tmp_path / "out"
+    path.write_text(path.read_text(encoding="utf-8").replace(str(crystal.recipe), str(recipe)))
+    suite, own = load_suite(str(path)), replace(files, data=data)
+    only = ["loop/unguided"]
+    result = out / "jobs/loop/unguided/seed-0/result.json"
+
+    def again() -> int:
+        run_suite(suite, out, own, only=only, resume=True)
+        return result.stat().st_mtime_ns
+
+    first = again()
+    assert again() == first
+    recipe.write_text(recipe.read_text(encoding="utf-8") + "# another\n", encoding="utf-8")
+    second = again()
+    assert second > first
+    (data / "start.cif").write_text((data / "start.cif").read_text(encoding="utf-8") + "# another\n")
+    third = again()
+    assert third > second
+    assert again() == third
 
 
 def test_jobs_that_are_not_asked_for_stay_in_the_table(suite_file, files, tmp_path):

@@ -104,9 +104,21 @@ def suite_of_folder(
         name=re.sub(r"[^a-z0-9.]+", "-", folder.resolve().name.lower()).strip("-.") or "folder",
         source=f"crystals of the folder {folder.resolve().name}",
         variants=tuple(variants),
-        crystals=tuple(cases),
+        crystals=tuple(_told_apart(cases)),
     )
     return suite, left_out
+
+
+def _told_apart(cases: Sequence[Crystal]) -> Iterator[Crystal]:
+    """The same with a number behind ids that files, or chains, have in common but for their case."""
+    taken: set[str] = set()
+    for case in cases:
+        id, number = case.id, 1
+        while id in taken:
+            number += 1
+            id = f"{case.id}-{number}"
+        taken.add(id)
+        yield case.model_copy(update={"id": id})
 
 
 def _cases(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from densemble.errors import InputError
-from densemble.io.output import Record, versions
+from densemble.experiments.files import Files
+from densemble.io.output import InputFile, Record, versions
 from densemble.suites import Crystal, Map, Suite, Variant
 
 SCHEMA: Literal["densemble.job/1"] = "densemble.job/1"
@@ -24,11 +26,21 @@ UNUSED = {"figures", "note", "printed", "table", "variants"}
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a suite: a case with a variant and a seed."""
+    """One run of a suite: a case with a variant and a seed.
+
+    Attributes:
+        case: what is run.
+        variant: how.
+        seed: of all randomness.
+        case_contents: SHA-256 of the files in the folder of data that the case names, see ``with_contents``.
+        recipe_contents: of the variant's recipe, where that is a file.
+    """
 
     case: Crystal | Map
     variant: Variant
     seed: int
+    case_contents: tuple[str, ...] = ()
+    recipe_contents: str = ""
 
     @property
     def id(self) -> str:
@@ -39,13 +51,14 @@ class Job:
     def case_facts(self) -> dict[str, Any]:
         """What inputs that are made for its case depend on."""
         case = self.case.model_dump(mode="json", exclude=UNUSED)
-        return {"case": case, "version": versions()["densemble"]}
+        return {"case": case, "contents": list(self.case_contents), "version": versions()["densemble"]}
 
     @property
     def key(self) -> str:
         """SHA-256 of all that defines it: a record with another key is of another job."""
         parts = self.case_facts | {
             "variant": self.variant.model_dump(mode="json", exclude={"seeds", "prints"}),
+            "recipe": self.recipe_contents,
             "seed": self.seed,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -115,6 +128,31 @@ def jobs_of(suite: Suite, only: Sequence[str] = ()) -> list[Job]:
                 f"--only {pattern}: no job of the suite {suite.name} is so called; its cases are {cases}"
             )
     return [job for job in jobs if not only or any(matches(job, pattern) for pattern in only)]
+
+
+def with_contents(jobs: Sequence[Job], files: Files) -> list[Job]:
+    """The same jobs, told apart from those of files of the same names with other contents.
+
+    Files of the package and of entries go with the version and the archives; those that are not there have no
+    contents, and are said when the job is prepared.
+    """
+    known: dict[Path, str] = {}
+
+    def digest(path: Path) -> str:
+        if path not in known:
+            known[path] = InputFile.of(path).sha256
+        return known[path]
+
+    def of_case(job: Job) -> tuple[str, ...]:
+        names = re.findall(r'"(data:[^"]+)"', job.case.model_dump_json(exclude=UNUSED))
+        paths = [None if files.data is None else files.data / name.removeprefix("data:") for name in names]
+        return tuple(digest(path) for path in paths if path is not None and path.is_file())
+
+    def of_recipe(job: Job) -> str:
+        path = Path(job.variant.recipe)
+        return digest(path) if path.suffix == ".toml" and path.is_file() else ""
+
+    return [replace(job, case_contents=of_case(job), recipe_contents=of_recipe(job)) for job in jobs]
 
 
 def read_record(job: Job, out: Path) -> JobRecord | None:

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from densemble.errors import InputError
 from densemble.experiments.engine import Engine, LocalEngine
 from densemble.experiments.files import Files
-from densemble.experiments.jobs import Job, JobRecord, jobs_of, read_record
+from densemble.experiments.jobs import Job, JobRecord, jobs_of, read_record, with_contents
 from densemble.experiments.preparation import prepare
 from densemble.experiments.tables import TABLE, rows_of, write_tables
 from densemble.io.output import check_folder
@@ -50,7 +50,7 @@ def run_suite(
             matches no job; all jobs need a folder of data, and it was not given or is not there.
     """
     tell = progress or Progress()
-    jobs = jobs_of(suite, only)
+    jobs = with_contents(jobs_of(suite, only), files)
     _check_data(jobs, files)
     check_folder(out)
     if out.exists() and any(out.iterdir()) and not resume:
@@ -81,11 +81,11 @@ def _needs_data(job: Job) -> bool:
 def _run(
     suite: Suite, jobs: list[Job], out: Path, files: Files, engine: Engine, tell: Progress
 ) -> dict[str, JobRecord]:
-    asked = {job.id for job in jobs}
-    earlier = {job.id: record for job in jobs_of(suite) if (record := read_record(job, out)) is not None}
+    asked, everything = {job.id for job in jobs}, with_contents(jobs_of(suite), files)
+    earlier = {job.id: record for job in everything if (record := read_record(job, out)) is not None}
     others = {name: record for name, record in earlier.items() if name not in asked}
     records = {name: record for name, record in earlier.items() if name in asked and record.state == "done"}
-    shown = [job for job in jobs_of(suite) if job.id in asked or job.id in others]
+    shown = [job for job in everything if job.id in asked or job.id in others]
     left = [job for job in jobs if job.id not in records]
     write_tables(out, suite, rows_of(suite, shown, others | records))
     with tell.steps(f"suite {suite.name}", len(jobs)) as done:

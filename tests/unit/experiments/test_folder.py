@@ -51,6 +51,17 @@ def test_one_region_of_all(screen):
     assert len(left_out) == 1
 
 
+def test_names_that_differ_in_case_alone_are_told_apart(screen, tmp_path):
+    for name in ("A_1", "a-1"):
+        shutil.copy(screen / "x001" / "x001.cif", tmp_path / f"{name}.cif")
+        shutil.copy(screen / "x001" / "x001.mtz", tmp_path / f"{name}.mtz")
+    suite, _ = suite_of_folder(tmp_path, variants=[VARIANT], region="A:180-184")
+    assert [(case.id, case.data) for case in suite.crystals] == [
+        ("a-1-a180", "data:A_1.mtz"),
+        ("a-1-a180-2", "data:a-1.mtz"),
+    ]
+
+
 def test_what_a_scan_finds(screen, monkeypatch):
     """The windows are those of ``find_windows``, which has tests of its own."""
     from densemble.experiments import folder
