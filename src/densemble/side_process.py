@@ -7,12 +7,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from densemble.errors import InputError
 from densemble.inputs import Settings, draw_of, load, problem_of
 from densemble.problem import Guide
 from densemble.region import sample_guide
@@ -98,9 +99,9 @@ def _sample(settings: Settings, guides: Sequence[Guide], path: Path, key: str) -
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the first one says what happened
     checkpoints = Checkpoints(path, key)
-    checkpoints.load()
-    inputs = load(settings)
-    problem, draw = problem_of(settings, inputs), draw_of(settings, inputs)
-    with one_thread():
+    with one_thread(), suppress(InputError):  # the first process comes upon it too, and says it
+        checkpoints.load()
+        inputs = load(settings)
+        problem, draw = problem_of(settings, inputs), draw_of(settings, inputs)
         for guide in guides:
             sample_guide(problem, draw, guide, checkpoints=checkpoints, on_step=lambda done: None)
