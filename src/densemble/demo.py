@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from densemble.atoms import Region
 from densemble.io.models import Model, alternates, read_model
-from densemble.io.results import Result
+from densemble.io.results import MEMBERS_FOLDER, Result, member_file
 from densemble.metrics.coordinates import rmsd
 from densemble.metrics.populations import assign_states, populations
 from densemble.pipeline import Settings, run_xray
@@ -99,7 +99,7 @@ def recovered(result: Result, out: Path) -> list[str]:
     kept = [member for member in result.members if member.selected]
     rows, cores = [], []
     for member in kept:
-        core, states = _core(read_model(out / "members" / f"member_{member.id:02d}.cif"))
+        core, states = _core(read_model(out / MEMBERS_FOLDER / member_file(member.id)))
         cores.append(core)
         to = [f"{float(rmsd(core, states[name])):.2f}" for name in DEPOSITED]
         rows.append([f"member {member.id}", f"{member.weight:.2f}", *to])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small_flexible import LOOP, write_flexible
 from small_state import SmallState, write_state
+from small_state_result import GEOMETRY, MAP
 from test_report_files import Page
 
 from densemble.io.maps import read_map, write_map
@@ -28,8 +29,6 @@ from densemble.io.results import Member, Metrics
 from densemble.io.state_results import (
     Distance,
     Fit,
-    Geometry,
-    MapRecord,
     Mixture,
     Placement,
     RegionRecord,
@@ -45,18 +44,6 @@ from densemble.report.viewer import unpacked
 from densemble.report.writing import write_report
 
 pytest.importorskip("molstar_cli", reason="the 3D view of a report is drawn by the package molstar-cli")
-
-GEOMETRY = Geometry(
-    bond_rmsz=0.4,
-    angle_rmsz=0.6,
-    favoured=45,
-    allowed=3,
-    outliers=0,
-    cis=0,
-    twisted=0,
-    wrong_hand=0,
-    clashes=2,
-)
 
 
 def fit(value: float, held_out: float | None) -> Fit:
@@ -79,19 +66,7 @@ def record(
         device="cpu, 1 threads",
         timings={"samples": 12.0},
         messages=["the map is masked"],
-        map=MapRecord(
-            resolution=4.0,
-            resolution_source="given",
-            forward="electron",
-            fitted=80.0,
-            mask="within 8 Å of density above the level",
-            level=0.05,
-            rule="given",
-            volume=1e4,
-            noise=0.01,
-            box=[40, 40, 40],
-            spacing=[1.3, 1.3, 1.3],
-        ),
+        map=MAP,
         placement=Placement(docked=False, rotation=np.eye(3).tolist(), translation=[0.0, 0.0, 0.0]),
         start=fit(0.3, before),
         ensemble=Mixture(members=[1, 2], weights=[0.7, 0.3], correlation=0.73, best_alone=0.71),

@@ -50,7 +50,7 @@ def run_suite(
             matches no job; all jobs need a folder of data, and it was not given or is not there.
     """
     tell = progress or Progress()
-    jobs = with_contents(jobs_of(suite, only), files)
+    jobs = jobs_of(suite, only)
     _check_data(jobs, files)
     check_folder(out)
     if out.exists() and any(out.iterdir()) and not resume:
@@ -60,7 +60,7 @@ def run_suite(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
-            return _run(suite, jobs, out, files, engine, tell)
+            return _run(suite, {job.id for job in jobs}, out, files, engine, tell)
     except Timeout as error:
         raise InputError(f"output folder {out}: another run is at work in it") from error
 
@@ -79,16 +79,16 @@ def _needs_data(job: Job) -> bool:
 
 
 def _run(
-    suite: Suite, jobs: list[Job], out: Path, files: Files, engine: Engine, tell: Progress
+    suite: Suite, asked: set[str], out: Path, files: Files, engine: Engine, tell: Progress
 ) -> dict[str, JobRecord]:
-    asked, everything = {job.id for job in jobs}, with_contents(jobs_of(suite), files)
+    everything = with_contents(jobs_of(suite), files)
     earlier = {job.id: record for job in everything if (record := read_record(job, out)) is not None}
     others = {name: record for name, record in earlier.items() if name not in asked}
     records = {name: record for name, record in earlier.items() if name in asked and record.state == "done"}
     shown = [job for job in everything if job.id in asked or job.id in others]
-    left = [job for job in jobs if job.id not in records]
+    left = [job for job in everything if job.id in asked and job.id not in records]
     write_tables(out, suite, rows_of(suite, shown, others | records))
-    with tell.steps(f"suite {suite.name}", len(jobs)) as done:
+    with tell.steps(f"suite {suite.name}", len(asked)) as done:
         done(len(records))
         for record in engine.run(left, partial(prepare, files=files, out=out), out):
             records[record.id] = record

@@ -7,13 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from densemble.atoms import Region
-from densemble.io.model_results import (
-    FinalModel,
-    Part,
-    Refined,
-    State,
-    Validation,
-)
+from densemble.io.model_results import FinalModel, Part, Refined, State, Validation
 from densemble.io.models import alternates, read_model
 from densemble.io.results import MEMBERS_FOLDER, Member, Result, member_file
 from densemble.metrics import coordinates
@@ -203,10 +197,10 @@ def _members(members: list[Member]) -> Section:
 def bimodality(run: RunFolder, members: Sequence[Member], model: FinalModel | None) -> list[Section]:
     """Where members are between the first two known states; where none is known, between those found."""
     title, text = "Between the known states", [EVALUATION]
-    scores = [m.bimodality for m in members if m.bimodality is not None]
-    if scores:
+    scored = [m for m in members if m.bimodality is not None]
+    scores: Sequence[float | None] = [m.bimodality for m in scored]
+    if scored:
         names = list(next(m.rmsd for m in members if m.rmsd))[:2]
-        scored = [m for m in members if m.bimodality is not None]
     elif (found := _between_found(run, members, model)) is not None:
         (names, scores), scored = found, list(members)
         title, text = "Between the states found", []

@@ -1,28 +1,15 @@
 """What a run on a map says to a table: of the sample that fits best, and of the nearest to the reference."""
 
 import numpy as np
+from small_state_result import GEOMETRY, MAP
 
 from densemble.experiments.execution import _of_map
 from densemble.io.state_results import (
     Distance,
     Fit,
-    Geometry,
-    MapRecord,
     Placement,
     StateMember,
     StateResult,
-)
-
-SOUND = Geometry(
-    bond_rmsz=0.4,
-    angle_rmsz=0.6,
-    favoured=45,
-    allowed=3,
-    outliers=0,
-    cis=0,
-    twisted=0,
-    wrong_hand=0,
-    clashes=0,
 )
 
 
@@ -38,7 +25,7 @@ def member(model: int, fit: float, away: float | None) -> StateMember:
             local_ca_rmsd=away + 1,
         )
     found = Fit(correlation=fit, rscc=fit + 0.1, q_score=0.5, fsc_05=4.2)
-    return StateMember(model=model, sample=model, fit=found, geometry=SOUND, reference=reference)
+    return StateMember(model=model, sample=model, fit=found, geometry=GEOMETRY, reference=reference)
 
 
 def result(*members: StateMember) -> StateResult:
@@ -50,19 +37,7 @@ def result(*members: StateMember) -> StateResult:
         device="cpu",
         timings={},
         messages=[],
-        map=MapRecord(
-            resolution=4.0,
-            resolution_source="given",
-            forward="electron",
-            fitted=80.0,
-            mask="",
-            level=0.05,
-            rule="given",
-            volume=1e4,
-            noise=0.01,
-            box=[40, 40, 40],
-            spacing=[1.3, 1.3, 1.3],
-        ),
+        map=MAP,
         placement=Placement(docked=False, rotation=np.eye(3).tolist(), translation=[0.0, 0.0, 0.0]),
         start=Fit(correlation=0.3, rscc=0.3, q_score=0.1, fsc_05=8.0),
         members=list(members),
