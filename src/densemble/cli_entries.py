@@ -216,7 +216,10 @@ def suite() -> None:
 @click.option(
     "--prior", type=click.Choice(["embedded", "gaussian", "chroma"]), default="embedded", show_default=True
 )
-@click.option("--members", type=click.IntRange(min=1), default=16, show_default=True, help="Of each run.")
+@click.option("--resolution", type=float, help="Å, of the maps in FOLDER; without it they are left out.")
+@click.option(
+    "--members", type=click.IntRange(min=1), help="Of each run.  [default: 16 of a crystal, 4 of a map]"
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each case.")
 @click.option("--out", type=PATH, required=True, help="Suite to write (.toml).")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
@@ -228,15 +231,17 @@ def from_folder(
     region: str | None,
     start_altloc: str | None,
     prior: Literal["embedded", "gaussian", "chroma"],
-    members: int,
+    resolution: float | None,
+    members: int | None,
     seeds: int,
     out: Path,
     force: bool,
     quiet: bool,
 ) -> None:
-    """Write a suite of the crystals in FOLDER: every MTZ file with the model of the same name.
+    """Write a suite of the crystals in FOLDER: every MTZ (or *-sf.cif) file with the model of the same name.
 
-    Without --region every crystal is scanned, and each stretch of strong windows becomes a case.
+    Without --region every crystal is scanned, and each stretch of strong windows becomes a case. With
+    --resolution every map becomes one, with the model of the same name or the only one beside it as start.
     """
     from densemble.experiments.folder import suite_of_folder, suite_text
     from densemble.inputs import RECIPES
@@ -245,15 +250,23 @@ def from_folder(
     from densemble.suites import Variant
 
     check_output_file(out, force=force)
-    variant = Variant(
-        id=prior, prior=prior, recipe=RECIPES[prior], members=members, seeds=tuple(range(seeds))
-    )
+    if resolution is not None and not 0 < resolution < float("inf"):
+        raise InputError(f"--resolution {resolution:g} Å: must be above zero")
+    runs = tuple(range(seeds))
+    variant = Variant(id=prior, prior=prior, recipe=RECIPES[prior], members=members or 16, seeds=runs)
+    state = Variant(id="state", prior="embedded", recipe="densemble", members=members or 4, seeds=runs)
     progress = TerminalProgress(quiet=quiet)
     made, left_out = suite_of_folder(
-        folder, variants=[variant], region=region, start_altloc=start_altloc, progress=progress
+        folder,
+        variants=[variant],
+        region=region,
+        start_altloc=start_altloc,
+        map_variants=[state],
+        resolution=resolution,
+        progress=progress,
     )
     write_text(out, suite_text(made))
     for sentence in left_out:
         click.echo(f"left out: {sentence}")
-    cases = f"{len(made.crystals)} case{'' if len(made.crystals) == 1 else 's'}"
+    cases = f"{len(made.cases)} case{'' if len(made.cases) == 1 else 's'}"
     click.echo(f"{cases} in {out}; next: densemble run {out} --data {folder} --out results")

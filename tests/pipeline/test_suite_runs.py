@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from small_crystal import SmallCrystal
+from small_state import RESOLUTION, write_state
 from small_suite import figures, files_of, until, write_suite
 
 from densemble.cli import main
@@ -28,6 +30,7 @@ from densemble.experiments.judging import judge_states
 from densemble.experiments.preparation import prepare
 from densemble.experiments.running import run_suite
 from densemble.io.finished import read_run
+from densemble.progress import Progress
 from densemble.suites import load_suite
 
 
@@ -71,6 +74,7 @@ def test_a_suite_runs_to_its_table_and_says_what_did_not(suite_file, crystal, tm
     half_width = 12.7062 * abs(values[0] - values[1]) / 2  # Student's t of one degree of freedom
     assert float(guided["ours"].split(" ± ")[1]) == pytest.approx(half_width, abs=2e-4)
     assert (guided["printed"], guided["runs"], guided["remark"]) == ("0.8", "2/2", "")
+    assert guided["residues"] == "A:180-183 PDFG, by the author's numbers"
     assert rows["loop", "unguided", "cosine"]["printed"] == ""
     assert (
         "printed as AAAA, but by the author's numbers they are PDFG"
@@ -114,15 +118,15 @@ def test_four_workers_find_what_one_finds(suite_file, files, tmp_path):
     suite = load_suite(str(suite_file()))
     variants = tuple(v.model_copy(update={"seeds": (0, 1, 2, 3)}) for v in suite.variants)
     suite = suite.model_copy(update={"variants": variants})
-    jobs = jobs_of(suite, ["loop/unguided"])
+    jobs = jobs_of(suite, ["loop/guided"])
     for name, workers in (("one", 1), ("four", 4)):
-        run_suite(suite, tmp_path / name, files, only=["loop/unguided"], engine=LocalEngine(workers=workers))
+        run_suite(suite, tmp_path / name, files, only=["loop/guided"], engine=LocalEngine(workers=workers))
     one, four = (figures(tmp_path / name, suite) for name in ("one", "four"))
     assert len(one) == len(jobs) == 4
     assert one == four
     for job in jobs:
-        models = {(job.folder(tmp_path / name) / "ensemble.cif").read_bytes() for name in ("one", "four")}
-        assert len(models) == 1
+        for file in ("ensemble.cif", "model.cif"):
+            assert len({(job.folder(tmp_path / name) / file).read_bytes() for name in ("one", "four")}) == 1
     assert len({tuple(found) for found in one.values()}) == 4, "seeds differ"
 
 
@@ -272,6 +276,121 @@ def test_a_worker_that_always_dies_is_given_up(suite_file, files, tmp_path, monk
 
 def _die(task, record_file):
     os._exit(9)
+
+
+def _one_dies(task, record_file):
+    """In place of a job: the first seed's worker always dies, the other's outlives three of them."""
+    record_file.parent.mkdir(parents=True, exist_ok=True)
+    with record_file.with_suffix(".begun").open("a") as file:
+        file.write("x")
+    if task.job.seed == 1:
+        os._exit(9)
+    deaths = record_file.with_name("seed-1.begun")
+    until(lambda: deaths.is_file() and len(deaths.read_text()) == ATTEMPTS)
+    return JobRecord(id=task.job.id, key=task.job.key, state="done")
+
+
+def test_a_worker_that_dies_takes_no_other_with_it(suite_file, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("densemble.experiments.engine.execute", _one_dies)
+    out = tmp_path / "out"
+    records = run_suite(
+        load_suite(str(suite_file())), out, files, only=["loop/guided"], engine=LocalEngine(workers=2)
+    )
+    assert {name: record.state for name, record in records.items()} == {
+        "loop/guided/seed-1": "failed",
+        "loop/guided/seed-2": "done",
+    }
+    begun = out / "jobs/loop/guided/seed-2.begun"
+    assert begun.read_text() == "x", "it was not disturbed"
+
+
+class Told(Progress):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.steps_done, self.said = [], []
+
+    @contextmanager
+    def steps(self, name, total):
+        yield lambda done: self.steps_done.append((name, done, total))
+
+    def message(self, text):
+        self.said.append(text)
+
+
+def test_progress_is_told_of_every_job(suite_file, files, tmp_path):
+    suite, out = load_suite(str(suite_file())), tmp_path / "out"
+    first, second = Told(), Told()
+    run_suite(suite, out, files, only=["loop/unguided", "wrong"], progress=first)
+    assert first.steps_done == [("suite small", n, 2) for n in range(3)]
+    assert first.said[0] == "loop/unguided/seed-0: done"
+    assert first.said[1].startswith("wrong/unguided/seed-0: not run: residues 180-183 of chain A: printed as")
+    run_suite(suite, out, files, only=["loop/unguided"], resume=True, progress=second)
+    assert (second.steps_done, second.said) == ([("suite small", 1, 1)], [])
+
+
+MAPS = """
+name = "maps"
+source = "a small protein"
+[[variants]]
+id = "state"
+prior = "elastic"
+recipe = "{recipe}"
+members = 2
+[[maps]]
+id = "measured"
+printed = "a map"
+table = "1"
+map = "data:map.ccp4"
+resolution = {resolution}
+forward = "molmap"
+model = "data:placed.cif"
+reference = "data:truth.cif"
+local = "A:90-100"
+variants = ["state"]
+figures = [
+    {{ table = "1", measure = "ca_rmsd", best_by = "map", values = {{ "Another" = 0.5 }} }},
+]
+[[maps]]
+id = "unknown"
+printed = "a map of which nothing is known"
+table = "1"
+map = "data:map.ccp4"
+resolution = {resolution}
+forward = "molmap"
+model = "data:start.cif"
+variants = ["state"]
+"""
+
+
+@pytest.mark.slow
+def test_maps_run_to_the_table(tmp_path):
+    """A measured map with an answer to compare with, and one with a start that stands anywhere and none."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    state = write_state(data)
+    path = tmp_path / "maps.toml"
+    path.write_text(MAPS.format(recipe=state.recipe, resolution=RESOLUTION), encoding="utf-8")
+    arguments = ["run", str(path), "--out", str(out), "--data", str(data), "--offline", "--quiet"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "2 jobs: 2 done" in done.output
+    own = [row for row in table(out) if row["method"] == "state"]
+    rows = {(row["case"], row["measure"], row["best_by"]): row for row in own}
+    result = read_run(out / "jobs/measured/state/seed-0")
+    best = result.best
+    for measure, value in (
+        ("ca_rmsd", best.reference.ca_rmsd),
+        ("rmsd", best.reference.all_atom_rmsd),
+        ("tm_score", best.reference.tm_score),
+        ("local_rmsd", best.reference.local_ca_rmsd),
+        ("rscc", best.fit.rscc),
+    ):
+        assert float(rows["measured", measure, "map"]["ours"]) == pytest.approx(value, abs=6e-5), measure
+    nearest = min(member.reference.all_atom_rmsd for member in result.members)
+    assert float(rows["measured", "rmsd", "rmsd"]["ours"]) == pytest.approx(nearest, abs=6e-5)
+    assert {key[1:] for key in rows if key[0] == "unknown"} == {("rscc", "map")}
+    assert best.reference.ca_rmsd < 1.5
 
 
 def test_a_program_error_is_recorded_with_its_traceback(suite_file, files, tmp_path, monkeypatch):

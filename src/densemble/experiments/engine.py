@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -47,55 +48,58 @@ class LocalEngine:
         """The records of all jobs, as they come.
 
         Jobs are prepared here, one at a time, when a worker is free: downloads follow one another. If
-        a worker dies, those under way are begun again in new ones, and go on from their checkpoints.
+        a worker dies, its job is begun again in a new one, and goes on from its checkpoints; the others' jobs
+        are not disturbed, for each worker is a pool of its own.
         """
         waiting, deaths = deque(jobs), Counter[str]()
-        while waiting:
-            running: dict[Future[JobRecord], Job] = {}
+        running: dict[Future[JobRecord], tuple[_Worker, Job]] = {}
+        with ExitStack() as stack:
+            idle = [_Worker(self.threads, gpu, stack) for gpu in gpus_of(self.workers)]
+            while waiting or running:
+                if waiting and idle:
+                    job = waiting.popleft()
+                    try:
+                        task = prepare(job)
+                    except InputError as error:
+                        yield record_without_run(not_run(job, str(error)), job, out)
+                        continue
+                    worker = idle.pop()
+                    running[worker.submit(task, job.record_file(out))] = worker, job
+                    continue
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    worker, job = running.pop(future)
+                    idle.append(worker)
+                    if not isinstance(future.exception(), BrokenProcessPool):
+                        yield future.result()
+                        continue
+                    deaths[job.id] += 1
+                    if deaths[job.id] < ATTEMPTS:
+                        waiting.append(job)
+                    else:
+                        why = f"its worker died {ATTEMPTS} times, perhaps for want of memory"
+                        failed = JobRecord(id=job.id, key=job.key, state="failed", why=why)
+                        yield record_without_run(failed, job, out)
+
+
+class _Worker:
+    """A process that runs one job at a time, and is replaced when it dies."""
+
+    def __init__(self, threads: int, gpu: str | None, stack: ExitStack) -> None:
+        self._begin, self._stack = (threads, gpu), stack
+        self._pool: ProcessPoolExecutor | None = None
+
+    def submit(self, task: Task, record_file: Path) -> Future[JobRecord]:
+        """Have a task executed."""
+        if self._pool is not None:
             try:
-                with self._pool() as pool:
-                    while waiting or running:
-                        yield from self._fill(pool, waiting, running, prepare, out)
-                        for future in wait(running, return_when=FIRST_COMPLETED).done:
-                            record = future.result()
-                            del running[future]
-                            yield record
+                return self._pool.submit(execute, task, record_file)
             except BrokenProcessPool:
                 pass
-            for job in running.values():  # whose worker died, or only shared the pool with one that did
-                deaths[job.id] += 1
-                if deaths[job.id] < ATTEMPTS:
-                    waiting.append(job)
-                else:
-                    why = f"its worker died {ATTEMPTS} times, perhaps for want of memory"
-                    failed = JobRecord(id=job.id, key=job.key, state="failed", why=why)
-                    yield record_without_run(failed, job, out)
-
-    def _fill(
-        self,
-        pool: ProcessPoolExecutor,
-        waiting: deque[Job],
-        running: dict[Future[JobRecord], Job],
-        prepare: Callable[[Job], Task],
-        out: Path,
-    ) -> Iterator[JobRecord]:
-        """Give every free worker a job; the records of those that cannot begin."""
-        while waiting and len(running) < self.workers:
-            job = waiting[0]
-            try:
-                running[pool.submit(execute, prepare(job), job.record_file(out))] = job
-            except InputError as error:
-                yield record_without_run(not_run(job, str(error)), job, out)
-            waiting.popleft()
-
-    def _pool(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        gpus = context.SimpleQueue()
-        for gpu in gpus_of(self.workers):
-            gpus.put(gpu)
-        return ProcessPoolExecutor(
-            self.workers, mp_context=context, initializer=begin_worker, initargs=(self.threads, gpus)
+        pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=begin_worker, initargs=self._begin
         )
+        self._pool = self._stack.enter_context(pool)
+        return self._pool.submit(execute, task, record_file)
 
 
 def record_without_run(record: JobRecord, job: Job, out: Path) -> JobRecord:

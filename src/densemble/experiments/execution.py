@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
@@ -26,15 +25,14 @@ from densemble.pipeline import run_xray
 from densemble.side_process import end_with_parent
 
 
-def begin_worker(threads: int, gpus: SimpleQueue[str | None]) -> None:
+def begin_worker(threads: int, gpu: str | None) -> None:
     """Set up a worker process: its threads, its GPU, and an end to it when the scheduler is no more.
 
     Args:
         threads: of its jobs. Figures depend on their number in the last digits, so it is the same for all.
-        gpus: one for each worker, to be taken; None where there is none.
+        gpu: that it sees; None where there is none.
     """
     torch.set_num_threads(threads)
-    gpu = gpus.get()
     if gpu is not None:
         os.environ[VISIBLE] = gpu  # CUDA reads it when it is first used, which it was not
     end_with_parent()
@@ -65,6 +63,7 @@ def execute(task: Task, record_file: Path) -> JobRecord:
                 key=job.key,
                 state="done",
                 seconds=round(time.perf_counter() - begin, 1),
+                residues=task.residues,
                 figures=figures,
             )
         except InputError as error:

@@ -1,7 +1,8 @@
-"""What a case is compared with and folds from: a reference whose chains and numbers are those of its fold.
+"""What a case is compared with and begins with: models whose chains and numbers are those of its fold.
 
 A fold has the chains of its sequences, A, B, ..., numbered from 1; deposited models have numbers and names of
-their own. So the reference is written anew with the fold's, its residues aligned with the sequences.
+their own. So the reference, and a start, are written anew with the fold's, their residues aligned with the
+sequences.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ class Folded:
 
     Attributes:
         sequences: FASTA as Boltz reads it.
-        reference: model of the same chains and numbers.
+        reference: model of the same chains and numbers; None if there is none.
+        start: likewise.
         local: residues of the local RMSD in these; None if there are none.
     """
 
     sequences: Path
-    reference: Path
+    reference: Path | None
+    start: Path | None
     local: str | None
 
 
@@ -80,19 +83,21 @@ def letters_of(names: Sequence[str]) -> str:
 
 def fold_case(
     sequences: Path,
-    reference: Path,
+    reference: Path | None,
     folder: Path,
     *,
+    start: Path | None = None,
     keep: Keep = "protein",
     local: str | None = None,
     alignments: Sequence[Path] = (),
 ) -> Folded:
-    """Write the sequences that are folded, and the reference with their chains and numbers.
+    """Write the sequences that are folded, and the reference and a start with their chains and numbers.
 
     Args:
         sequences: model whose sequences they are.
-        reference: model; its kept chains are those of the sequences, in this order.
-        folder: to write to, of this case alone: a reference that is there already stays.
+        reference: model, if there is one; its kept chains are those of the sequences, in this order.
+        folder: to write to, of this case alone: models that are there already stay.
+        start: likewise.
         keep: which chains.
         local: ``CDR H3``, or residues as a region has them, in the fold's chains and numbers.
         alignments: of each chain; none, and the chains are folded from sequence alone.
@@ -111,20 +116,22 @@ def fold_case(
         for name, file, chain in zip(string.ascii_uppercase, files, chains, strict=False)
     ]
     fasta = write_text(folder / "sequence.fasta", "".join(records))  # anew: alignments may have moved
-    renamed = folder / "reference.cif"
-    if not renamed.is_file():
-        whole = read_structure(reference)
-        own = list(protein_chains(whole, keep))
-        if len(own) != len(chains):
-            raise InputError(
-                f"model {reference}: {len(own)} protein chains, and {len(chains)} sequences of "
-                f"{sequences.name}"
-            )
-        write_structure(renamed, _as_folded(whole, own, chains))
+
+    def renamed(model: Path | None, name: str) -> Path | None:
+        path = folder / name
+        if model is not None and not path.is_file():
+            whole = read_structure(model)
+            own = list(protein_chains(whole, keep))
+            if len(own) != len(chains):
+                counts = f"{len(own)} protein chains, and {len(chains)} sequences of {sequences.name}"
+                raise InputError(f"model {model}: {counts}")
+            write_structure(path, _as_folded(whole, own, chains))
+        return None if model is None else path
+
     if local == CDR_H3:
         first, last = cdr_h3(letters_of(chains[0]))
         local = f"A:{first}-{last}"
-    return Folded(fasta, renamed, local)
+    return Folded(fasta, renamed(reference, "reference.cif"), renamed(start, "start.cif"), local)
 
 
 def _as_folded(

@@ -1,4 +1,4 @@
-"""A suite of a folder of crystals: one region of all, or what a scan of each finds."""
+"""A suite of a folder: of crystals one region of all, or what a scan of each finds; and of maps."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from densemble.io.reflections import check_same_crystal, read_reflections
 from densemble.progress import Progress
 from densemble.recipes.writing import toml_text
 from densemble.scan import find_windows
-from densemble.suites import Crystal, Site, Suite, Variant
+from densemble.suites import Crystal, Map, Site, Suite, Variant
 
 MODELS = (".cif", ".pdb", ".ent", ".mmcif")
+MAPS = (".map", ".mrc", ".ccp4")
+REFLECTIONS = (".mtz", "-sf.cif")
+"""How names end: amplitudes, as refinement programs write them and as the PDB has them."""
 MARGIN = 2
 """Residues added on either side of a strong window, so that a conformation has room to leave the start."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A crystal of the folder: names of its files below the folder, without which there is none."""
+    """Data of the folder: names of the files below it, without which there are none."""
 
     model: Path
     data: Path
@@ -31,35 +34,75 @@ class Found:
     @property
     def id(self) -> str:
         """Of a case: the place of the data, in letters that are allowed."""
-        name = str(self.data.with_suffix("")).lower()
-        return re.sub(r"[^a-z0-9.]+", "-", name).strip("-.")
+        return _plain(str(self.data.parent / _stem(self.data)))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+
+
+def _stem(path: Path) -> str:
+    """The name without what tells its kind."""
+    name = path.name.removesuffix(".gz")
+    ending = next((e for e in REFLECTIONS if name.lower().endswith(e)), Path(name).suffix)
+    return name[: len(name) - len(ending)]
 
 
 def crystals_in(folder: Path) -> tuple[list[Found], list[str]]:
-    """Every MTZ file below a folder with its model, and a sentence for each without one.
+    """Amplitudes below a folder (MTZ, and SF-mmCIF called ``*-sf.cif``) with their model.
 
-    The model is the file of the same name, or the only model beside the only MTZ file of a folder.
+    The model is the file of the same name, or the only model beside the only amplitudes of a folder.
+
+    Returns:
+        Those that have one, and a sentence for each without.
 
     Raises:
-        InputError: it is not a folder, or there is no MTZ file in it.
+        InputError: it is not a folder.
     """
+    return _found(folder, REFLECTIONS, one_model_each=True)
+
+
+def maps_in(folder: Path) -> tuple[list[Found], list[str]]:
+    """Maps below a folder, gzipped or not, but for half maps, each with its start.
+
+    The start is the model of the same name, or the only one beside them.
+
+    Returns:
+        As of ``crystals_in``.
+
+    Raises:
+        InputError: it is not a folder.
+    """
+    return _found(folder, tuple(e + z for e in MAPS for z in ("", ".gz")), one_model_each=False)
+
+
+def _found(folder: Path, endings: tuple[str, ...], *, one_model_each: bool) -> tuple[list[Found], list[str]]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
     found, missing = [], []
-    files = sorted(folder.rglob("*.mtz"))
-    for data in files:
-        models = [f for f in sorted(data.parent.iterdir()) if f.suffix.lower() in MODELS]
-        named = [f for f in models if f.stem == data.stem]
-        alone = models if len(list(data.parent.glob("*.mtz"))) == 1 else []
-        chosen = named or alone
+    for data in sorted(path for path in folder.rglob("*") if _ends(path, endings)):
+        if not one_model_each and "half" in data.name.lower():
+            missing.append(f"{data}: a half map, by its name")
+            continue
+        if ":" in str(data.relative_to(folder)):
+            missing.append(f"{data}: a suite cannot name files with a colon; rename it")
+            continue
+        beside = sorted(data.parent.iterdir())
+        models = [f for f in beside if _ends(f, MODELS) and not _ends(f, REFLECTIONS)]
+        if one_model_each and sum(_ends(f, endings) for f in beside) > 1:
+            chosen = [f for f in models if f.stem == _stem(data)]
+        else:
+            chosen = [f for f in models if f.stem == _stem(data)] or models
         if len(chosen) == 1:
             found.append(Found(chosen[0].relative_to(folder), data.relative_to(folder)))
         else:
             what = f"{len(chosen)} models" if chosen else "no model"
             missing.append(f"{data}: {what} of the same name; name the model as the data")
-    if not files:
-        raise InputError(f"{folder}: there is no MTZ file in it")
     return found, missing
+
+
+def _ends(path: Path, endings: tuple[str, ...]) -> bool:
+    return path.name.lower().endswith(endings)
 
 
 def suite_of_folder(
@@ -68,25 +111,33 @@ def suite_of_folder(
     variants: Sequence[Variant],
     region: str | None = None,
     start_altloc: str | None = None,
+    map_variants: Sequence[Variant] = (),
+    resolution: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[Suite, list[str]]:
-    """A suite of all crystals of a folder.
+    """A suite of all crystals of a folder, and of its maps if their resolution is given.
 
     Args:
-        folder: see ``crystals_in``; it is given as ``--data`` when the suite is run.
-        variants: methods, all of them for each case.
+        folder: see ``crystals_in`` and ``maps_in``; it is given as ``--data`` when the suite is run.
+        variants: methods, all of them for each case of a crystal.
         region: of every crystal; None to scan each, and take its strong windows.
         start_altloc: conformation to start from, in models that have it.
+        map_variants: methods for each map.
+        resolution: Å, of the maps.
         progress: told of every crystal.
 
     Returns:
-        The suite, and a sentence for each crystal that is not in it.
+        The suite, and a sentence for each crystal and map that is not in it.
 
     Raises:
-        InputError: as for ``crystals_in``; or no crystal has a case.
+        InputError: it is not a folder, or nothing in it gives a case.
     """
     tell = progress or Progress()
     crystals, left_out = crystals_in(folder)
+    maps, missing = ([], []) if resolution is None else _map_cases(folder, map_variants, resolution)
+    if not crystals and not maps and not left_out and not missing:
+        wanted = "no MTZ or *-sf.cif file" + ("" if resolution is None else ", and no map")
+        raise InputError(f"{folder}: there is {wanted} in it")
     cases: list[Crystal] = []
     with tell.steps("crystals", len(crystals)) as done:
         for n, found in enumerate(crystals, start=1):
@@ -98,18 +149,21 @@ def suite_of_folder(
             except InputError as error:
                 left_out.append(str(error))
             done(n)
-    if not cases:
-        raise InputError(f"{folder}: no crystal gives a case: {'; '.join(left_out)}")
+    left_out += missing
+    if not cases and not maps:
+        raise InputError(f"{folder}: nothing in it gives a case: {'; '.join(left_out)}")
+    told_apart = list(_told_apart([*cases, *maps]))
     suite = Suite(
-        name=re.sub(r"[^a-z0-9.]+", "-", folder.resolve().name.lower()).strip("-.") or "folder",
-        source=f"crystals of the folder {folder.resolve().name}",
-        variants=tuple(variants),
-        crystals=tuple(_told_apart(cases)),
+        name=_plain(folder.resolve().name) or "folder",
+        source=f"files of the folder {folder.resolve().name}",
+        variants=(*(variants if cases else ()), *(map_variants if maps else ())),
+        crystals=tuple(case for case in told_apart if isinstance(case, Crystal)),
+        maps=tuple(case for case in told_apart if isinstance(case, Map)),
     )
     return suite, left_out
 
 
-def _told_apart(cases: Sequence[Crystal]) -> Iterator[Crystal]:
+def _told_apart(cases: Sequence[Crystal | Map]) -> Iterator[Crystal | Map]:
     """The same with a number behind ids that files, or chains, have in common but for their case."""
     taken: set[str] = set()
     for case in cases:
@@ -119,6 +173,24 @@ def _told_apart(cases: Sequence[Crystal]) -> Iterator[Crystal]:
             id = f"{case.id}-{number}"
         taken.add(id)
         yield case.model_copy(update={"id": id})
+
+
+def _map_cases(folder: Path, variants: Sequence[Variant], resolution: float) -> tuple[list[Map], list[str]]:
+    """One case for each map, and a sentence for each that has none."""
+    found, missing = maps_in(folder)
+    cases = [
+        Map(
+            id=one.id,
+            printed=one.id,
+            table="screen",
+            map=f"data:{one.data.as_posix()}",
+            model=f"data:{one.model.as_posix()}",
+            resolution=resolution,
+            variants=tuple(variant.id for variant in variants),
+        )
+        for one in found
+    ]
+    return cases, missing
 
 
 def _cases(

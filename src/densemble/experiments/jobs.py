@@ -89,6 +89,7 @@ class JobRecord(Record):
         state: ``not run`` where input is wrong or absent, ``failed`` where the program broke down.
         why: the reason of both.
         seconds: that it took, without those of attempts that were stopped.
+        residues: of a crystal, in the author's numbers, and how they were found.
         figures: what was found; nothing unless it is done.
     """
 
@@ -100,6 +101,7 @@ class JobRecord(Record):
     state: State
     why: str = ""
     seconds: float = 0.0
+    residues: str = ""
     figures: tuple[Found, ...] = ()
 
 

@@ -41,6 +41,7 @@ class Task:
         folder: run directory.
         reference: for evaluation.
         local: residues over which the distance from it is stated too.
+        residues: of a crystal, in the author's numbers, and how they were found.
     """
 
     job: Job
@@ -48,6 +49,7 @@ class Task:
     folder: Path
     reference: Path | None
     local: str | None = None
+    residues: str = ""
 
 
 def prepare(job: Job, files: Files, out: Path) -> Task:
@@ -66,7 +68,8 @@ def _crystal(job: Job, case: Crystal, files: Files, out: Path) -> Task:
     _check_prior(variant, _CRYSTAL)
     path = files.find(case.model)
     model = read_model(path, altloc=case.start_altloc)
-    region = find_site(case.site, model.topology).region
+    located = find_site(case.site, model.topology)
+    region = located.region
     reference: Path | None
     if isinstance(case.data, Simulated):
         data, reference = _simulated(case, case.data, files, inputs_folder(job, out), model, region)
@@ -81,13 +84,15 @@ def _crystal(job: Job, case: Crystal, files: Files, out: Path) -> Task:
         members=variant.members,
         keep=variant.keep,
         guides=(variant.guide,),
-        map=case.map,
+        map=variant.map or case.map,
         seed=job.seed,
         steps=variant.steps,
         prior=variant.prior,  # type: ignore[arg-type]
         recipe=variant.recipe,
     )
-    return Task(job, settings, job.folder(out), reference)
+    return Task(
+        job, settings, job.folder(out), reference, residues=f"{region} {located.sequence}, {located.how}"
+    )
 
 
 def inputs_folder(job: Job, out: Path) -> Path:
@@ -137,28 +142,29 @@ def _map(job: Job, case: Map, files: Files, out: Path) -> Task:
         raise InputError(f"{variant.prior} folds, and the case has no sequence")
     if not folds and case.model is None:
         raise InputError(f"{variant.prior} needs a model to start from, and the case has none")
-    reference = files.find(case.reference)
-    start = None if case.model is None else files.find(case.model)
+    reference = None if case.reference is None else files.find(case.reference)
+    start = None if folds or case.model is None else files.find(case.model)
     if case.backbones:
         start, reference = _pair(case, files, folder)
     density = _density(case, files, folder, reference)
     fold, local = None, case.local
-    if folds:
-        assert case.sequence is not None
+    if case.sequence is not None:
         folded = fold_case(
             files.find(case.sequence),
             reference,
             folder,
+            start=None if folds else start,
             keep=_keep(case),
             local=case.local,
             alignments=[files.find(name) for name in case.alignments],
         )
-        reference, local = folded.reference, folded.local
-        fold = FoldSettings(
-            prior=variant.prior,  # type: ignore[arg-type]
-            sequence=folded.sequences,
-            step_scale=case.step_scale,
-        )
+        start, reference, local = folded.start, folded.reference, folded.local
+        if folds:
+            fold = FoldSettings(
+                prior=variant.prior,  # type: ignore[arg-type]
+                sequence=folded.sequences,
+                step_scale=case.step_scale,
+            )
     settings = StateSettings(
         map=density,
         model=start,
@@ -167,7 +173,7 @@ def _map(job: Job, case: Map, files: Files, out: Path) -> Task:
         keep=variant.keep,
         fold=fold,
         recipe=recipe_with(variant.recipe, variant.stages, folder),
-        forward=case.forward,
+        forward=variant.forward or case.forward,
         steps=variant.steps,
         seed=job.seed,
         **({} if folds else {"prior": variant.prior}),  # type: ignore[arg-type]
@@ -185,12 +191,13 @@ def _check_prior(variant: Variant, known: Sequence[str]) -> None:
         raise InputError(f"prior {variant.prior} is not for this kind of case; one of {', '.join(known)} is")
 
 
-def _density(case: Map, files: Files, folder: Path, reference: Path) -> Path:
+def _density(case: Map, files: Files, folder: Path, reference: Path | None) -> Path:
     """The map as it is fitted."""
     if isinstance(case.map, Drawn):
         path = folder / "map.ccp4"
         if not path.is_file():
-            model = read_model(reference if case.backbones else files.find(case.map.model))
+            drawn = reference if case.backbones else None
+            model = read_model(drawn or files.find(case.map.model))
             draw_map(
                 _kept(model, case.map.keep),
                 path,
@@ -229,6 +236,7 @@ def _pair(case: Map, files: Files, folder: Path) -> tuple[Path, Path]:
     start, answer = folder / "start.cif", folder / "answer.cif"
     if not start.is_file():
         assert case.model is not None
+        assert case.reference is not None
         first, second = common(*(read_model(files.find(name)) for name in (case.model, case.reference)))
         with_side_chains(second, answer, 2)
         moved_at_random(with_side_chains(first, folder / "first.cif", 1), start, 0)

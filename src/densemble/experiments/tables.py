@@ -28,6 +28,7 @@ _TITLES = {
     "printed": "printed",
     "ours": "ours",
     "runs": "runs",
+    "residues": "residues",
     "remark": "",
 }
 
@@ -37,7 +38,8 @@ class Row:
     """One line: a measure of a case by a method; empty text where there is nothing to say.
 
     ``ours`` is the mean over seeds with the half width of its 95 % interval (Student), where there are two
-    or more; ``runs`` how many are done of how many.
+    or more; ``runs`` how many are done of how many; ``residues`` those that were run, in the author's
+    numbers.
     """
 
     case: str
@@ -49,6 +51,7 @@ class Row:
     printed: str
     ours: str
     runs: str
+    residues: str
     remark: str
 
 
@@ -77,6 +80,7 @@ def rows_of(suite: Suite, jobs: Sequence[Job], records: dict[str, JobRecord]) ->
                     printed=_printed(figure, method),
                     ours="",
                     runs="",
+                    residues="",
                     remark="not run: the suite has no such method",
                 )
                 for figure, method in printed_only
@@ -90,6 +94,7 @@ def _rows_of_variant(job: Job, variant: Variant, records: Sequence[JobRecord | N
     printed = {(f.measure, f.best_by): f for f in case.figures if variant.prints in f.values}
     measures = [*printed, *((f.measure, f.best_by) for record in done for f in record.figures)]
     runs, remark = f"{len(done)}/{len(records)}", _remark(records)
+    residues = "; ".join(dict.fromkeys(record.residues for record in done))
     rows = []
     for measure, best_by in dict.fromkeys(measures) or [("", None)]:
         values = [
@@ -107,6 +112,7 @@ def _rows_of_variant(job: Job, variant: Variant, records: Sequence[JobRecord | N
                 printed="" if figure is None or variant.prints is None else _printed(figure, variant.prints),
                 ours=_ours(values),
                 runs=runs,
+                residues=residues,
                 remark=remark if remark or values else "not measured",
             )
         )

@@ -22,10 +22,12 @@ from densemble.recipes import Part, Positive, load
 
 Whole = Annotated[int, Field(ge=1)]
 Entry = Annotated[str, Field(pattern=r"^([0-9][A-Z0-9]{3}|EMD-[0-9]{4,5})$")]
-FileName = Annotated[str, Field(pattern=r"^(fetch|package|data):[^\s:]+$")]
+FileName = Annotated[str, Field(pattern=r"^(fetch|package|data):[^\n:]+$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Measure = Literal["cosine", "rscc", "r_free", "rmsd", "ca_rmsd", "tm_score", "local_rmsd"]
 Keep = Literal["all", "protein", "fab"]
+Target = Literal["omit", "2fofc", "as-phased"]
+Form = Literal["electron", "molmap"]
 CDR_H3 = "CDR H3"
 """The third heavy loop of an antibody, as a case's ``local``; found by sequence."""
 Occupancy = Annotated[float, Field(gt=0, le=1)]
@@ -143,7 +145,7 @@ class Crystal(Case):
         reference: model with the states, for evaluation only; of simulated data it is their truth.
         start_altloc: conformation to start from.
         site: the residues.
-        map: the target.
+        map: the target, of variants that do not name their own.
         resolution: Å, as printed.
     """
 
@@ -153,7 +155,7 @@ class Crystal(Case):
     reference: FileName | None = None
     start_altloc: str | None = None
     site: Site
-    map: Literal["omit", "2fofc", "as-phased"] = "omit"
+    map: Target = "omit"
     resolution: Positive | None = None
 
     @model_validator(mode="after")
@@ -190,17 +192,18 @@ class Map(Case):
     """A state in a cryo-EM map.
 
     Attributes:
-        entry: of the map, or of the model that it is drawn from.
+        entry: of the map, or of the model that it is drawn from; None of data of one's own.
         map: the map as deposited, or how it is drawn.
         resolution: Å, of the map.
         zone: model around which the map is masked, as ChimeraX ``volume zone`` does.
         zone_radius: Å.
         padding: voxels added to each side after that.
-        reference: model that the result is compared with.
-        model: start, where the method needs one.
+        reference: model that the result is compared with; None if there is none.
+        model: start, where the method needs one; if there is a sequence, its chains and numbers become those
+            of the fold, as the reference's do.
         backbones: model and reference are backbones: they are reduced to the residues that both have, side
             chains are added, the start is turned and moved at random, and the map drawn from the reference.
-        forward: how atoms look in the map.
+        forward: how atoms look in the map, of variants that do not say it.
         sequence: model whose sequences are folded, where the method does; of the kind that ``map`` keeps.
         alignments: of each chain of these; from sequence alone if there are none.
         step_scale: of Boltz's sampler.
@@ -208,16 +211,16 @@ class Map(Case):
             and numbers (from 1).
     """
 
-    entry: Entry
+    entry: Entry | None = None
     map: FileName | Drawn
     resolution: Positive
     zone: FileName | None = None
     zone_radius: Positive = 5.0
     padding: Annotated[int, Field(ge=0)] = 0
-    reference: FileName
+    reference: FileName | None = None
     model: FileName | None = None
     backbones: bool = False
-    forward: Literal["electron", "molmap"] = "electron"
+    forward: Form = "electron"
     sequence: FileName | None = None
     alignments: tuple[FileName, ...] = ()
     step_scale: Positive | None = None
@@ -227,8 +230,10 @@ class Map(Case):
     def _startable(self) -> Map:
         if self.model is None and self.sequence is None:
             raise ValueError("give a model to start from, or a sequence to fold")
-        if self.backbones and (self.model is None or not isinstance(self.map, Drawn)):
-            raise ValueError("backbones need a model, and a map that is drawn")
+        if self.backbones and (
+            self.model is None or self.reference is None or not isinstance(self.map, Drawn)
+        ):
+            raise ValueError("backbones need a model, a reference, and a map that is drawn")
         return self
 
 
@@ -241,6 +246,8 @@ class Variant(Part):
         prior: the diffusion model.
         recipe: the method.
         guide: of a crystal: the members together, each alone, or not at all.
+        map: of a crystal: the method's target; the case's if None.
+        forward: of a map: how the method draws atoms; as the case says if None.
         stages: of a map: those of the recipe's stages that guide; all if None.
         members: samples of a run.
         keep: of an ensemble, at most so many.
@@ -253,6 +260,8 @@ class Variant(Part):
     prior: Literal["embedded", "gaussian", "chroma", "elastic", "boltz1", "boltz2"]
     recipe: str
     guide: Literal["ensemble", "each", "none"] = "ensemble"
+    map: Target | None = None
+    forward: Form | None = None
     stages: tuple[Literal["cloud", "density"], ...] | None = None
     members: Whole
     keep: Annotated[int, Field(ge=1, le=26)] = 5

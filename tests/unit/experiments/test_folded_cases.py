@@ -166,6 +166,7 @@ def paper(tmp_path):
     fetched = tmp_path / "fetched"
     write_chains(fetched / "7AAQ/7aaq.cif.gz", {"A": ANTIGEN})
     write_chains(fetched / "7AAR/7aar.cif.gz", {"A": ANTIGEN[:-4]}, first=21)
+    write_chains(fetched / "EMD-40227/8gmj.cif.gz", {"P": "GS" + ANTIGEN}, first=5)
     write_chains(fetched / "4HKX/4hkx.cif.gz", {"A": ANTIGEN, "H": HEAVY, "L": LIGHT})
     path = write_chains(fetched / "EMD-40226/8gmg.cif.gz", {"A": ANTIGEN})
     whole = tmp_path / "whole.ccp4"
@@ -229,6 +230,27 @@ def test_p_glycoprotein_is_cut_out_with_five_voxels_around(paper, tmp_path):
     places = np.argwhere(inside) * np.array(cut.grid.spacing) + cut.grid.origin
     nearest = np.array([np.linalg.norm(model.coords - place, axis=1).min() for place in places[::97]])
     assert nearest.max() <= job.case.zone_radius + 1e-3
+
+
+def test_ours_begins_with_another_state_in_the_chains_and_numbers_of_the_reference(paper):
+    _, task = paper("pgp-apo/embedded")
+    assert task.settings.fold is None
+    start, reference = read_model(task.settings.model), read_model(task.reference)
+    assert [r.id for r in start.topology.residues] == [r.id for r in reference.topology.residues]
+    assert task.settings.forward == "electron", "how atoms look in a map that was measured"
+    _, printed = paper("pgp-apo/cryoboltz")
+    assert (printed.settings.forward, printed.settings.model) == ("molmap", None)
+    assert printed.settings.map == task.settings.map
+    _, drawn = paper("stp10-inward/embedded")
+    assert drawn.settings.forward == "molmap", "how that map was drawn"
+
+
+def test_the_network_of_the_paper_with_our_recipe(paper):
+    _, task = paper("ch67/boltz-1-ours")
+    assert (task.settings.recipe, task.settings.fold.prior) == ("densemble", "boltz1")
+    assert task.settings.fold.step_scale == 3.0
+    _, second = paper("ch67/boltz-2")
+    assert (second.settings.recipe, second.settings.fold.prior) == ("cryoboltz-2025", "boltz2")
 
 
 def test_what_was_not_fetched_is_said(tmp_path):

@@ -5,16 +5,18 @@ import shutil
 import gemmi
 import pytest
 from click.testing import CliRunner
+from command_line import invoke, sentence
 from small_crystal import one_state, truth, write_crystal, write_data
 
 from densemble.cli import main
 from densemble.errors import InputError
-from densemble.experiments.folder import crystals_in, suite_of_folder, suite_text, widened
+from densemble.experiments.folder import crystals_in, maps_in, suite_of_folder, suite_text, widened
 from densemble.io.models import read_model
 from densemble.recipes import tomllib
 from densemble.recipes.writing import toml_text
 from densemble.suites import Variant, load_suite, suites
 
+STATE = Variant(id="state", prior="embedded", recipe="densemble", members=2)
 VARIANT = Variant(id="g", prior="gaussian", recipe="densemble", members=4, seeds=(0, 1))
 
 
@@ -120,14 +122,81 @@ def test_toml_has_what_is_awkward_in_it():
 
 
 def test_folders_without_crystals(tmp_path):
-    with pytest.raises(InputError, match="there is no MTZ file"):
-        crystals_in(tmp_path)
+    with pytest.raises(InputError, match=r"there is no MTZ or \*-sf\.cif file in it"):
+        suite_of_folder(tmp_path, variants=[VARIANT])
+    with pytest.raises(InputError, match=r"there is no MTZ or \*-sf\.cif file, and no map in it"):
+        suite_of_folder(tmp_path, variants=[VARIANT], resolution=3.0)
     with pytest.raises(InputError, match="is not a folder"):
         crystals_in(tmp_path / "nothing")
 
 
+def test_amplitudes_as_the_pdb_has_them(screen, tmp_path):
+    """Structure factors of ``1abc-sf.cif`` go with ``1abc.cif``, and are no model themselves."""
+    shutil.copy(screen / "x001" / "x001.cif", tmp_path / "1abc.cif")
+    block = gemmi.MtzToCif().write_cif_to_string(gemmi.read_mtz_file(str(screen / "x001" / "x001.mtz")))
+    (tmp_path / "1abc-sf.cif").write_text(block, encoding="utf-8")
+    found, missing = crystals_in(tmp_path)
+    assert [(str(f.model), str(f.data), f.id) for f in found] == [("1abc.cif", "1abc-sf.cif", "1abc")]
+    assert not missing
+    suite, left_out = suite_of_folder(tmp_path, variants=[VARIANT], region="A:180-184")
+    assert [case.data for case in suite.crystals] == ["data:1abc-sf.cif"], left_out
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """Two maps and their half maps with one start, and one map with a start of its name."""
+    folder = tmp_path / "maps"
+    for name in ("series/c 1.mrc", "series/c2.map.gz", "series/c2_half_map_1.map", "own/x.ccp4"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).touch()
+    for name in ("series/start.pdb", "own/x.cif", "own/other.cif"):
+        (folder / name).touch()
+    return folder
+
+
+def test_maps_with_their_start(maps, tmp_path):
+    found, missing = maps_in(maps)
+    assert [(str(f.model), str(f.data), f.id) for f in found] == [
+        ("own/x.cif", "own/x.ccp4", "own-x"),
+        ("series/start.pdb", "series/c 1.mrc", "series-c-1"),
+        ("series/start.pdb", "series/c2.map.gz", "series-c2"),
+    ]
+    assert [sentence.split(": ")[1] for sentence in missing] == ["a half map, by its name"]
+    out = tmp_path / "maps.toml"
+    given = ["suite", "from-folder", maps, "--resolution", 3.4, "--seeds", 2, "--out", out, "--quiet"]
+    done = invoke(*given)
+    assert done.exit_code == 0, done.output
+    assert f"3 cases in {out}" in done.stdout
+    suite = load_suite(str(out))
+    assert [(v.id, v.prior, v.recipe, v.members, v.seeds) for v in suite.variants] == [
+        ("state", "embedded", "densemble", 4, (0, 1))
+    ]
+    assert [(c.id, c.map, c.model, c.resolution, c.reference) for c in suite.maps] == [
+        (f.id, f"data:{f.data}", f"data:{f.model}", 3.4, None) for f in found
+    ]
+
+
+def test_maps_are_left_out_without_their_resolution(maps, tmp_path):
+    said = sentence(invoke("suite", "from-folder", maps, "--out", tmp_path / "s.toml", "--quiet"))
+    assert "no MTZ or *-sf.cif file" in said
+    wrong = ("--resolution", 0, "--out", tmp_path / "s.toml")
+    assert "--resolution 0 Å: must be above zero" in sentence(invoke("suite", "from-folder", maps, *wrong))
+    assert not (tmp_path / "s.toml").exists()
+
+
+def test_crystals_and_maps_in_one_suite(screen, maps):
+    shutil.copytree(screen / "x001", maps / "x001")
+    suite, _ = suite_of_folder(
+        maps, variants=[VARIANT], region="A:180-184", map_variants=[STATE], resolution=3.4
+    )
+    assert [case.id for case in suite.crystals] == ["x001-x001-a180"]
+    assert len(suite.maps) == 3
+    assert {case.variants for case in suite.crystals} == {("g",)}
+    assert {case.variants for case in suite.maps} == {("state",)}
+
+
 def test_a_region_that_no_crystal_has(screen):
-    with pytest.raises(InputError, match=r"no crystal gives a case: .*residue A:900 is not in the model"):
+    with pytest.raises(InputError, match=r"nothing in it gives a case: .*residue A:900 is not in the model"):
         suite_of_folder(screen, variants=[VARIANT], region="A:900-905")
 
 

@@ -30,7 +30,7 @@ def xray_command(case: Crystal, variant: Variant) -> str:
 
     words = ["densemble xray", path(case.model), path(case.data), "--region", case.site.region]
     words += ["--start-altloc", case.start_altloc] if case.start_altloc else []
-    words += ["--prior", variant.prior, "--map", case.map]
+    words += ["--prior", variant.prior, "--map", variant.map or case.map]
     words += ["--guide", variant.guide] if variant.guide != "ensemble" else []
     words += ["--reference", path(case.reference)] if case.reference else []
     suffix = f"-{variant.guide}" if variant.guide != "ensemble" else ""
@@ -65,7 +65,8 @@ def test_every_file_is_one_that_fetch_or_the_package_has(name):
                 assert own == f"emd_{entry[4:]}.map.gz" or own.endswith(".cif.gz")
             else:
                 assert own in [source.name for source in crystal_files(entry, SERVERS)]
-            assert entry == case.entry or file == case.sequence  # STP10 outward is folded from 7AAQ's
+            # STP10 outward is folded from the sequence of 7AAQ, and starts are models of other states
+            assert entry == case.entry or file in (case.sequence, case.model)
 
 
 @pytest.mark.parametrize("name", suites())
@@ -80,14 +81,56 @@ def test_every_recipe_is_there_and_every_printed_name_is_used(name):
     assert {v.prints for v in suite.variants} - {None} <= printed
 
 
+PRINTED = {
+    "paper-1": ["guided", "each", "unguided"],
+    "paper-2": ["cryoboltz", "boltz-1", "local-only", "global-only"],
+}
+"""The papers' own methods; the others are ours."""
+
+
 def test_methods_are_those_of_the_papers():
-    first, second = load_suite("paper-1"), load_suite("paper-2")
-    assert {(v.prior, v.recipe, v.members, v.keep) for v in first.variants} == {
-        ("chroma", "chroma-2024", 16, 5)
+    first, second = ([v for v in load_suite(name).variants if v.id in own] for name, own in PRINTED.items())
+    assert {(v.prior, v.recipe, v.members, v.keep, v.map) for v in first} == {
+        ("chroma", "chroma-2024", 16, 5, None)
     }
-    assert {v.guide for v in first.variants} == {"ensemble", "each", "none"}
-    assert {(v.prior, v.members, len(v.seeds)) for v in second.variants} == {("boltz1", 25, 3)}
-    assert {v.stages for v in second.variants} == {None, (), ("density",), ("cloud",)}
+    assert [v.guide for v in first] == ["ensemble", "each", "none"]
+    assert {(v.prior, v.recipe, v.members, len(v.seeds), v.forward) for v in second} == {
+        ("boltz1", "cryoboltz-2025", 25, 3, "molmap")
+    }
+    assert [v.stages for v in second] == [None, (), ("density",), ("cloud",)]
+
+
+def test_every_case_is_run_with_ours_too():
+    first, second = load_suite("paper-1"), load_suite("paper-2")
+    for suite in (first, second):
+        ours = [v for v in suite.variants if v.id not in PRINTED[suite.name]]
+        assert all(v.prints is None and len(v.seeds) == 3 for v in ours)
+        for case in suite.cases:
+            assert set(case.variants) - set(PRINTED[suite.name]), case.id
+    embedded = [v for v in first.variants if v.prior == "embedded"]
+    # the phases of the deposited model have its states in them: not for ours
+    assert {(v.recipe, v.map, v.members) for v in embedded} == {("embedded", "omit", 16)}
+    assert [v.guide for v in embedded] == ["ensemble", "each", "none"]
+    for case in first.crystals:
+        assert {"embedded", "embedded-unguided"} <= set(case.variants)
+        assert ("embedded-each" in case.variants) == ("each" in case.variants), "Table A2"
+    ours = {v.id: (v.prior, v.recipe) for v in second.variants if v.id not in PRINTED["paper-2"]}
+    assert ours == {
+        "boltz-1-ours": ("boltz1", "densemble"),
+        "boltz-2": ("boltz2", "cryoboltz-2025"),
+        "embedded": ("embedded", "densemble"),
+    }
+
+
+def test_a_start_is_the_model_of_another_state():
+    """Of the same protein, and never the one that the map is of, or that judges."""
+    families = [("7aaq", "7aar"), ("8gmg", "8sa1", "8sa0", "8gmj")]
+    cases = [case for case in load_suite("paper-2").maps if "embedded" in case.variants]
+    assert len(cases) == 6
+    for case in cases:
+        start, answer = (Path(name).name.split(".")[0] for name in (case.model, case.reference))
+        assert start != answer
+        assert any({start, answer} <= set(family) for family in families)
 
 
 def test_the_page_lists_the_commands_of_the_suite():
@@ -98,7 +141,7 @@ def test_the_page_lists_the_commands_of_the_suite():
     commands = [xray_command(case, guided) for case in suite.crystals]
     assert listed[: len(commands)] == commands
     of_2o1a = next(case for case in suite.crystals if case.id == "2o1a")
-    others = [xray_command(of_2o1a, v) for v in suite.variants if v.id != "guided"]
+    others = [xray_command(of_2o1a, v) for v in suite.variants if v.id in ("each", "unguided")]
     assert listed[len(commands) :] == others
     for case in suite.crystals:
         if case.table == "A3":
@@ -224,3 +267,20 @@ def test_a_model_with_other_residues_is_refused(topology):
 def test_a_site_has_as_many_letters_as_numbers():
     with pytest.raises(ValidationError):
         site(1, 4, "author", "ACDEF")
+
+
+OFFLINE = {
+    *("7rin-wpd", "7rin-238", "4hg7-60", "4hg7-70"),
+    *("simulated-7rin", "simulated-1", "simulated-2", "simulated-3"),
+    *("emd-3488", "p0205", "p02911", "p0aeq3", "p23847", "p67701", "p69441", "p71447", "q5f9m1"),
+}
+
+
+def test_what_is_in_the_offline_suite():
+    """7RIN, 4HG7, EMD-3488, the eight pairs of conformations, and crystals of several states, simulated."""
+    suite = load_suite("offline")
+    assert {case.id for case in suite.cases} == OFFLINE
+    simulated = [case.data for case in suite.crystals if isinstance(case.data, Simulated)]
+    assert sorted(len(data.occupancies) for data in simulated) == [1, 2, 2, 3]
+    assert {v.prior for v in suite.variants} == {"embedded", "gaussian"}, "nothing to be downloaded"
+    assert not any(name.startswith("fetch:") for _, name in file_names(suite))
