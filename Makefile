@@ -37,9 +37,19 @@ lint: env boltz
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Figures of every benchmark, the roofline of the machine first in each, and as JSON in runs/bench: for a quiet
+# machine, a quarter of an hour (docs/speed.md). On a GPU: benchmarks/forward.py --device cuda.
+BENCH := runs/bench
+
 bench: env
-	for case in loop fab; do $(BIN)/python benchmarks/forward.py --case $$case --json forward-$$case.json || exit 1; done
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	mkdir -p $(BENCH)
+	for case in loop fab pgp ribosome; do \
+		$(BIN)/python benchmarks/forward.py --case $$case --json $(BENCH)/forward-$$case.json || exit 1; \
+	done
+	$(BIN)/python benchmarks/forward.py --growth $(BENCH)/growth.png
+	for script in benchmarks/bench_*.py; do \
+		$(BIN)/python $$script --json $(BENCH)/$$(basename $$script .py).json || exit 1; \
+	done
 
 # The documentation site, in an environment of its own without torch: the API is read from the source.
 # A warning (a broken link, a page that no menu names) is an error.

@@ -3,15 +3,12 @@
 The questions: which of the library's interfaces that run without KeOps is fastest, with the gradient, at the
 size of residues (1,000 x 250) and of atoms (5,000 x 1,250)? How far are value and gradient from converged at
 the paper's settings? Run ``python benchmarks/bench_transport.py``; all ways run one after another on one
-thread, so ratios mean something on a busy machine while the times may not.
+thread, and of each the least time of three counts (``measuring``), so ratios mean something on a busy machine
+while the times may not.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import resource
-import time
 import warnings
 from collections.abc import Callable
 
@@ -22,6 +19,7 @@ from torch import Tensor
 
 from densemble.likelihood.cloud import PointCloud, point_cloud
 from densemble.likelihood.transport import SinkhornDivergence
+from measuring import REPEATS, begin, clock, parser_of, peak_bytes, timed, write
 
 BLUR, REACH = 0.05, 10.0
 Way = Callable[[Tensor], Tensor]
@@ -73,20 +71,23 @@ def ours(cloud: PointCloud, scaling: float, blur: float = BLUR) -> Way:
     return lambda x: divergence(x[None])[0]
 
 
-def measure(way: Way, x: Tensor) -> tuple[float, float, Tensor]:
-    """CPU seconds with the gradient, value, gradient."""
+def measure(way: Way, x: Tensor, repeats: int = REPEATS) -> tuple[float, float, Tensor]:
+    """Seconds with the gradient, the least of some runs; value, gradient."""
     leaf = x.clone().requires_grad_()
-    begin = time.process_time()
-    value = way(leaf)
-    (gradient,) = torch.autograd.grad(value, leaf)
-    return time.process_time() - begin, float(value.detach()), gradient.double()
+
+    def run() -> tuple[Tensor, Tensor]:
+        value = way(leaf)
+        return value, torch.autograd.grad(value, leaf)[0]
+
+    runs = [timed(run) for _ in range(repeats)]
+    value, gradient = runs[-1][1]
+    return min(seconds for seconds, _ in runs), float(value.detach()), gradient.double()
 
 
-def backends(atoms: int, count: int) -> None:
-    """Print time and memory of each interface at one size, in single precision."""
+def backends(atoms: int, count: int) -> list[dict[str, object]]:
+    """Print and return time and memory of each interface at one size, in single precision."""
     x, cloud = molecule(atoms, count)
     print(f"{atoms} atoms x {count} points, blur {BLUR} Å, reach {REACH} Å, float32, value and gradient:")
-    own = min(measure(ours(cloud, 0.5), x.float())[0] for _ in range(3))
     ways = {
         "SinkhornDivergence": ours(cloud, 0.5),
         "SamplesLoss tensorized": legacy(cloud, "tensorized", 0.5),
@@ -94,55 +95,69 @@ def backends(atoms: int, count: int) -> None:
         "SamplesLoss multiscale": legacy(cloud, "multiscale", 0.5),
         "ot.solve_sample, 15 rounds": current(cloud, 15),
     }
-    for name, way in ways.items():  # from the least memory to the most: the peak only grows
+    own, rows = 0.0, list[dict[str, object]]()
+    for name, way in ways.items():  # ours first; from the least memory to the most: the peak only grows
         try:
             seconds, value, gradient = measure(way, x.float())
         except NameError as error:
             print(f"  {name:28s} not available: {error}")
             continue
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        own, peak, slope = own or seconds, peak_bytes(), float(gradient.norm())
         print(
-            f"  {name:28s} CPU s {seconds:7.2f} ({seconds / own:5.1f} x ours)   peak so far {peak:5d} MiB   "
-            f"value {value:9.5f}   gradient {float(gradient.norm()):.5f}"
+            f"  {name:28s} s {seconds:7.2f} ({seconds / own:5.1f} x ours)   peak so far {peak >> 20:5d} MiB"
+            f"   value {value:9.5f}   gradient {slope:.5f}"
         )
+        row = {"atoms": atoms, "points": count, "way": name, "seconds": seconds, "ratio": seconds / own}
+        rows.append(row | {"peak_memory_bytes": peak, "value": value, "gradient_norm": slope})
+    return rows
 
 
-def samples(atoms: int, count: int, members: int) -> None:
-    """Print what all samples of a run cost, one member at a time."""
+def samples(atoms: int, count: int, members: int) -> dict[str, object]:
+    """Print and return what all samples of a run cost, one member at a time."""
     x, cloud = molecule(atoms, count)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    before = peak_bytes()
     divergence = SinkhornDivergence(cloud, blur=BLUR, reach=REACH)
-    leaf = x.float().repeat(members, 1, 1).requires_grad_()
-    begin = time.process_time()
-    divergence(leaf).sum().backward()
-    seconds = time.process_time() - begin
-    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before
-    print(f"{members} members of {atoms} atoms x {count} points: CPU s {seconds:.2f}, {more} MiB more")
+    seconds = measure(lambda y: divergence(y).sum(), x.float().repeat(members, 1, 1))[0]
+    more = peak_bytes() - before
+    print(f"{members} members of {atoms} atoms x {count} points: s {seconds:.2f}, {more >> 20} MiB more")
+    return {
+        "members": members,
+        "atoms": atoms,
+        "points": count,
+        "seconds": seconds,
+        "more_memory_bytes": more,
+    }
 
 
-def accuracy(atoms: int, count: int) -> None:
-    """Print what fewer iterations cost in accuracy, in double precision."""
+def accuracy(atoms: int, count: int) -> list[dict[str, float]]:
+    """Print and return what fewer iterations cost in accuracy, in double precision."""
     x, cloud = molecule(atoms, count)
+    rows = []
     for blur in (0.05, 0.5, 2.0):
-        _, best, slope = measure(ours(cloud, 0.99, blur), x)
+        _, best, slope = measure(ours(cloud, 0.99, blur), x, 1)  # not for its time
         print(f"{atoms} x {count}, blur {blur} Å: against scaling 0.99 (value {best:.4f} Å^2)")
         for scaling in (0.3, 0.5, 0.7, 0.9, 0.95):
             seconds, value, gradient = measure(ours(cloud, scaling, blur), x)
             error = float((gradient - slope).norm() / slope.norm())
             along = float((gradient * slope).sum() / gradient.norm() / slope.norm())
             print(
-                f"  scaling {scaling:4.2f}   CPU s {seconds:6.2f}   value {value / best - 1:+8.1e}   "
+                f"  scaling {scaling:4.2f}   s {seconds:6.2f}   value {value / best - 1:+8.1e}   "
                 f"gradient off by {error:.2f} of its norm, cosine {along:.3f}"
             )
+            row = {"blur": blur, "scaling": scaling, "seconds": seconds, "value_error": value / best - 1}
+            rows.append(row | {"gradient_error": error, "gradient_cosine": along})
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    args = parser_of(__doc__).parse_args(arguments)
+    result = begin("transport", args.threads)
+    print(f"least {clock()} time of {REPEATS} runs each")
+    result |= {"repeats": REPEATS, "all_members": samples(5000, 1250, 25)}
+    small, lost, large = backends(1000, 250), accuracy(1000, 250), backends(5000, 1250)
+    write(result | {"backends": small + large, "accuracy": lost}, args.json)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(f"{platform.machine()}, {arguments.threads} thread(s), torch {torch.__version__}")
-    samples(5000, 1250, 25)
-    backends(1000, 250)
-    accuracy(1000, 250)
-    backends(5000, 1250)
+    main()

@@ -1,20 +1,17 @@
 """Cost of the whole-chain prior against the number of residues: is it linear?
 
 Residues are random points at the density of a protein; the network's cost does not depend on where they are.
+``python benchmarks/bench_whole_chain.py``; one thread, processor time, the least of three runs.
 """
 
 from __future__ import annotations
-
-import platform
-import resource
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from densemble.priors.chain_graph import Trust, build_graph
 from densemble.priors.whole_chain import load_chain_network
+from measuring import begin, least, parser_of, peak_bytes, write
 
 SIZES = (250, 500, 1000, 2000, 4000)
 VOLUME = 134.0
@@ -30,36 +27,33 @@ def ball(residues: int) -> np.ndarray:
     return points[:, None] + rng.normal(size=(residues, 4, 3))
 
 
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """Least CPU time of a few runs."""
-    spent = []
-    for _ in range(repeats):
-        begin = time.process_time()
-        work()
-        spent.append(time.process_time() - begin)
-    return min(spent)
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print seconds, and seconds a residue over those of the smallest size."""
-    torch.set_num_threads(1)
+    parser = parser_of(__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="residues")
+    args = parser.parse_args(arguments)
+    result = begin("whole chain", args.threads)
     network = load_chain_network()
-    print(f"{platform.processor() or platform.machine()}, one thread, one member")
+    print("one member")
     print("residues  graph s  denoise s  with gradient s  denoise a residue, ratio  peak MiB")
-    base, sigma = None, torch.ones(1)
-    for n in SIZES:
+    base, sigma, rows = None, torch.ones(1), []
+    for n in args.sizes:
         atoms, kinds, linked = ball(n), np.zeros(n, dtype=np.int64), np.arange(n) > 0
-        build = seconds(lambda a=atoms, k=kinds, b=linked: build_graph(a, k, b, Trust()), 1)
+        build = least(lambda a=atoms, k=kinds, b=linked: build_graph(a, k, b, Trust()))
         graph = build_graph(atoms, kinds, linked, Trust())
         encoded = network.encode(graph)
         x = (graph.reference + torch.randn(n, 4, 3))[None]
         with torch.no_grad():
-            plain = seconds(lambda x=x, g=graph, e=encoded: network(x, sigma, g, e))
+            plain = least(lambda x=x, g=graph, e=encoded: network(x, sigma, g, e))
         leaf = x.clone().requires_grad_()
-        both = seconds(lambda x=leaf, g=graph, e=encoded: network(x, sigma, g, e)[-1].sum().backward())
-        base = base or plain / n
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(f"{n:8}{build:9.2f}{plain:11.2f}{both:17.2f}{plain / n / base:26.2f}{peak:10}")
+        both = least(lambda x=leaf, g=graph, e=encoded: network(x, sigma, g, e)[-1].sum().backward())
+        base, peak = base or plain / n, peak_bytes()
+        print(
+            f"{n:8}{build:9.2f}{plain:11.2f}{both:17.2f}{plain / n / base:26.2f}{peak >> 20:10}", flush=True
+        )
+        row = {"residues": n, "seconds_graph": build, "seconds": plain, "seconds_with_gradient": both}
+        rows.append(row | {"ratio_a_residue": plain / n / base, "peak_memory_bytes": peak})
+    write(result | {"sizes": rows}, args.json)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,17 @@ The questions: how near to the machine's matrix product does the kernel run, and
 every atom at every voxel with autograd, as the reference implementations have it, (b) every atom at the
 voxels within its cutoff with autograd, scatter-added, as classical programs have it, (c) gemmi's density
 calculator? ``python benchmarks/forward.py --case fab --json fab.json``. All ways run in turns in one process
-and the least time of each counts: of the processor with one thread, of the wall with more, where ratios mean
-something on a busy machine while the times may not. ``--growth FILE.png`` draws how the cost grows.
+and the least time of each counts: of the processor with one thread, of the wall with more (``measuring``),
+where ratios mean something on a busy machine while the times may not. ``--growth FILE.png`` draws how the
+cost grows.
+
+``--device cuda`` has ours, (a), (b), the roofline and the peak of memory on the GPU; gemmi has one thread of
+the CPU all the same. Operations are counted twice: those that are done, and those that must be, without the
+padding of windows and of leaves. ``roofline_fraction`` is of the latter.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import resource
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,10 +26,26 @@ from torch import Tensor
 
 from densemble.forward.electron import ElectronDensity
 from densemble.forward.kernel import CUTOFF, count_operations, gaussian_density
+from densemble.forward.plan import Plan, reach_of
 from densemble.forward.xray import XrayDensity
 from densemble.grid import Grid
+from measuring import (
+    CPU,
+    begin,
+    least,
+    parser_of,
+    peak_bytes,
+    reset_peak,
+    roofline,
+    show,
+    usable_cores,
+    write,
+)
 
-PAIRS = 6e6  # exponentials of one sample of all pairs, and of one chunk of the scatter-add
+PAIRS = {"cpu": 6e6, "cuda": 1e8}
+"""Exponentials of one sample of all pairs, and of one chunk of the scatter-add: what keeps a device busy."""
+SCATTERED = {"cpu": 2e7, "cuda": 1e9}
+"""Atoms times voxels within the cutoff, about, of which more are not scattered: they are sampled."""
 ELEMENTS = ("C", "C", "N", "C", "O", "C", "C", "O", "C", "N")
 
 
@@ -67,7 +82,7 @@ class Problem:
     gradient: Tensor
 
     @classmethod
-    def of(cls, case: Case, *, edge: int | None = None) -> Problem:
+    def of(cls, case: Case, *, edge: int | None = None, device: torch.device = CPU) -> Problem:
         """A ball of atoms at the density of protein, 17 Å^3 each, at the middle of the box."""
         rng = np.random.default_rng(0)
         edge = edge or case.edge
@@ -80,44 +95,32 @@ class Problem:
         if case.members > 1:
             members += rng.normal(0, 1, members.shape)
         coords = torch.tensor(members + case.spacing * (edge - 1) / 2, dtype=torch.float32)
-        return cls(
+        return cls(  # the same numbers on every device
             case,
             grid,
-            coords,
-            torch.full((case.members,), 1 / case.members),
-            torch.tensor(rng.uniform(*case.b_iso, case.atoms), dtype=torch.float32),
+            coords.to(device),
+            torch.full((case.members,), 1 / case.members).to(device),
+            torch.tensor(rng.uniform(*case.b_iso, case.atoms), dtype=torch.float32).to(device),
             [ELEMENTS[i % len(ELEMENTS)] for i in range(case.atoms)],
-            torch.randn(grid.shape, generator=torch.Generator().manual_seed(0)),
+            torch.randn(grid.shape, generator=torch.Generator().manual_seed(0)).to(device),
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.coords.device
+
+    @property
+    def pairs(self) -> float:
+        """Exponentials that keep its device busy."""
+        return PAIRS.get(self.device.type, PAIRS["cpu"])
 
     def gaussians(self) -> tuple[Tensor, Tensor, Tensor]:
         """Centres, heights and exponents of all atoms, what ``gaussian_density`` takes."""
-        x, height, alpha = self.case.kind(self.grid, self.elements)._gaussians(self.coords, self.b_iso, 0.0)
+        density = self.case.kind(self.grid, self.elements, device=self.device)
+        x, height, alpha = density._gaussians(self.coords, self.b_iso, 0.0)
         height = height * self.weights[:, None, None]
         return x.flatten(0, 1), height.flatten(0, 1), alpha.flatten(0, 1)
-
-
-def roofline() -> dict[str, float]:
-    """Rate of a large matrix product, and of a copy in memory, single precision."""
-    a, x = torch.rand(1024, 1024), torch.rand(16_000_000)
-    product, copy = torch.empty_like(a), torch.empty_like(x)
-    return {
-        "matrix_product_flops": 2 * 1024**3 / least(lambda: torch.mm(a, a, out=product), 9),
-        "memory_bytes_per_s": 2 * 4 * x.numel() / least(lambda: copy.copy_(x), 9),
-    }
-
-
-def seconds(task: Callable[[], object]) -> float:
-    """Processor time of one thread, which other work does not lengthen so much; wall time of several."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    begin = clock()
-    task()
-    return clock() - begin
-
-
-def least(task: Callable[[], object], repeats: int) -> float:
-    """Least wall time of some."""
-    return min(seconds(task) for _ in range(repeats))
 
 
 class Ours:
@@ -146,7 +149,7 @@ class AllPairs:
     def __init__(self, problem: Problem, dtype: torch.dtype, voxels: int) -> None:
         edge, flat = problem.grid.shape[0], problem.coords.flatten(0, 1) / problem.case.spacing
         low, high = flat.amin(0).floor().clamp(min=0), flat.amax(0).ceil().clamp(max=edge - 1)
-        among = torch.rand(voxels, 3, generator=torch.Generator().manual_seed(1))
+        among = torch.rand(voxels, 3, generator=torch.Generator().manual_seed(1)).to(problem.device)
         place = (low + among * (high - low)).round().long()
         self.index = ((place[:, 0] * edge + place[:, 1]) * edge + place[:, 2]).unique()
         self.fraction = len(self.index) / edge**3
@@ -159,11 +162,11 @@ class AllPairs:
         """Density at the sample, and the gradient of its product with the sample of ``gradient``."""
         x, height, alpha = self.parts
         x = x.clone().requires_grad_()
-        found = []
-        for rows in torch.arange(len(self.points)).split(chunk or len(self.points)):
-            r2 = (self.points[rows, None] - x).square().sum(-1)
+        found, rows = [], chunk or len(self.points)
+        for points, gradient in zip(self.points.split(rows), self.gradient.split(rows), strict=True):
+            r2 = (points[:, None] - x).square().sum(-1)
             density = (height * torch.exp(-alpha * r2[..., None])).sum((-1, -2))
-            density.backward(self.gradient[rows])
+            density.backward(gradient)
             found.append(density.detach())
         assert x.grad is not None
         return torch.cat(found), x.grad
@@ -177,16 +180,18 @@ class ScatterAdd:
         x, height, alpha = problem.gaussians()
         reach = torch.sqrt((height.abs() / (CUTOFF * height.abs().max())).clamp(min=1).log() / alpha)
         radius = float(reach.max()) / problem.case.spacing
-        side = torch.arange(-int(radius + 1), int(radius + 1) + 1)
+        side = torch.arange(-int(radius + 1), int(radius + 1) + 1, device=problem.device)
         cube = torch.stack(torch.meshgrid(side, side, side, indexing="ij"), -1).reshape(-1, 3)
         # of all voxels within the radius of any place in the voxel that the atom is nearest to
         self.offsets = cube[(cube.abs() - 0.5).clamp(min=0).square().sum(1) <= radius**2]
-        chunk = max(int(PAIRS / height.shape[1] / len(self.offsets)), 1)
-        used = torch.arange(len(x)).split(chunk)
-        every = max(len(used) * len(self.offsets) * chunk // 20_000_000, 1)
+        chunk = max(int(problem.pairs / height.shape[1] / len(self.offsets)), 1)
+        used = torch.arange(len(x), device=problem.device).split(chunk)
+        limit = SCATTERED.get(problem.device.type, SCATTERED["cpu"])
+        every = max(int(len(used) * len(self.offsets) * chunk // limit), 1)
         self.chunks = used[::every]
         self.fraction = sum(map(len, self.chunks)) / len(x)
         self.parts = x, height, alpha
+        self.limit = torch.tensor(problem.grid.shape).to(problem.device)
 
     def __call__(self) -> Tensor:
         """The density of the chunks timed; the gradient is taken and dropped."""
@@ -194,12 +199,11 @@ class ScatterAdd:
         x = x.clone().requires_grad_()
         nx, ny, nz = self.problem.grid.shape
         h = self.problem.case.spacing
-        out = torch.zeros(nx * ny * nz)
+        out = x.new_zeros(nx * ny * nz)
         gradient = self.problem.gradient.flatten()
-        limit = torch.tensor([nx, ny, nz])
         for rows in self.chunks:
             voxel = (x[rows].detach() / h).round().long()[:, None] + self.offsets
-            inside = ((voxel >= 0) & (voxel < limit)).all(-1)
+            inside = ((voxel >= 0) & (voxel < self.limit)).all(-1)
             flat = ((voxel[..., 0] * ny + voxel[..., 1]) * nz + voxel[..., 2]).where(inside, 0).flatten()
             r2 = (voxel.to(x) * h - x[rows, None]).square().sum(-1)
             terms = height[rows, None] * torch.exp(-alpha[rows, None] * r2[..., None])
@@ -210,7 +214,7 @@ class ScatterAdd:
 
 
 class Gemmi:
-    """gemmi's calculator: forward only, one thread, atoms within a cutoff."""
+    """gemmi's calculator: forward only, one thread of the CPU, atoms within a cutoff."""
 
     def __init__(self, problem: Problem) -> None:
         size = [n * problem.case.spacing for n in problem.grid.shape]
@@ -237,16 +241,28 @@ class Gemmi:
         return np.array(self.calculator.grid, copy=False)
 
 
-def peak_bytes() -> int:
-    """Of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def product_flops_needed(grid: Grid, x: Tensor, height: Tensor, alpha: Tensor) -> int:
+    """Of the products' operations, those that must be done: every Gaussian with the window of its own leaf.
+
+    ``count_operations`` counts those that are done. There the windows of a batch are as large as the largest,
+    and leaves are of one size, with places to spare that hold no atom.
+    """
+    plan = Plan.of(grid, x[None], height[None], alpha[None], CUTOFF)
+    shape, spacing = torch.tensor(grid.shape).to(x.device), torch.tensor(grid.spacing).to(x)
+    voxel = (x - torch.tensor(grid.origin).to(x)) / spacing
+    reach = reach_of(height[None], alpha[None], CUTOFF)[0][:, None] / spacing
+    low = (voxel - reach).ceil().long().clamp(min=0)
+    high = torch.minimum((voxel + reach).floor().long() + 1, shape)
+    held, atoms = (plan.atoms < len(x))[..., None], plan.atoms.clamp(max=len(x) - 1)
+    window = high[atoms].where(held, 0).amax(1) - low[atoms].where(held, max(grid.shape)).amin(1)
+    return int((6 * height.shape[1] * held.sum((1, 2)) * window.prod(1)).sum())
 
 
 def errors(problem: Problem, ours: Ours, voxels: int) -> dict[str, float]:
     """Against all pairs in double precision, at a sample of the voxels."""
     exact = AllPairs(problem, torch.float64, voxels)
-    density, slope = exact(chunk=max(int(PAIRS / ours.height.numel()), 1))
-    only = torch.zeros(problem.grid.shape).flatten()
+    density, slope = exact(chunk=max(int(problem.pairs / ours.height.numel()), 1))
+    only = torch.zeros_like(problem.gradient).flatten()
     only[exact.index] = problem.gradient.flatten()[exact.index]
     found, gradient = ours(only.view(problem.grid.shape))
     off = (found.flatten()[exact.index] - density).abs().max()
@@ -259,13 +275,14 @@ def errors(problem: Problem, ours: Ours, voxels: int) -> dict[str, float]:
 
 def compare(problem: Problem, repeats: int) -> dict[str, float]:
     """Seconds of every way, and what they were timed on."""
-    ours = Ours(problem)
+    ours, device = Ours(problem), problem.device
     times: dict[str, list[float]] = {}
-    with torch.no_grad():
-        forward = least(lambda: ours.forward(ours.x), repeats)
+    reset_peak(device)
     ours()
-    found: dict[str, float] = {"peak_memory_bytes": peak_bytes(), "seconds_forward": forward}
-    pairs = AllPairs(problem, torch.float32, max(int(PAIRS / ours.height.numel()), 1))
+    found: dict[str, float] = {"peak_memory_bytes": peak_bytes(device)}
+    with torch.no_grad():
+        forward = least(lambda: ours.forward(ours.x), repeats, device)
+    pairs = AllPairs(problem, torch.float32, max(int(problem.pairs / ours.height.numel()), 1))
     scatter, calculator = ScatterAdd(problem), Gemmi(problem)
     ways: dict[str, Callable[[], object]] = {
         "seconds": ours,
@@ -278,14 +295,14 @@ def compare(problem: Problem, repeats: int) -> dict[str, float]:
             often = (
                 3 if name == "seconds" and problem.case.edge < 200 else 1
             )  # the shortest is easily disturbed
-            times.setdefault(name, []).append(least(way, often))
-    found |= {name: min(values) for name, values in times.items()}
+            times.setdefault(name, []).append(least(way, often, device))
+    found |= {"seconds_forward": forward} | {name: min(values) for name, values in times.items()}
     found["seconds_all_pairs"] /= pairs.fraction
     found["seconds_scatter"] /= scatter.fraction
     density = ours()[0]
     if scatter.fraction == 1:
         found["difference_scatter"] = float((scatter() - density).abs().max() / density.max())
-    found["difference_gemmi"] = float(np.abs(calculator() - density.numpy()).max() / density.max())
+    found["difference_gemmi"] = float(np.abs(calculator() - density.cpu().numpy()).max() / density.max())
     return found | {
         "fraction_of_voxels_all_pairs": pairs.fraction,
         "fraction_of_atoms_scatter": scatter.fraction,
@@ -295,14 +312,14 @@ def compare(problem: Problem, repeats: int) -> dict[str, float]:
     }
 
 
-def larger_boxes(case: Case, repeats: int) -> dict[str, float]:
+def larger_boxes(case: Case, repeats: int, device: torch.device = CPU) -> dict[str, float]:
     """Cost of the same molecule in a box of twice the volume, and of twice the edge, over that of its own."""
     edges = {"one": case.edge, "volume": round(case.edge * 2 ** (1 / 3)), "edge": 2 * case.edge}
-    ways = {name: Ours(Problem.of(case, edge=edge)) for name, edge in edges.items()}
+    ways = {name: Ours(Problem.of(case, edge=edge, device=device)) for name, edge in edges.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            times[name].append(least(way, 2))
+            times[name].append(least(way, 2, device))
     one = min(times["one"])
     return {
         "ratio_box_of_twice_the_volume": min(times["volume"]) / one,
@@ -310,19 +327,19 @@ def larger_boxes(case: Case, repeats: int) -> dict[str, float]:
     }
 
 
-def growth(path: Path, repeats: int) -> None:
+def growth(path: Path, repeats: int, device: torch.device = CPU) -> None:
     """Draw what density and gradient cost against atoms in a large box, and against voxels for the Fab."""
     from matplotlib.figure import Figure
 
     counts, edges = (500, 2000, 8000, 32_000), (80, 100, 160, 240)
     fab = CASES["fab"]
     cases = [(replace(fab, atoms=n, edge=160), n) for n in counts]
-    ways = {("atoms", n): Ours(Problem.of(case)) for case, n in cases}
-    ways |= {("voxels", edge**3): Ours(Problem.of(fab, edge=edge)) for edge in edges}
+    ways = {("atoms", n): Ours(Problem.of(case, device=device)) for case, n in cases}
+    ways |= {("voxels", edge**3): Ours(Problem.of(fab, edge=edge, device=device)) for edge in edges}
     times: dict[tuple[str, int], list[float]] = {key: [] for key in ways}
     for _ in range(repeats):
         for key, way in ways.items():
-            times[key].append(least(way, 2))
+            times[key].append(least(way, 2, device))
     by_atoms, by_voxels = (
         {n: min(values) for (kind, n), values in times.items() if kind == wanted}
         for wanted in ("atoms", "voxels")
@@ -346,58 +363,53 @@ def growth(path: Path, repeats: int) -> None:
     figure.savefig(path, dpi=80)
 
 
-def machine() -> dict[str, object]:
-    """What the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+def fractions(problem: Problem, taken: float, rate: float) -> dict[str, float]:
+    """Operations of a density and its gradient, and the share of a rate that so many seconds are."""
+    given = problem.gaussians()
+    counts = count_operations(problem.grid, *given)
+    needed = product_flops_needed(problem.grid, *given)
     return {
-        "machine": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "gemmi": gemmi.__version__,
-        "clock": "processor" if torch.get_num_threads() == 1 else "wall",
-        "load_before": os.getloadavg()[0],
+        **counts,
+        "product_flops_needed": needed,
+        "roofline_fraction": needed / taken / rate,
+        "roofline_fraction_of_operations_done": counts["product_flops"] / taken / rate,
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = parser_of(__doc__, threads=min(2, usable_cores()))
     parser.add_argument("--case", choices=list(CASES), default="fab")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--growth", type=Path, metavar="FILE.png", help="draw this and do nothing else")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = parser.parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    device = torch.device(args.device)
+    result = begin("forward", args.threads, device)
     if args.growth:
-        growth(args.growth, args.repeats)
+        growth(args.growth, args.repeats, device)
         return
     case = CASES[args.case]
-    result: dict[str, object] = {"case": args.case, **machine()}
-    roof = roofline()
-    problem = Problem.of(case)
+    problem = Problem.of(case, device=device)
     found = compare(problem, args.repeats)
-    roof = {name: max(value, roof[name]) for name, value in roofline().items()}  # before and after
-    counts = count_operations(problem.grid, *problem.gaussians())
-    result |= {
+    roof = {name: max(value, result[name]) for name, value in roofline(device).items()}  # before and after
+    figures: dict[str, object] = {
+        "case": args.case,
         "atoms": case.atoms * case.members,
         "gaussians": problem.gaussians()[1].numel(),
         "voxels": int(np.prod(problem.grid.shape)),
         **roof,
+        "gemmi": f"{gemmi.__version__}, one thread of the CPU",
         **found,
-        **counts,
-        "roofline_fraction": counts["product_flops"] / found["seconds"] / roof["matrix_product_flops"],
+        **fractions(problem, found["seconds"], roof["matrix_product_flops"]),
         **errors(problem, Ours(problem), 2048 if case.atoms < 20_000 else 64),
     }
     if case.edge <= 160:
-        result |= larger_boxes(case, args.repeats)
-    result["load_after"] = os.getloadavg()[0]
-    for name, value in result.items():
-        print(f"{name:34s}{value:.4g}" if isinstance(value, float) else f"{name:34s}{value}")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        figures |= larger_boxes(case, args.repeats, device)
+    show(figures)
+    write(result | figures, args.json)
 
 
 if __name__ == "__main__":

@@ -137,10 +137,18 @@ def _sum(grid: Grid, plan: Plan, coords: Tensor, amplitude: Tensor, alpha: Tenso
 
 
 def _gradients(
-    grid: Grid, plan: Plan, coords: Tensor, amplitude: Tensor, alpha: Tensor, grad: Tensor
-) -> list[Tensor]:
-    """By coordinates, amplitudes and exponents, from that by the density."""
+    grid: Grid,
+    plan: Plan,
+    coords: Tensor,
+    amplitude: Tensor,
+    alpha: Tensor,
+    grad: Tensor,
+    asked: Sequence[bool] = (True, True, True),
+) -> list[Tensor | None]:
+    """By coordinates, amplitudes and exponents, from that by the density; None where it is not asked for."""
+    by_coords, by_amplitude, by_alpha = asked
     gaussians = _Gaussians.of(grid, plan, coords, amplitude, alpha)
+    # moments of the incoming gradient under each Gaussian, in units of its width
     zeroth, second = torch.empty_like(gaussians.root), torch.empty_like(gaussians.root)
     first = gaussians.root.new_empty(*gaussians.root.shape, 3)
     grad, space = grad.contiguous(), _Workspace(grad)
@@ -149,20 +157,26 @@ def _gradients(
         windows = space("windows", len(t), *batch.shape)
         torch.stack(batch.windows(grad), out=windows)
         weighted = _line_integrals(windows, factors, batch.shape, space)
-        zeroth[batch.rows] = weighted[:, : batch.shape[0]].sum(1)
-        weighted *= t
-        for axis, part in enumerate(weighted.split(batch.shape, 1)):
-            first[batch.rows, :, axis] = part.sum(1)
-        second[batch.rows] = weighted.mul_(t).sum(1)
-    # moments of the incoming gradient under each Gaussian, in units of its width
-    slope = (2 * math.log(2)) * gaussians.amplitude * gaussians.root
-    results = (
-        (slope[..., None] * first).unflatten(1, (-1, alpha.shape[2])).sum(2),
-        zeroth.unflatten(1, (-1, alpha.shape[2])),
-        (-gaussians.amplitude / gaussians.root.square() * second).unflatten(1, (-1, alpha.shape[2])),
-    )
-    like = (coords, amplitude, alpha)
-    return [_at_atoms(v, r, plan.atoms) for v, r in zip(like, results, strict=True)]
+        if by_amplitude:
+            zeroth[batch.rows] = weighted[:, : batch.shape[0]].sum(1)
+        if by_coords or by_alpha:
+            weighted *= t
+        if by_coords:
+            for axis, part in enumerate(weighted.split(batch.shape, 1)):
+                first[batch.rows, :, axis] = part.sum(1)
+        if by_alpha:
+            second[batch.rows] = weighted.mul_(t).sum(1)
+    terms, found = alpha.shape[2], list[Tensor | None]([None, None, None])
+    if by_coords:
+        slope = (2 * math.log(2)) * gaussians.amplitude * gaussians.root
+        each = (slope[..., None] * first).unflatten(1, (-1, terms)).sum(2)
+        found[0] = _at_atoms(coords, each, plan.atoms)
+    if by_amplitude:
+        found[1] = _at_atoms(amplitude, zeroth.unflatten(1, (-1, terms)), plan.atoms)
+    if by_alpha:
+        each = (-gaussians.amplitude / gaussians.root.square() * second).unflatten(1, (-1, terms))
+        found[2] = _at_atoms(alpha, each, plan.atoms)
+    return found
 
 
 class _GaussianSum(torch.autograd.Function):
@@ -185,7 +199,8 @@ class _GaussianSum(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         coords, amplitude, alpha = ctx.saved_tensors
-        return (*_gradients(ctx.grid, ctx.plan, coords, amplitude, alpha, grad), None, None)
+        asked = ctx.needs_input_grad[:3]
+        return (*_gradients(ctx.grid, ctx.plan, coords, amplitude, alpha, grad, asked), None, None)
 
 
 def _line_integrals(grad: Tensor, factors: Tensor, shape: tuple[int, int, int], space: _Workspace) -> Tensor:
@@ -264,7 +279,7 @@ def _compiled_sum(*given: Any) -> Tensor:
 
 
 @torch.library.impl("densemble::gaussian_slopes", "CompositeExplicitAutograd")
-def _compiled_slopes(*given: Any) -> tuple[Tensor, ...]:
+def _compiled_slopes(*given: Any) -> tuple[Tensor | None, ...]:
     coords, amplitude, alpha, *box, cutoff, grad = given
     grid = _grid(*box)
     plan = Plan.of(grid, coords, amplitude, alpha, cutoff)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -7,10 +8,11 @@ from elsewhere import ELSEWHERE, Elsewhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densemble.forward import plan
+from densemble.forward import kernel, plan
 from densemble.forward.kernel import gaussian_density
 from densemble.grid import Grid
 
+NAMES = ["coords", "amplitude", "alpha"]
 GRID = Grid(origin=(-3.0, 1.0, 2.0), spacing=(0.5, 0.6, 0.7), shape=(17, 14, 11))
 
 
@@ -127,6 +129,54 @@ def test_gradient_is_that_of_the_definition_in_single_precision():
     (gaussian_density(GRID, *single) * weight.float()).sum().backward()
     for s, e in zip(single, exact, strict=True):
         assert float((s.grad - e.grad).abs().max() / e.grad.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("alone", range(3))
+def test_a_gradient_alone_is_the_one_among_all(dtype, alone):
+    """Bit for bit: by coordinates, by heights and by exponents, where the others are not asked for."""
+    given = problem(10, 70, 3, dtype=dtype, spread=1.5)
+    weight = torch.randn(GRID.shape, generator=torch.Generator().manual_seed(10), dtype=dtype)
+    found = []
+    for asked in (range(3), [alone]):
+        inputs = [v.clone().requires_grad_(i in asked) for i, v in enumerate(given)]
+        gaussian_density(GRID, *inputs).backward(weight)
+        assert [i for i, v in enumerate(inputs) if v.grad is not None] == list(asked)
+        found.append(inputs[alone].grad)
+    assert float(found[0].abs().max()) > 0
+    assert torch.equal(found[1], found[0])
+
+
+@pytest.mark.parametrize("alone", range(3))
+def test_a_gradient_alone_is_that_of_the_definition(alone):
+    given = problem(11, 30, 2)
+    weight = torch.randn(GRID.shape, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
+    found = []
+    for density in (all_pairs, partial(gaussian_density, cutoff=1e-16)):
+        inputs = [v.clone().requires_grad_(i == alone) for i, v in enumerate(given)]
+        density(GRID, *inputs).backward(weight)
+        found.append(inputs[alone].grad)
+    torch.testing.assert_close(found[1], found[0], atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("alone", "expected"), [(0, ["coords"]), (1, ["amplitude"]), (2, ["alpha"]), (None, NAMES)]
+)
+def test_what_is_not_asked_for_is_not_made(monkeypatch, alone, expected):
+    """Gradients that go back to the atoms, by name of what they are of."""
+    inputs = dict(zip(NAMES, problem(12, 20, 2), strict=True))
+    for i, v in enumerate(inputs.values()):
+        v.requires_grad_(alone is None or i == alone)
+    made = []
+
+    def noted(like, values, atoms):
+        made.extend(name for name, v in inputs.items() if v.data_ptr() == like.data_ptr())
+        return at_atoms(like, values, atoms)
+
+    at_atoms = kernel._at_atoms
+    monkeypatch.setattr(kernel, "_at_atoms", noted)
+    gaussian_density(GRID, *inputs.values()).sum().backward()
+    assert made == expected
 
 
 def test_incoming_gradient_may_be_a_view():
