@@ -196,6 +196,7 @@ def measure(
     settings: Settings,
     seed: int,
     method: Guide = guide,
+    earlier: dict | None = None,
     on_case: Callable[[dict], None] = lambda result: None,
 ) -> dict:
     """Every cell of the table, case by case.
@@ -213,11 +214,22 @@ def measure(
         settings: of the method.
         seed: of segments and noise.
         method: of guidance.
+        earlier: what a run that was stopped had found, with the same settings: those cases are taken over.
         on_case: given the result so far after each case.
+
+    Raises:
+        ValueError: the earlier run had other settings.
     """
     rows: dict[tuple[str, int, float, int], list[dict]] = {
         (kind, length, d, n): [] for kind, length in sets for d in resolutions for n in states
     }
+    if earlier is not None:
+        now = result_of(rows, {}, settings, seed)
+        if [earlier["settings"], earlier["seed"]] != [now["settings"], now["seed"]]:
+            raise ValueError(f"the earlier run had other settings: {earlier['settings']}, {earlier['seed']}")
+        for cell in earlier["cells"]:
+            kind, length = cell["set"].split()
+            rows.setdefault((kind, int(length), cell["resolution"], cell["states"]), []).extend(cell["cases"])
     without = {f"{kind} {length}": 0 for kind, length in sets}
     lengths = {length for _, length in sets if 2 in states}
     fragments = {n: Fragments(corpus, n, chains=CHAINS, seed=seed) for n in lengths}
@@ -233,12 +245,15 @@ def measure(
                 if n == 2 and other is None:
                     continue
                 truth = case.states if n == 1 else [*case.states, other]
+                found = rows[kind, length, d, n]
+                if any((row["chain"], row["start"]) == (chain, start) for row in found):
+                    continue
                 full = Case(case.hidden, truth, case.where, case.prior)
                 generator = torch.Generator().manual_seed(seed * 100_003 + index)
                 occupancies = [1.0] if n == 1 else list(OCCUPANCIES)
                 simulated = simulate(case.where, truth, occupancies, d, generator=generator)
                 row = solve(full, simulated, settings, method) | {"chain": chain, "start": start}
-                rows[kind, length, d, n].append(row)
+                found.append(row)
                 on_case(result_of(rows, without, settings, seed))
     return result_of(rows, without, settings, seed)
 
@@ -297,6 +312,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="go on with the cases that --json has already")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -309,6 +325,7 @@ def main() -> None:
         states=args.states,
         settings=Settings(members=args.members, steps=args.steps, seed=args.seed),
         seed=args.seed,
+        earlier=json.loads(args.json.read_text()) if args.resume and args.json.is_file() else None,
         on_case=partial(write, args.json),
     )
     print(text(result))

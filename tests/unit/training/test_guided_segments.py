@@ -194,3 +194,22 @@ def test_the_measurement_fills_every_cell(corpus, network, monkeypatch):
     assert two["segments"] + result["without_second_state"][f"loop {LENGTH}"] == 1
     assert len(seen) == one["segments"] + two["segments"]
     assert "loop 6" in text(result)
+
+
+def test_a_run_that_was_stopped_goes_on(corpus, network):
+    """Its cases are taken over, and those that follow are what they would have been."""
+    given = {
+        "sets": [("loop", LENGTH)],
+        "resolutions": [2.5],
+        "states": [1],
+        "settings": Settings(members=2, steps=2),
+        "seed": 0,
+    }
+    whole, solved = measure(network, corpus, segments=2, **given), []
+    first = measure(network, corpus, segments=1, **given)
+    on = measure(network, corpus, segments=2, earlier=first, on_case=solved.append, **given)
+    assert len(solved) == 1
+    both = [[c["chain"], c["start"], c["rmsd"]] for c in on["cells"][0]["cases"]]
+    assert both == [[c["chain"], c["start"], c["rmsd"]] for c in whole["cells"][0]["cases"]]
+    with pytest.raises(ValueError, match="other settings"):
+        measure(network, corpus, segments=2, earlier=first, **given | {"seed": 1})
