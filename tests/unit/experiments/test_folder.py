@@ -9,6 +9,7 @@ from command_line import invoke, sentence
 from small_crystal import one_state, truth, write_crystal, write_data
 
 from densemble.cli import main
+from densemble.demo import example
 from densemble.errors import InputError
 from densemble.experiments.folder import crystals_in, maps_in, suite_of_folder, suite_text, widened
 from densemble.io.models import read_model
@@ -82,6 +83,18 @@ def test_what_a_scan_finds(screen, monkeypatch):
 class _Window:
     def __init__(self, region, strong):
         self.region, self.strong = region, strong
+
+
+def test_the_packaged_example_gives_its_two_loops(tmp_path):
+    """Scanned in earnest: the loops that were deposited in two states are among the cases."""
+    for source, name in (("model.cif", "7rin.cif"), ("data.mtz", "7rin.mtz")):
+        shutil.copy(example(source), tmp_path / name)
+    suite, left_out = suite_of_folder(tmp_path, variants=[VARIANT])
+    assert not left_out
+    sites = [range(case.site.first, case.site.last + 1) for case in suite.crystals]
+    for loop in (range(176, 192), range(238, 244)):
+        assert any(len(set(loop) & set(site)) >= 5 for site in sites), sites
+    assert len(sites) <= 4
 
 
 def test_margins_end_at_the_chain_and_at_gaps(screen, tmp_path):
