@@ -55,9 +55,20 @@ class SmallCrystal:
         return replace(base, **changes)
 
 
-def write_crystal(folder: Path, *, waters: int = WATERS) -> SmallCrystal:
-    """All files of the crystal, in a folder, with so many waters."""
+def write_crystal(
+    folder: Path, *, waters: int = WATERS, b_iso: dict[str, float] | None = None
+) -> SmallCrystal:
+    """All files of the crystal, in a folder, with so many waters.
+
+    Args:
+        folder: that is there.
+        waters: beside the loop.
+        b_iso: Å^2, of all atoms of A:176-191 by altloc, instead of what was deposited.
+    """
     whole = truth(waters)
+    for site in whole[0].all():
+        if b_iso and site.chain.name == "A" and site.residue.seqid.num in range(176, 192):
+            site.atom.b_iso, site.atom.aniso = b_iso[site.atom.altloc], gemmi.SMat33f(0, 0, 0, 0, 0, 0)
     crystal = SmallCrystal(*(folder / name for name in ("start.cif", "data.mtz", "truth.cif", "quick.toml")))
     whole.make_mmcif_document().write_file(str(crystal.reference))
     one_state(whole).make_mmcif_document().write_file(str(crystal.model))

@@ -31,7 +31,8 @@ _SAME_PER_RESOLUTION = 0.25
 def same_within(d_min: float) -> float:
     """Å, difference up to which two conformations count as the same, at a resolution of ``d_min`` Å.
 
-    A quarter of it: two half-occupied atoms that near make one peak that a B factor describes.
+    A quarter of it: two half-occupied atoms that near make one peak that a B factor describes. This is a
+    threshold for merging, not an estimate of the error of coordinates.
     """
     return _SAME_PER_RESOLUTION * d_min
 

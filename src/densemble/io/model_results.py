@@ -133,7 +133,8 @@ class States(Record):
 
     Attributes:
         rule: in words, how the number was chosen and on what data.
-        coordinate_error: Å, below which conformations count as the same.
+        coordinate_error: Å, up to which conformations count as the same: a threshold by the resolution
+            (``states.same_within``), not an estimate of the error of coordinates.
         parts: those of the region in chain order; residues of no part have one state.
     """
 

@@ -62,7 +62,7 @@ def compare(
         problem: the region and its target.
         start: the parts of one state.
         parts: the parts of the model.
-        coordinate_error: Å.
+        coordinate_error: Å, see ``refine``.
         reflections: see ``refine``.
         cycles: of each.
 
@@ -114,7 +114,7 @@ def refine(
         parts: together they have the region's free atoms (``problem.stretches.topology``) once; members are
             states, weights their occupancies. What their states share is refined as one atom
             (``split.split_where_different``).
-        coordinate_error: Å, below which states count as the same.
+        coordinate_error: Å, up to which states count as the same (``states.same_within``).
         reflections: refine against the working ones of these; against the region's density if None.
         cycles: how often the target is made anew.
         evaluations: of the objective in a cycle, at most (the line search under way is finished).

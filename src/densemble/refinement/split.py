@@ -2,8 +2,9 @@
 
 Decided residue by residue, as crystallographers build: a residue whose backbone differs is split as a whole,
 one whose side chain alone differs from CB on, and every other one stands once, at the mean of its states.
-States differ where an atom of one is further from the same atom of another than the coordinate error;
-two names for one conformation of a symmetric side chain (OD1 and OD2 of aspartate) are no difference.
+States differ where an atom of one is further from the same atom of another than a threshold. It is set by
+the resolution (``states.same_within``); it has the name ``coordinate_error``, and estimates none. Two names
+for one conformation of a symmetric side chain (OD1 and OD2 of aspartate) are no difference.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def split_where_different(parts: Sequence[Ensemble], coordinate_error: float) ->
 
     Args:
         parts: disjoint atoms; members are states, weights their occupancies.
-        coordinate_error: Å.
+        coordinate_error: Å, up to which places count as the same.
     """
     found: list[Ensemble] = []
     for part in parts:

@@ -6,6 +6,7 @@ import gemmi
 import numpy as np
 import pytest
 import torch
+from altloc_bonds import bonds_to_shared
 from small_crystal import OCCUPANCY, write_crystal
 
 from densemble.atoms import Ensemble
@@ -19,22 +20,26 @@ from densemble.refinement.built import BuiltModel
 from densemble.refinement.conformers import Sites, flat, site_restraints
 from densemble.refinement.programs import write_model
 from densemble.refinement.refine import compare, refine
-from densemble.refinement.split import sources
+from densemble.refinement.split import sources, split_where_different
 
 ERROR = 0.15
 CYCLES = 2
 
 
-@pytest.fixture(scope="module")
-def case(tmp_path_factory):
+def crystal_case(folder, **changes):
     """The problem, its reflections, and the true states of its free atoms."""
-    crystal = write_crystal(tmp_path_factory.mktemp("refine"), waters=2)  # that both states leave room for
+    crystal = write_crystal(folder, waters=2, **changes)  # that both states leave room for
     settings = crystal.settings(region="A:176-191")  # all that differs
     inputs = load(settings)
     problem = problem_of(settings, inputs)
     states = alternates(crystal.reference, inputs.stretches.topology)
     truth = torch.tensor(np.stack([states[x].coords for x in "AB"])).float()
     return problem, inputs.reflections, truth
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return crystal_case(tmp_path_factory.mktemp("refine"))
 
 
 def shaken(problem, truth, members):
@@ -101,6 +106,31 @@ def test_occupancies_and_coordinates_come_near_the_truth(case, refined):
     assert off.min() < 0.09
 
 
+@pytest.mark.parametrize("true", [{"A": 20.0, "B": 40.0}, {"A": 40.0, "B": 20.0}], ids=["A less", "B less"])
+def test_each_state_gets_its_own_b_factor(tmp_path, true):
+    """From 28 Å^2 to within 12 % of the truth, of the backbone's median.
+
+    What is missing, 7 to 9 %, is half of it the restraint between states (``STATES_SD``), which draws them
+    together.
+    """
+    problem, reflections, truth = crystal_case(tmp_path, b_iso=true)
+    (part,) = shaken(problem, truth, [0, 1])
+    alike = Ensemble(part.topology, part.coords, part.weights, torch.full(part.b_iso.shape, 28.0))
+    built, _ = refine(problem, [alike], coordinate_error=ERROR, reflections=reflections)
+    (several,) = (part for part in built.parts if len(part) > 1)
+    assert sources(several, alike) == [1, 0]  # B, then A
+    median = several.b_iso[:, backbone_atoms(several.topology)].median(dim=1).values
+    assert median.tolist() == pytest.approx([true["B"], true["A"]], rel=0.12)
+    assert several.weights.tolist() == pytest.approx([OCCUPANCY["B"], OCCUPANCY["A"]], abs=0.04)
+    # and the file says so
+    (cif, *_), _ = write_model(tmp_path, built.structure, built.displaced, built.parts)
+    written = {letter: [] for letter in "AB"}
+    for atom in (atom for residue in gemmi.read_structure(str(cif))[0]["A"] for atom in residue):
+        if atom.name in ("N", "CA", "C", "O") and atom.has_altloc():
+            written[atom.altloc].append(atom.b_iso)
+    assert [np.median(values) for values in written.values()] == pytest.approx(median.tolist(), abs=0.5)
+
+
 def test_the_file_has_the_r_factors_that_are_stated(case, refined, tmp_path):
     reflections, built = case[1], refined[1]
     (cif, pdb, *others), _ = write_model(tmp_path, built.structure, built.displaced, built.parts)
@@ -120,6 +150,39 @@ def test_geometry_is_good(case, refined):
     assert row["bond_rmsz"] < 1
     assert row["angle_rmsz"] < 1
     assert row["wrong_hand"] == row["twisted"] == 0
+
+
+def turned(topology, coords, residue, angle):
+    """A side chain turned about CA-CB, by radians."""
+    place = topology.atom_index
+    alpha, beta = coords[place[residue, "CA"]], coords[place[residue, "CB"]]
+    fixed = ("N", "CA", "C", "O", "CB")
+    own = [i for i in topology.atoms_of([residue]) if topology.names[i] not in fixed]
+    axis, arm = (beta - alpha) / (beta - alpha).norm(), coords[own] - beta
+    across = torch.linalg.cross(axis.expand_as(arm), arm)
+    turned = coords.clone()
+    turned[own] = beta + arm * np.cos(angle) + across * np.sin(angle)
+    turned[own] += axis * (arm @ axis)[:, None] * (1 - np.cos(angle))
+    return turned
+
+
+def test_bonds_from_what_is_split_to_what_is_shared_are_mended(case):
+    """Trp 179 in two rotamers, and residues around it that differ by too little to be split, off by 0.2 Å.
+
+    Before, such a bond is off by up to 0.23 Å; after, by 0.016 Å at most.
+    """
+    problem, _, truth = case
+    topology = problem.stretches.topology
+    rotamers = torch.stack([truth[1], turned(topology, truth[1], 3, 2 * np.pi / 3)])
+    clean = problem.forward(rotamers, torch.tensor([0.6, 0.4]), problem.b_start)
+    problem = replace(problem, target=replace(problem.target, values=clean), sigma=0.2 * problem.sigma)
+    parts = shaken(problem, rotamers, [0, 1])
+    before = BuiltModel.of(problem, split_where_different(parts, 0.5)).structure
+    built, _ = refine(problem, parts, coordinate_error=0.5, cycles=2)
+    first, last = (bonds_to_shared(each[0]["A"]) for each in (before, built.structure))
+    assert max(map(abs, first.values())) > 0.2
+    assert {"179 CA-CB A", "179 CA-CB B"} < set(last)
+    assert max(map(abs, last.values())) < 0.04
 
 
 def test_refinement_repeats_and_sees_no_free_reflection(case):

@@ -290,12 +290,53 @@ def test_parts_that_share_an_atom_or_a_residue(model):
         build_altlocs(model, halves, atoms_of(model, STRAND))
 
 
+LINKS = (
+    ("disulf1", gemmi.ConnectionType.Disulf, (121, "CYS", "SG"), (226, "CYS", "SG")),
+    ("covale1", gemmi.ConnectionType.Covale, (215, "CYS", "SG"), (401, "TRS", "O1")),
+    ("covale2", gemmi.ConnectionType.Covale, (181, "ASP", "OD1"), (522, "HOH", "O")),
+)
+"""None is in the example; the last is to an atom of the loop."""
+
+
+@pytest.fixture(scope="module")
+def linked(tmp_path_factory):
+    """The example, with link records."""
+    source = gemmi.read_structure(str(EXAMPLE / "model.cif"))
+    for name, kind, *ends in LINKS:
+        link = gemmi.Connection()
+        link.name, link.type = name, kind
+        link.partner1, link.partner2 = (
+            gemmi.AtomAddress("A", gemmi.SeqId(number, " "), residue, atom, "\0")
+            for number, residue, atom in ends
+        )
+        source.connections.append(link)
+    path = tmp_path_factory.mktemp("linked") / "start.cif"
+    source.make_mmcif_document().write_file(str(path))
+    return read_model(path)
+
+
+def links_of(structure):
+    """Kind, and number, name, atom and altloc of both ends, of every link; all of them are of atoms there."""
+    for link in structure.connections:
+        assert None not in [structure[0].find_cra(end).atom for end in (link.partner1, link.partner2)]
+    return {
+        (
+            link.type,
+            *(
+                (end.res_id.seqid.num, end.res_id.name, end.atom_name, end.altloc.strip("\0"))
+                for end in (link.partner1, link.partner2)
+            ),
+        )
+        for link in structure.connections
+    }
+
+
 @pytest.mark.parametrize("suffix", [".cif", ".pdb"])
-def test_round_trip_keeps_everything_else(model, tmp_path, suffix):
-    parts, atoms = parts_of_three(model)
-    structure = altlocs(model, parts, atoms, ERROR)
+def test_round_trip_keeps_everything_else(linked, tmp_path, suffix):
+    parts, atoms = parts_of_three(linked)
+    structure = altlocs(linked, parts, atoms, ERROR)
     path = write_structure(tmp_path / f"model{suffix}", structure)
-    start = write_structure(tmp_path / f"start{suffix}", model.structure)
+    start = write_structure(tmp_path / f"start{suffix}", linked.structure)
     back, before = gemmi.read_structure(str(path)), gemmi.read_structure(str(start))
     assert_valid(back)
     assert altlocs_by_residue(back) == altlocs_by_residue(structure)
@@ -314,7 +355,12 @@ def test_round_trip_keeps_everything_else(model, tmp_path, suffix):
     assert "HOH" in kinds
     assert len(kinds) > 1  # ligands
     assert [len(e.full_sequence) for e in back.entities] == [len(e.full_sequence) for e in before.entities]
-    assert len(back.connections) == len(before.connections)
+    assert links_of(back) == {
+        (kind, (*one, letter), (*other, ""))
+        for _, kind, one, other in LINKS
+        for letter in ("AB" if one[0] == 181 else [""])
+    }
+    assert len(back.connections) == len(LINKS) + 1
     text = path.read_text()
     assert ("TER" in text and "SEQRES" in text) if suffix == ".pdb" else "_entity_poly_seq.mon_id" in text
 
