@@ -15,10 +15,10 @@ from densemble.priors.boltz.prior import BoltzPrior
 PARTS = ("s_trunk", "z_trunk", "s_inputs", "feats", "relative_position_encoding", "diffusion_conditioning")
 
 
-def boltz_features(kind, folder, *, padded=False):
+def boltz_features(kind, folder, *, padded=False, more=""):
     """Features of the example, the same in every run; that they are Boltz's is tested elsewhere."""
     files = boltz_files(kind, write_cache(Path(folder) / "cache"))
-    return read_input(example_input(folder, padded=padded), files).feats
+    return read_input(example_input(folder, padded=padded, more=more), files).feats
 
 
 class _CaughtError(Exception):
@@ -28,9 +28,9 @@ class _CaughtError(Exception):
 class BoltzCase:
     """A compact model, its features, and the arguments of its sampler."""
 
-    def __init__(self, kind, folder, *, padded=False):
+    def __init__(self, kind, folder, *, padded=False, more=""):
         self.kind, self.atoms = kind, EXAMPLE_ATOMS[padded]
-        self.feats = boltz_features(kind, folder, padded=padded)
+        self.feats = boltz_features(kind, folder, padded=padded, more=more)
         self.model = compact_model(kind)
         self.diffusion = self.model.structure_module
         self.given = self._given()

@@ -66,9 +66,9 @@ def reduced_model(kind, seed=20240607, **overrides):
     return model.eval().requires_grad_(False)
 
 
-def compact_model(kind):
+def compact_model(kind, **overrides):
     """A reduced model whose estimates are of the size of a protein: as drawn, they are ten times as wide."""
-    model = reduced_model(kind)
+    model = reduced_model(kind, **overrides)
     decoder = model.structure_module.score_model.atom_attention_decoder
     decoder.atom_feat_to_atom_pos_update[-1].weight.mul_(0.05)
     return model
@@ -188,10 +188,17 @@ EXAMPLE_ATOMS = {False: 192, True: 188}
 """Heavy atoms of the example by ``padded``: exactly six of Boltz's windows of 32, and four atoms fewer."""
 
 
-def example_input(folder, *, padded=False):
+CONTACTS = """constraints:
+  - contact: {token1: [A, 2], token2: [B, 11], max_distance: 5.0, force: true}
+  - pocket: {binder: L, contacts: [[B, 3], [B, 9]], max_distance: 6.0, force: true}
+"""
+"""What the samples of the example do not have by themselves, in the words of Boltz-2."""
+
+
+def example_input(folder, *, padded=False, more=""):
     """A Boltz YAML of two protein chains, a ligand (paracetamol, as SMILES) and a zinc ion (by its code).
 
-    Chains A (11 residues, or 10 if ``padded``), B (12 residues), L and Z.
+    Chains A (11 residues, or 10 if ``padded``), B (12 residues), L and Z; ``more`` are chains or constraints.
     """
     first = "MKTAYIAGLE" if padded else "MKTAYIAGGLE"
     path = Path(folder) / "example.yaml"
@@ -202,9 +209,13 @@ sequences:
   - protein: {{id: B, sequence: GSHWVNDPQRCF, msa: empty}}
   - ligand: {{id: L, smiles: "CC(=O)Nc1ccc(O)cc1"}}
   - ligand: {{id: Z, ccd: ZN}}
-"""
+{more}"""
     )
     return path
+
+
+RNA = "  - rna: {id: R, sequence: AAC}\n"
+"""One chain more: 64 atoms, which are two windows."""
 
 
 def boltz_files(kind, cache):

@@ -42,11 +42,11 @@ class Run:
     state: SamplerState
 
 
-def prepared(kind, cache, folder):
-    """Args: the dictionary as ``write_cache`` lays it out, and a folder for everything else."""
+def prepared(kind, cache, folder, *, more=""):
+    """Args: the dictionary as ``write_cache`` lays it out, a folder for everything else, and more chains."""
     folder = Path(folder)
     weights = save_checkpoint(compact_model(kind), folder / "w.ckpt")
-    fold = FoldSettings(prior=kind, sequence=example_input(folder), weights=weights, recycling=0)
+    fold = FoldSettings(prior=kind, sequence=example_input(folder, more=more), weights=weights, recycling=0)
     settings = StateSettings(
         map=folder / "map.ccp4", resolution=RESOLUTION, fold=fold, recipe="cryoboltz-2025", members=MEMBERS
     )

@@ -120,7 +120,10 @@ def _run_options(priors: list[str]) -> Callable[[Callable[..., None]], Callable[
     return lambda command: _with(options)(_session_options(command))
 
 
-_FOLD = ("sequence", "weights", "use_msa_server", "step_scale", "potentials", "recycling", "from_noise")
+_FOLD = (
+    "sequence", "weights", "use_msa_server", "msa_server_url", "step_scale", "potentials", "recycling",
+    "from_noise",
+)  # fmt: skip
 
 _network_options = _with(
     [
@@ -128,6 +131,7 @@ _network_options = _with(
         click.option(
             "--use-msa-server", is_flag=True, help="Send sequences to api.colabfold.com for alignments."
         ),
+        click.option("--msa-server-url", help="Of another server of the kind, for example one of your own."),
         click.option(
             "--recycling", type=click.IntRange(min=0), default=3, show_default=True, help="Of Boltz's trunk."
         ),

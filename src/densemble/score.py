@@ -18,6 +18,7 @@ altloc of the model, or of the reference's states where there is a reference.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -345,12 +346,17 @@ def _whole(subject: Subject, reflections: Reflections) -> tuple[DensityMap, Dens
 
 
 def is_map(path: Path) -> bool:
-    """Whether a file has the CCP4 format's mark, or the name of a map."""
+    """Whether a file has the CCP4 format's mark, or the name of a map; also when it is gzipped."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; give reflections (MTZ, SF-mmCIF) or a map (CCP4, MRC)")
-    with path.open("rb") as file:
-        head = file.read(212)
-    return head[208:212] == b"MAP " or path.suffix.lower() in (".map", ".mrc", ".ccp4")
+    packed = path.suffix.lower() == ".gz"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            head = file.read(212)
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); fetch it anew") from error
+    name = path.with_suffix("") if packed else path
+    return head[208:212] == b"MAP " or name.suffix.lower() in (".map", ".mrc", ".ccp4")
 
 
 def _against_map(subject: Subject, data: Path, resolution: float | None) -> Comparison:

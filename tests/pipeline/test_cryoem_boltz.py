@@ -25,6 +25,7 @@ from small_crystal import StopAt, StoppedError, contents
 
 import densemble.cryoem as cryoem
 import densemble.em.problem as problem
+import densemble.priors.boltz.model as opening
 import densemble.priors.boltz.package as package
 import densemble.priors.boltz.trunk as trunk
 from densemble.cli import main
@@ -93,14 +94,11 @@ def cache(boltz_cache, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["boltz1", "boltz2"], scope="module")
-def folding(request, cache, tmp_path_factory):
+def folding_of(kind, cache, sequence, folder):
     """A map of what the network folds, from other random numbers, turned and moved."""
-    folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BOLTZ_CACHE", str(cache))
-        sequence = example_input(folder)
-        fold = FoldSettings(prior=request.param, sequence=sequence, recycling=1)
+        fold = FoldSettings(prior=kind, sequence=sequence, recycling=1)
         settings = StateSettings(map=folder / "x", fold=fold, seed=5)
         network = opened(settings, None, tell=Progress())
         sample = unguided(network, steps=STEPS, seed=5, tell=Progress())
@@ -114,9 +112,13 @@ def folding(request, cache, tmp_path_factory):
     write_map(folder / "map.ccp4", DensityMap(grid, forward(x, torch.ones(1))))
     write_models(folder / "truth.cif", model, [coords])
     (folder / "guided.toml").write_text(RECIPE.format(weight=1.0))
-    return Folding(
-        request.param, cache, sequence, folder / "map.ccp4", folder / "truth.cif", folder / "guided.toml"
-    )
+    return Folding(kind, cache, sequence, folder / "map.ccp4", folder / "truth.cif", folder / "guided.toml")
+
+
+@pytest.fixture(params=["boltz1", "boltz2"], scope="module")
+def folding(request, cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return folding_of(request.param, cache, example_input(folder), folder)
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +184,32 @@ def test_the_map_pulls_the_sample(folding, whole, tmp_path):
     free = run_cryoem(folding.settings(recipe=str(recipe)), tmp_path / "free")
     found = [np.mean([m.fit.correlation for m in result.members]) for result in (free, whole[1])]
     assert found[1] > found[0] + 0.05
+
+
+RNA = """version: 1
+sequences:
+  - protein: {id: A, sequence: MKTAYIAGLE, msa: empty}
+  - rna: {id: R, sequence: GGCAUC}
+"""
+
+
+def test_the_map_pulls_rna_too(folding, tmp_path):
+    """It is folded beside a protein, and its nucleotides fit the map better where that guides."""
+    (tmp_path / "rna.yaml").write_text(RNA)
+    made = folding_of(folding.kind, folding.cache, tmp_path / "rna.yaml", tmp_path)
+    found = {}
+    for weight in (0.0, 1.0):
+        recipe = tmp_path / f"{weight:g}.toml"
+        recipe.write_text(RECIPE.format(weight=weight))
+        out = tmp_path / f"out{weight:g}"
+        run_cryoem(made.settings(recipe=str(recipe)), out)
+        rows = csv.DictReader((out / "residues.csv").read_text().splitlines())
+        found[weight] = np.mean([float(row["rscc"]) for row in rows if row["residue"].startswith("R:")])
+    best = read_model(tmp_path / "out1" / "best.cif")
+    rna = [r.name for r in best.topology.residues if r.kind == "nucleic"]
+    assert rna == ["G", "G", "C", "A", "U", "C"]
+    assert best.topology.elements.count("P") >= 5
+    assert found[1.0] > found[0.0] + 0.05
 
 
 def test_stopped_and_resumed_it_ends_the_same(folding, whole, tmp_path, monkeypatch):
@@ -265,6 +293,53 @@ def test_out_of_memory_it_goes_on_with_fewer_at_a_time(folding, tmp_path, monkey
     assert code == 0, said
     assert caplog.text.count("out of memory: going on with 1 members at a time") == 1
     assert len(json.loads((tmp_path / "out" / "result.json").read_text())["members"]) == 2
+
+
+def test_where_one_graph_does_not_fit_layers_are_computed_twice(folding, tmp_path, monkeypatch, caplog):
+    """From the measurement of memory on, which is the first to want a graph."""
+    module = boltz2_diffusion if folding.kind == "boltz2" else boltz1_diffusion
+    real = module.AtomDiffusion.preconditioned_network_forward
+
+    def small(self, x, *arguments, **named):
+        twice = any("forward" in vars(part) for part in self.score_model.modules())
+        if torch.is_grad_enabled() and not twice:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(self, x, *arguments, **named)
+
+    monkeypatch.setattr(module.AtomDiffusion, "preconditioned_network_forward", small)
+    code, said = command(
+        folding.map, "--sequence", folding.sequence, "--prior", folding.kind, "--resolution", 5,
+        "--members", 2, "--steps", 12, "--recycling", 0, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, said
+    assert caplog.text.count("out of memory: going on with layers that are computed twice") == 1
+    rows = list(csv.DictReader((tmp_path / "out" / "trace.csv").read_text().splitlines()))
+    assert any(row["density"] for row in rows)  # there were gradients
+
+
+@pytest.mark.parametrize("part", ["pairformer_module", "confidence_module"])
+def test_what_memory_does_not_hold_is_said(folding, tmp_path, monkeypatch, part):
+    """Trunk and confidence head, which cannot be done in parts."""
+
+    def small(self, *_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    load = opening.load_network
+
+    def loaded(*arguments, **named):
+        network = load(*arguments, **named)
+        monkeypatch.setattr(type(getattr(network, part)), "forward", small)
+        return network
+
+    monkeypatch.setattr(opening, "load_network", loaded)
+    monkeypatch.setattr(opening, "OWN_CACHE", str(tmp_path / "own"))
+    code, said = command(
+        folding.map, "--sequence", folding.sequence, "--prior", folding.kind, "--resolution", 5,
+        "--members", 1, "--steps", 12, "--recycling", 0, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2
+    assert "out of memory: cpu does not hold the " in said
+    assert "tokens; take a machine with more memory, or fold fewer or shorter chains" in said
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -453,6 +528,43 @@ def test_bad_input_is_said_and_nothing_is_written(folding, tmp_path, options, wo
     assert not out.exists()
 
 
+ALIGNED = "version: 1\nsequences:\n  - protein: {id: A, sequence: MKTAYIAGLE, msa: %s}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("version: 1\nsequences: []\n", [], ["no list 'sequences'"]),
+        (ALIGNED % "null", [], ["chain A has no alignment", "--use-msa-server"]),
+        (ALIGNED % "none.a3m", [], ["there is no file none.a3m"]),
+        (ALIGNED % "other.a3m", [], ["other.a3m is not of chain A: its rows have 4 residues"]),
+        (ALIGNED % "odd.a3m", [], ["odd.a3m: '1' is no amino acid"]),
+        (ALIGNED % "empty" + "  - ligand: {id: L, smiles: C(C}\n", [], ["ligand L: 'C(C' cannot be read"]),
+        (ALIGNED % "empty", ["--weights", "OTHER"], ["these are weights of Boltz-"]),
+        (ALIGNED % "empty", ["--msa-server-url", "http://x"], ["--msa-server-url", "--use-msa-server"]),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_downloaded(
+    folding, tmp_path, monkeypatch, text, options, words
+):
+    """Gigabytes, on a first run."""
+    monkeypatch.setenv("BOLTZ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        f"boltz.main.download_{folding.kind}", lambda *_: pytest.fail("it was downloaded before")
+    )
+    (tmp_path / "input.yaml").write_text(text)
+    (tmp_path / "other.a3m").write_text(">q\nMKTA\n")
+    (tmp_path / "odd.a3m").write_text(">q\nMKTAY1AGLE\n")
+    other = folding.cache / f"{'boltz1' if folding.kind == 'boltz2' else 'boltz2'}_conf.ckpt"
+    code, said = command(
+        folding.map, "--sequence", tmp_path / "input.yaml", "--prior", folding.kind, "--resolution", 5,
+        "--out", tmp_path / "out", *(other if option == "OTHER" else option for option in options),
+    )  # fmt: skip
+    assert code == 2
+    assert all(word in said for word in words), said
+    assert not (tmp_path / "out").exists()
+
+
 def test_alignments_are_asked_for_without_a_sequence_file(folding, tmp_path, monkeypatch):
     def fails(data, **_):
         raise ConnectionError(f"asked for {sorted(data.values())}")
@@ -467,7 +579,14 @@ def test_alignments_are_asked_for_without_a_sequence_file(folding, tmp_path, mon
         "--resolution", 5, "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 2
+    assert "waiting for https://api.colabfold.com to align 2 sequences" in said
     assert "proteins.cif: no alignments from https://api.colabfold.com (asked for ['" in said
+    code, said = command(
+        folding.map, "--model", tmp_path / "proteins.cif", "--prior", folding.kind, "--use-msa-server",
+        "--msa-server-url", "http://own", "--resolution", 5, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2
+    assert "no alignments from http://own (" in said
 
 
 def test_without_the_package_it_says_how_to_install_it(folding, tmp_path, monkeypatch):

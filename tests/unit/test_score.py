@@ -1,5 +1,6 @@
 """Scores against data made here, whose answers are known; and agreement with what a run records."""
 
+import gzip
 import json
 from functools import partial
 from pathlib import Path
@@ -157,6 +158,17 @@ def test_a_model_fits_its_own_density(folder, model):
         found = scored(folder / model, path, "--resolution", 2.0, *region)
         assert (found["rscc"], found["cosine"]) == pytest.approx((1.0, 1.0), abs=2e-5)
         assert found["r_work"] is found["r_free"] is None
+
+
+def test_files_are_read_as_archives_have_them(folder):
+    """Gzipped: a map is one also then, by its name or by its mark."""
+    path = simulated(folder, "loop.cif", "plain.ccp4")
+    for name in ("emd_1.map.gz", "unnamed.gz"):
+        (folder / name).write_bytes(gzip.compress(path.read_bytes()))
+        found = scored(folder / "loop.cif", folder / name, "--resolution", 2.0)
+        assert found["rscc"] == pytest.approx(1.0, abs=2e-5)
+    (folder / "cut.map.gz").write_bytes((folder / "emd_1.map.gz").read_bytes()[:40])
+    assert "cut.map.gz: cannot be read" in sentence(run(folder / "loop.cif", folder / "cut.map.gz"))
 
 
 def test_fit_to_a_map_over_the_region_alone(folder):

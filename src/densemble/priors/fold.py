@@ -21,6 +21,7 @@ class FoldSettings:
         sequence: FASTA or Boltz YAML; the sequences of the starting model if None.
         weights: a checkpoint in place of the one in the network's own cache.
         use_msa_server: have alignments made that the file does not name; the sequences are sent away.
+        msa_server_url: of that server, in place of ColabFold's.
         step_scale: of the sampler; the network's own if None.
         potentials: apply the network's own potentials for stereochemistry and overlaps.
         recycling: rounds of the trunk after the first.
@@ -31,13 +32,14 @@ class FoldSettings:
     sequence: Path | None = None
     weights: Path | None = None
     use_msa_server: bool = False
+    msa_server_url: str | None = None
     step_scale: float | None = None
     potentials: bool = False
     recycling: int = 3
     from_noise: float | None = None
 
     def check(self) -> None:
-        """See that the sequences are there, and that noise and steps are of some size.
+        """See that the sequences are there, that noise and steps are of some size, and options go together.
 
         Raises:
             InputError: says which option is wrong.
@@ -49,5 +51,7 @@ class FoldSettings:
             )
         if noise is not None and not LEAST_NOISE <= noise < float("inf"):
             raise InputError(f"--from-noise {noise:g} Å: must be at least {LEAST_NOISE:g}, for example 5")
+        if self.msa_server_url is not None and not self.use_msa_server:
+            raise InputError("--msa-server-url names the server of --use-msa-server; give both, or neither")
         if self.sequence is not None and not self.sequence.is_file():
             raise InputError(f"sequence file {self.sequence} does not exist; give FASTA or a Boltz YAML")

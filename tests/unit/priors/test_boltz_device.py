@@ -1,5 +1,6 @@
 """Where a network is, its samples are, and what guides them; the result is that of the CPU."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,14 @@ def sampled(run, *, mode=None):
     return found, places, waits
 
 
+def moved(ready, device):
+    """What the trunk made of the input, and the input, on the device where the network is."""
+    boltz = ready.boltz
+    tensors = ("s_inputs", "s", "z", "relative_position_encoding", "pdistogram")
+    trunk = replace(boltz.trunk, **{name: getattr(boltz.trunk, name).to(device) for name in tensors})
+    return replace(ready, boltz=replace(boltz, given=boltz.given.to(device), trunk=trunk))
+
+
 UNGUIDED = {"sampler.sample": 1, "diffusionv2.weighted_rigid_align": 2}
 """Whether the samples are finite; and two questions of Boltz's own superposition."""
 OF_BOLTZ = {"boltz1": {"encoders.forward": 1}, "boltz2": {}}
@@ -67,13 +76,9 @@ DENSITY = {"plan._most": 1, "plan.of": 3}
 def test_everything_of_a_guided_step_is_where_the_network_is(kind, boltz_cache, tmp_path):
     ready = prepared(kind, boltz_cache, tmp_path)
     expected, _, _ = sampled(run_of(ready))
-    boltz = ready.boltz
     with Elsewhere() as mode:
-        send(boltz.network)
-        tensors = ("s_inputs", "s", "z", "relative_position_encoding", "pdistogram")
-        trunk = replace(boltz.trunk, **{name: getattr(boltz.trunk, name).to(ELSEWHERE) for name in tensors})
-        moved = replace(boltz, given=boltz.given.to(ELSEWHERE), trunk=trunk)
-        run = run_of(replace(ready, boltz=moved))
+        send(ready.boltz.network)
+        run = run_of(moved(ready, ELSEWHERE))
         assert run.sampling.device == ELSEWHERE
         found, places, waits = sampled(run, mode=mode)
     assert [name for name, *_ in places] == ["cloud"] + 2 * ["density"]
@@ -85,6 +90,32 @@ def test_everything_of_a_guided_step_is_where_the_network_is(kind, boltz_cache, 
     # from the second step of each kind on: in the first what stays is made
     assert waits[1] == UNGUIDED | OF_BOLTZ[kind]
     assert waits[-1] == UNGUIDED | OF_BOLTZ[kind] | DENSITY
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: pytest -m gpu where there is one")
+@pytest.mark.parametrize("kind", ["boltz1", "boltz2"])
+def test_guided_steps_on_a_gpu_are_those_of_the_cpu(kind, boltz_cache, tmp_path, monkeypatch):
+    """In single precision throughout; the command conditions Boltz-2 in bfloat16 there, as Boltz does."""
+    monkeypatch.setattr("densemble.priors.boltz.trunk._mixed", lambda kind, device: False)
+    with monkeypatch.context() as hidden:
+        hidden.setattr(torch.cuda, "is_available", lambda: False)  # else the network is opened there
+        ready = prepared(kind, boltz_cache, tmp_path)
+        run = run_of(ready)
+        assert run.sampling.device.type == "cpu"
+        expected, _, _ = sampled(run)
+    ready.boltz.network.cuda()
+    found, places, _ = sampled(run_of(moved(ready, torch.device("cuda"))))
+    assert [name for name, *_ in places] == ["cloud"] + 2 * ["density"]
+    assert all(device.type == "cuda" for _, device, _ in places)
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x.cpu(), y, atol=2e-2, rtol=0)  # steps are of some Å
+
+
+def test_gpus_are_hidden_from_the_tests():
+    """``open_boltz`` takes a GPU where there is one, and what the tests expect is of a CPU."""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert not torch.cuda.is_available()
 
 
 def test_what_is_elsewhere_is_not_mixed():

@@ -19,6 +19,7 @@ pytest.importorskip("boltz", reason="needs boltz 2.2.1: pip install 'densemble[b
 
 import gemmi
 from boltz.model.modules.utils import quaternion_to_matrix
+from boltz_networks import RNA
 from boltz_run import BEGIN, MEMBERS, RESOLUTION, SPACING, STEPS, prepared, run_of
 from geomloss import SamplesLoss
 
@@ -35,7 +36,8 @@ WARM, CLOUD, DENSITY = 125, 150, 175
 
 @pytest.fixture(params=["boltz1", "boltz2"], scope="module")
 def ready(request, boltz_cache, tmp_path_factory):
-    return prepared(request.param, boltz_cache, tmp_path_factory.mktemp(request.param))
+    """Two protein chains, a ligand, an ion and RNA."""
+    return prepared(request.param, boltz_cache, tmp_path_factory.mktemp(request.param), more=RNA)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +106,11 @@ class Transcription:
         assert padded == self.atoms
         topology, problem = run.boltz.topology, run.problem
         self.placed = torch.from_numpy(problem.model.coords)
-        self.alpha = torch.tensor([name == "CA" for name in topology.names]) & torch.tensor(
-            [topology.residues[r].kind == "protein" for r in topology.residue_index]
-        )
+        kinds = [topology.residues[r].kind for r in topology.residue_index]
+        named = set(zip(topology.names, kinds, strict=True))
+        assert {("P", "nucleic"), ("ZN", "ion")} < named  # they take part in cloud and density
+        central = [("CA", "protein"), ("C1'", "nucleic")]
+        self.alpha = torch.tensor([atom in central for atom in zip(topology.names, kinds, strict=True)])
         target, inside = problem.likelihood.target, problem.prepared.inside
         count = math.floor(self.atoms / (4 * SPACING**3))
         self.cloud = cloud_of_map(target, inside, atoms=self.atoms).points

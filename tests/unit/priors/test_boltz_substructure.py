@@ -7,7 +7,9 @@ pytest.importorskip("boltz", reason="needs boltz 2.2.1: pip install 'densemble[b
 
 from boltz.model.modules.utils import quaternion_to_matrix
 from boltz_case import BoltzCase
+from boltz_networks import CONTACTS
 
+from densemble.priors.boltz.steering import Steering
 from densemble.priors.boltz.substructure import BoltzSubstructure
 from densemble.priors.edm import EDM
 
@@ -85,6 +87,31 @@ def test_it_is_a_prior(case, generator):
     (gradient,) = torch.autograd.grad(x0.square().sum(), x)
     assert bool(torch.isfinite(gradient).all())
     assert float(gradient.abs().max()) > 0
+
+
+def test_contacts_that_are_demanded_act(tmp_path, generator, monkeypatch):
+    """At each level as Boltz weighs them there; the network is played, and says that all are far apart."""
+    case = BoltzCase("boltz2", tmp_path, more=CONTACTS)
+    places = 30 * torch.randn(case.atoms, 3, generator=generator)
+    token = case.feats["atom_to_token"][0, : case.atoms].argmax(-1)
+    first, second = token == 1, token == 11 + 10  # the contact: second residue of A, eleventh of B
+    free = (token >= 11) & (token < 23)  # chain B
+    process = EDM(center=places[free], sigma_max=20.0)
+    shown_and_told(case, monkeypatch, lambda x: places.expand(2, -1, -1))
+    x = places[free] + 5 * torch.randn(2, int(free.sum()), 3, generator=generator)
+    apart = {}
+    for demanded in (False, True):
+        steering = Steering(case.feats, boltz2=True, physical=False) if demanded else None
+        prior = BoltzSubstructure(case.prior(steering=steering), places, free, process, seed=4)
+        for level in (20.0, 0.1):
+            whole = places.repeat(2, 1, 1)
+            whole[:, free] = prior.denoise(x, level)
+            apart[demanded, level] = torch.cdist(whole[:, first], whole[:, second]).amin((1, 2))
+        assert prior._prior.process.left == 0.0  # nothing of it stays
+    assert bool((apart[False, 20.0] > 10).all())
+    assert bool((apart[True, 20.0] < apart[False, 20.0] - 1).all())
+    # in the last quarter of the way Boltz lets go of them
+    torch.testing.assert_close(apart[True, 0.1], apart[False, 0.1], atol=1e-4, rtol=0)
 
 
 def test_there_must_be_atoms_of_both_kinds(case, generator):

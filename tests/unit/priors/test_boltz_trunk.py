@@ -11,8 +11,10 @@ pytest.importorskip("boltz", reason="needs densemble[boltz]: make boltz")
 
 from boltz_networks import boltz_files, example_input, reduced_model
 
+from densemble.errors import InputError
 from densemble.priors.boltz.confidence import confidence
 from densemble.priors.boltz.inputs import read_input
+from densemble.priors.boltz.memory import must_hold, too_little
 from densemble.priors.boltz.trunk import Trunk, conditioning, trunk_of
 
 RECYCLING = 2
@@ -220,3 +222,48 @@ def test_no_head_no_confidence(forward, trunk, monkeypatch):
     monkeypatch.setattr(forward.network, "confidence_prediction", False)
     assert confidence(forward.network, forward.given, trunk, torch.zeros(1, 192, 3)) is None
     assert isinstance(trunk, Trunk)
+
+
+def too_large(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+@pytest.mark.parametrize("part", ["msa_module", "rel_pos"])
+def test_a_trunk_that_memory_does_not_hold_is_said(forward, tmp_path, monkeypatch, part):
+    """While it is run, and when it is completed from disk; the next run does not find a lock."""
+    options = {"weights": "w", "cache": tmp_path, "recycling": 0}
+    if part == "rel_pos":
+        trunk_of(forward.network, forward.given, **options)
+    monkeypatch.setattr(getattr(forward.network, part), "forward", too_large)
+    with pytest.raises(InputError, match="out of memory: cpu does not hold the trunk of 34 tokens; take a"):
+        trunk_of(forward.network, forward.given, **options)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_confidence_head_that_memory_does_not_hold_is_said(forward, trunk, monkeypatch):
+    monkeypatch.setattr(forward.network.confidence_module, "forward", too_large)
+    sampled = forward.sampled
+    with pytest.raises(InputError, match="does not hold the confidence head on 34 tokens; take a"):
+        confidence(
+            forward.network,
+            forward.given,
+            trunk,
+            sampled["sample_atom_coords"],
+            s_diffusion=sampled["diff_token_repr"],
+        )
+
+
+def test_a_conditioning_that_memory_does_not_hold_is_said(forward, trunk, monkeypatch):
+    if forward.kind == "boltz1":
+        pytest.skip("Boltz-1 conditions in its denoiser")
+    monkeypatch.setattr(forward.network.diffusion_conditioning, "forward", too_large)
+    with pytest.raises(InputError, match="does not hold the conditioning on 34 tokens; take a"):
+        conditioning(forward.network, trunk, forward.given.feats)
+
+
+def test_of_a_gpu_it_is_said_how_to_leave_it_out():
+    said = str(too_little("the trunk", torch.device("cuda", 0)))
+    assert "cuda:0 does not hold the trunk" in said
+    assert "CUDA_VISIBLE_DEVICES= before the command" in said
+    with pytest.raises(RuntimeError, match="shapes"), must_hold("the trunk", torch.device("cpu")):
+        raise RuntimeError("shapes do not agree")

@@ -14,10 +14,11 @@ from boltz import main
 from boltz.data import const
 from boltz.data.parse.a3m import parse_a3m
 from boltz.data.parse.csv import parse_csv
-from boltz.data.types import MSA, ChainInfo, Target
+from boltz.data.types import MSA, Target
 
 from densemble.errors import InputError
 from densemble.priors.boltz.sequences import Contents
+from densemble.progress import Progress
 
 COLABFOLD = "https://api.colabfold.com"
 _MOST = 8192  # sequences of an alignment, as Boltz's command line
@@ -42,38 +43,69 @@ class MsaServer:
     pairing: str = "greedy"
 
 
+def given_alignments(contents: Contents, server: MsaServer | None) -> dict[str, MSA]:
+    """Alignments that an input names, by file.
+
+    Args:
+        contents: the input; files are named by full paths.
+        server: for proteins without an alignment, which it is not asked for yet.
+
+    Raises:
+        InputError: a protein has no alignment and there is no server; an alignment cannot be read, or is of
+            another sequence.
+    """
+    read = dict[str, MSA]()
+    for kind, entity, (chain, *_) in contents.entities():
+        file = (entity.get("msa") or None) if kind == "protein" else "empty"
+        if file is None and server is None:
+            raise InputError(
+                f"{contents.source}: chain {chain} has no alignment (MSA); name one (msa: FILE.a3m in a "
+                f"Boltz YAML, '>{chain}|protein|FILE.a3m' in FASTA), write 'empty' there to fold it from its "
+                f"sequence alone, or --use-msa-server to have one made by {COLABFOLD}, to which the sequence "
+                "is then sent"
+            )
+        if file not in (None, "empty"):
+            if file not in read:
+                read[file] = _read(Path(file), contents.source)
+            _check_query(read[file], chain, entity["sequence"], file, contents.source)
+    return read
+
+
 def read_alignments(
-    target: Target, contents: Contents, server: MsaServer | None
+    target: Target,
+    contents: Contents,
+    given: Mapping[str, MSA],
+    server: MsaServer | None,
+    *,
+    tell: Progress,
 ) -> tuple[dict[int, MSA], tuple[str, ...]]:
     """Alignments by Boltz's number of the chain, and what the user should know.
 
     Args:
         target: ``boltz.data.types.Target``.
         contents: where it is from.
-        server: for proteins without an alignment.
+        given: what it names, see ``given_alignments``.
+        server: for the other proteins.
+        tell: told when the server is waited for.
 
     Raises:
-        InputError: a protein has no alignment and there is no server; an alignment cannot be read, or is of
-            another sequence; the server fails.
+        InputError: the server fails, or sends what is no alignment of the sequences.
     """
     proteins = [c for c in target.record.chains if c.mol_type == const.chain_type_ids["PROTEIN"]]
-    unaligned = {c.entity_id: c.chain_name for c in proteins if c.msa_id == 0}
-    if unaligned and server is None:
-        chain = next(iter(unaligned.values()))
-        raise InputError(
-            f"{contents.source}: chain {chain} has no alignment (MSA); name one (msa: FILE.a3m in a Boltz "
-            f"YAML, '>{chain}|protein|FILE.a3m' in FASTA), write 'empty' there to fold it from its sequence "
-            f"alone, or --use-msa-server to have one made by {COLABFOLD}, to which the sequence is then sent"
-        )
-    made = _from_server(target, list(unaligned), contents, server) if unaligned and server else {}
-    found, read = {}, dict[Path, MSA]()
+    unaligned = list(dict.fromkeys(c.entity_id for c in proteins if c.msa_id == 0))
+    made = dict[int, MSA]()
+    if unaligned:
+        assert server is not None  # given_alignments has seen to it
+        for entity, path in _from_server(target, unaligned, contents, server, tell).items():
+            made[entity] = _read(path, contents.source)
+    found = {}
     for chain in proteins:
-        if chain.msa_id != -1:
-            path = made[chain.entity_id] if chain.msa_id == 0 else Path(chain.msa_id)
-            if path not in read:
-                read[path] = _read(path, contents.source)
-            _check_query(read[path], chain, target.sequences[chain.entity_id], path, contents.source)
-            found[chain.chain_id] = read[path]
+        if chain.msa_id == 0:
+            found[chain.chain_id] = made[chain.entity_id]
+            sequence = target.sequences[chain.entity_id]
+            _check_query(made[chain.entity_id], chain.chain_name, sequence, "of the server", contents.source)
+        elif chain.msa_id != -1:
+            found[chain.chain_id] = given[chain.msa_id]
     alone = [str(c.chain_name) for c in proteins if c.msa_id == -1]
     said = f"chain {', '.join(alone)}: without alignment, from sequence alone, which is less reliable"
     return found, (said,) if alone else ()
@@ -94,14 +126,14 @@ def _read(path: Path, source: str) -> MSA:
     return alignment
 
 
-def _check_query(alignment: MSA, chain: ChainInfo, sequence: str, path: Path, source: str) -> None:
+def _check_query(alignment: MSA, chain: str, sequence: str, file: str, source: str) -> None:
     """Rows must be as long as the chain, and the first must be its sequence; Boltz takes both for granted."""
-    what = f"{source}: alignment {path} is not of chain {chain.chain_name}"
+    what = f"{source}: alignment {file} is not of chain {chain}"
     lengths = {int(s["res_end"] - s["res_start"]) for s in alignment.sequences}
-    if lengths != {chain.num_residues}:
+    if lengths != {len(sequence)}:
         raise InputError(
             f"{what}: its rows have {', '.join(map(str, sorted(lengths)[:3]))} residues (lower case not "
-            f"counted), the chain has {chain.num_residues}"
+            f"counted), the chain has {len(sequence)}"
         )
     first = alignment.sequences[0]
     row = alignment.residues[first["res_start"] : first["res_end"]]["res_type"]
@@ -112,13 +144,15 @@ def _check_query(alignment: MSA, chain: ChainInfo, sequence: str, path: Path, so
 
 
 def _from_server(
-    target: Target, entities: list[int], contents: Contents, server: MsaServer
+    target: Target, entities: list[int], contents: Contents, server: MsaServer, tell: Progress
 ) -> Mapping[int, Path]:
     """Files of the alignments that a server made, by entity."""
     sequences = [target.sequences[entity] for entity in entities]
     asked = "\n".join((server.url, server.pairing, *sequences))
     folder = server.folder / hashlib.sha256(asked.encode()).hexdigest()[:32]
     if not folder.is_dir():
+        many = "1 sequence" if len(sequences) == 1 else f"{len(sequences)} sequences"
+        tell.message(f"waiting for {server.url} to align {many}, which it was sent; this may take minutes")
         try:
             server.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=server.folder, prefix=".msa-") as scratch:

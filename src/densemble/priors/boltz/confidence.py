@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.priors.boltz.inputs import BoltzInput
+from densemble.priors.boltz.memory import must_hold
 from densemble.priors.boltz.trunk import Trunk, precision
 from densemble.priors.boltz.weights import Network
 
@@ -53,6 +54,7 @@ def confidence(
 
     Raises:
         ValueError: the head reads ``s_diffusion``, and it is not given.
+        InputError: memory does not hold it, which runs one sample at a time.
     """
     if not network.confidence_prediction:
         return None
@@ -62,10 +64,11 @@ def confidence(
         if s_diffusion is None:
             raise ValueError("confidence: this network reads s_diffusion")
         extra = {"s_diffusion": s_diffusion.to(trunk.s)}
-    padded = feats["atom_pad_mask"].shape[1]
-    x = torch.nn.functional.pad(x.to(trunk.z.device).float(), (0, 0, 0, padded - x.shape[1]))
+    padded, device = feats["atom_pad_mask"].shape[1], trunk.z.device
+    x = torch.nn.functional.pad(x.to(device).float(), (0, 0, 0, padded - x.shape[1]))
     logits = trunk.pdistogram[:, :, :, 0] if trunk.kind == "boltz2" else trunk.pdistogram
-    with torch.no_grad(), precision(trunk.kind, trunk.z.device):
+    what = f"the confidence head on {trunk.z.shape[1]} tokens"
+    with must_hold(what, device), torch.no_grad(), precision(trunk.kind, device):
         out = network.confidence_module(
             s_inputs=trunk.s_inputs,
             s=trunk.s,

@@ -27,7 +27,7 @@ from boltz.data.mol import load_canonicals, load_molecules
 from boltz.data.parse.schema import parse_boltz_schema
 from boltz.data.tokenize.boltz import BoltzTokenizer
 from boltz.data.tokenize.boltz2 import Boltz2Tokenizer
-from boltz.data.types import Input, Structure, StructureV2, Target
+from boltz.data.types import MSA, Input, Structure, StructureV2, Target
 from rdkit import Chem, rdBase
 from rdkit.Chem import Mol, rdDistGeom, rdForceFieldHelpers
 from torch import Tensor
@@ -35,11 +35,12 @@ from torch import Tensor
 from densemble.atoms import Residue, ResidueId, Topology
 from densemble.errors import InputError
 from densemble.io.models import Model
-from densemble.priors.boltz.alignments import MsaServer, read_alignments
+from densemble.priors.boltz.alignments import MsaServer, given_alignments, read_alignments
 from densemble.priors.boltz.model_sequences import model_contents
 from densemble.priors.boltz.package import Kind
 from densemble.priors.boltz.sequences import Contents, read_contents
 from densemble.priors.boltz.weights import BoltzFiles
+from densemble.progress import Progress
 
 Dictionary = dict[str, Mol]
 """Molecules by component code."""
@@ -84,6 +85,34 @@ class BoltzInput:
         return replace(self, feats={name: value.to(device) for name, value in self.feats.items()})
 
 
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """An input of which everything is read that takes neither the weights nor the dictionary.
+
+    Attributes:
+        contents: with components in place of SMILES: LIG1, LIG2, ...
+        molecules: these, by code.
+        alignments: that it names, by file.
+        server: for proteins without one.
+    """
+
+    contents: Contents
+    molecules: Dictionary
+    alignments: Mapping[str, MSA]
+    server: MsaServer | None
+
+
+def checked(contents: Contents, server: MsaServer | None = None) -> Checked:
+    """What can be wrong in an input, as far as it is known without downloads of several GB.
+
+    Raises:
+        InputError: a protein has no alignment and there is no server; an alignment or SMILES cannot be read.
+    """
+    alignments = given_alignments(contents, server)
+    contents, molecules = _without_smiles(contents)
+    return Checked(contents, molecules, alignments, server)
+
+
 def read_input(path: Path, files: BoltzFiles, *, server: MsaServer | None = None) -> BoltzInput:
     """The features of a FASTA or Boltz YAML file.
 
@@ -95,7 +124,7 @@ def read_input(path: Path, files: BoltzFiles, *, server: MsaServer | None = None
     Raises:
         InputError: the file, or something that it names, cannot be read or is unknown to Boltz.
     """
-    return featurized(read_contents(path), files, server=server)
+    return featurized(checked(read_contents(path), server), files)
 
 
 def input_of_model(model: Model, files: BoltzFiles, *, server: MsaServer | None = None) -> BoltzInput:
@@ -109,23 +138,31 @@ def input_of_model(model: Model, files: BoltzFiles, *, server: MsaServer | None 
     Raises:
         InputError: it has nothing that Boltz models, or a component that is not in the dictionary.
     """
-    return featurized(model_contents(model, alone=server is None), files, server=server)
+    return featurized(checked(model_contents(model, alone=server is None), server), files)
 
 
-def featurized(contents: Contents, files: BoltzFiles, *, server: MsaServer | None = None) -> BoltzInput:
-    """The features of a schema.
+def featurized(given: Checked, files: BoltzFiles, *, progress: Progress | None = None) -> BoltzInput:
+    """The features of an input.
+
+    Args:
+        given: the input.
+        files: of the network; its dictionary is used.
+        progress: told when a server of alignments is waited for.
 
     Raises:
-        InputError: see ``read_input``.
+        InputError: a component, or what a constraint or template names, is unknown to Boltz; the server of
+            alignments fails.
     """
     dictionary = _dictionary(files)
-    contents, molecules = _without_smiles(contents)
+    contents, molecules = given.contents, given.molecules
     _check_components(contents, files, dictionary | molecules)
     second = files.kind == "boltz2"
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
         torch.manual_seed(_SEED)
         target = _parsed(contents, files, dictionary | molecules)
-        alignments, messages = read_alignments(target, contents, server)
+        alignments, messages = read_alignments(
+            target, contents, given.alignments, given.server, tell=progress or Progress()
+        )
         data = Input(
             target.structure,
             alignments,

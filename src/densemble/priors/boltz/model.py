@@ -17,16 +17,18 @@ from densemble.atoms import Topology
 from densemble.errors import InputError
 from densemble.io.models import Model
 from densemble.io.output import InputFile
-from densemble.priors.boltz.alignments import MsaServer
+from densemble.priors.boltz.alignments import COLABFOLD, MsaServer
 from densemble.priors.boltz.confidence import Confidence, confidence
-from densemble.priors.boltz.inputs import BoltzInput, input_of_model, read_input
+from densemble.priors.boltz.inputs import BoltzInput, checked, featurized
 from densemble.priors.boltz.matching import Match, matched, renamed
-from densemble.priors.boltz.memory import members_that_fit
+from densemble.priors.boltz.memory import must_hold
+from densemble.priors.boltz.model_sequences import model_contents
 from densemble.priors.boltz.prior import BoltzPrior
+from densemble.priors.boltz.sequences import read_contents
 from densemble.priors.boltz.standing import ENOUGH, standing_atoms
 from densemble.priors.boltz.steering import Steering
 from densemble.priors.boltz.trunk import Trunk, conditioning, trunk_of
-from densemble.priors.boltz.weights import find_files, load_network
+from densemble.priors.boltz.weights import check_weights, find_files, load_network
 from densemble.priors.fold import FoldSettings
 from densemble.progress import Progress
 
@@ -96,8 +98,7 @@ class BoltzModel:
             steering=Steering(feats, boltz2=second, physical=self.settings.potentials),
         )
         if together is None:
-            one = torch.zeros(1, len(self.topology), 3, device=device)
-            prior.together = members_that_fit(lambda x: prior.in_chunks(x, 10.0), one, device=prior.device)
+            prior.measure(10.0)
         return prior
 
     def confidence(self, prior: BoltzPrior, x: Float[Tensor, "k n 3"]) -> Confidence | None:
@@ -138,13 +139,19 @@ def open_boltz(settings: FoldSettings, model: Model | None, *, progress: Progres
         InputError: a file is missing or not what it should be; see ``inputs``, ``matching`` and ``weights``.
     """
     cache = Path(get_cache_path()) / OWN_CACHE
-    files = find_files(settings.prior, weights=settings.weights, progress=progress)
-    server = MsaServer(cache / "msa") if settings.use_msa_server else None
+    server = None
+    if settings.use_msa_server:
+        server = MsaServer(cache / "msa", url=settings.msa_server_url or COLABFOLD)
     if settings.sequence is not None:
-        given = read_input(settings.sequence, files, server=server)
+        contents = read_contents(settings.sequence)
     else:
         assert model is not None
-        given = input_of_model(model, files, server=server)
+        contents = model_contents(model, alone=server is None)
+    wanted = checked(contents, server)  # before gigabytes are downloaded for it
+    if settings.weights is not None:
+        check_weights(settings.prior, settings.weights)
+    files = find_files(settings.prior, weights=settings.weights, progress=progress)
+    given = featurized(wanted, files, progress=progress)
     match = None if model is None else matched(given.topology, model, links=given.links)
     topology = given.topology
     if match is not None and model is not None:
@@ -152,7 +159,8 @@ def open_boltz(settings: FoldSettings, model: Model | None, *, progress: Progres
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(settings.prior, files.weights, device=device, step_scale=settings.step_scale)
     weights = InputFile.of(files.weights)
-    given = given.to(device)
+    with must_hold("the features of the input", device):
+        given = given.to(device)
     trunk = trunk_of(
         network,
         given,

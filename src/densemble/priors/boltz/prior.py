@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from densemble.atoms import Topology
-from densemble.errors import InputError
-from densemble.priors.boltz.memory import recompute_layers
+from densemble.priors.boltz.memory import members_that_fit, ran_out, recompute_layers, too_little
 from densemble.priors.boltz.process import Anchor, BoltzNoise, BoltzProcess, Pose
 from densemble.priors.boltz.steering import Steering
 
@@ -85,14 +84,43 @@ class BoltzPrior:
         x0 = pose.back(self._estimates(pose.seen(x_t), t))
         if self._steering is None or self._process.left == 0:
             return x0
-        update = self._steering(self._with_padding(x0.detach()), self._process.left)
-        return x0 + update[:, : len(self.topology)].to(x0)
+        return x0 + self.fitting(lambda: self._steered(x0.detach()), len(x0))
+
+    def _steered(self, x0: Float[Tensor, "k n 3"]) -> Float[Tensor, "k n 3"]:
+        """What Boltz's potentials add to estimates; overlaps look at pairs of atoms, so in chunks too."""
+        assert self._steering is not None
+        parts = [
+            self._steering(self._with_padding(chunk), self._process.left)[:, : len(self.topology)]
+            for chunk in x0.split(self.together)
+        ]
+        return torch.cat(parts).to(x0)
 
     def _estimates(self, seen: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """The network's estimates in its own frame, in chunks that fit into memory."""
         if torch.is_grad_enabled() and seen.requires_grad:
             return _Estimates.apply(seen, self, t)
         return self.fitting(lambda: self.in_chunks(seen, t), len(seen))
+
+    def measure(self, t: float) -> None:
+        """Take as many members together as memory holds the graphs of at level ``t``, Å: at least one.
+
+        Where it does not hold that of a single member, layers are computed twice, which keeps less; if that
+        is not enough either, the first gradient will say so, and what needs none goes on.
+        """
+        one = self._mask.new_zeros(1, len(self.topology), 3)
+        self.together = 1
+        while True:
+            try:
+                fit = members_that_fit(lambda x: self.in_chunks(x, t), one, device=self.device)
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+                self._forget()
+                if not self._keeps_less():
+                    return
+            else:
+                self.together = fit
+                return
 
     def fitting(self, call: Callable[[], Result], members: int) -> Result:
         """The result of ``call``, with ever smaller chunks where memory runs out, then keeping less.
@@ -104,21 +132,28 @@ class BoltzPrior:
             try:
                 return call()
             except RuntimeError as error:
-                if "out of memory" not in str(error):
+                if not ran_out(error):
                     raise
-                if min(self.together, members) == 1 and recompute_layers(self._diffusion):
-                    _log.warning("out of memory: going on with layers that are computed twice for gradients")
-                    continue
-                if min(self.together, members) == 1:
-                    raise InputError(
-                        f"{len(self.topology)} atoms do not fit into the memory of {self.device}, not even "
-                        "one sample at a time; take a larger device, or fold fewer chains"
-                    ) from error
-            self.together = min(self.together, members) // 2
-            self._caches = None if self._caches is None else {}
-            _log.warning("out of memory: going on with %d members at a time", self.together)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+                self._forget()
+                if min(self.together, members) > 1:
+                    self.together = min(self.together, members) // 2
+                    _log.warning("out of memory: going on with %d members at a time", self.together)
+                elif not self._keeps_less():
+                    what = f"a sample of {len(self.topology)} atoms, not even one at a time"
+                    raise too_little(what, self.device) from error
+
+    def _keeps_less(self) -> bool:
+        """Compute layers twice for gradients from now on; whether that is new."""
+        if not recompute_layers(self._diffusion):
+            return False
+        _log.warning("out of memory: going on with layers that are computed twice for gradients")
+        return True
+
+    def _forget(self) -> None:
+        """Give back what is kept and can be made again, also what was being made when memory ran out."""
+        self._caches = None if self._caches is None else {}
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def in_chunks(self, seen: Float[Tensor, "k n 3"], t: float) -> Float[Tensor, "k n 3"]:
         """Estimates of as many members at a time as fit."""

@@ -167,7 +167,8 @@ class BoltzProcess:
 
     Attributes:
         pose: of the step under way, if one is.
-        left: share of the steps that are left in the step under way; 0 in the last, and outside of steps.
+        left: share of the steps that are left, by which Boltz weighs its potentials; 0 where they do not
+            act: in the last step, and where nobody has said what is left.
         memory: told when samples begin and of every step, if the prior keeps one.
     """
 
@@ -223,11 +224,15 @@ class BoltzProcess:
         gamma = float(torch.tensor(self.noise.gamma_0, dtype=torch.float32))
         return t * (1 + gamma) if t_next > self.noise.gamma_min else t
 
-    def _remaining(self, t: float) -> float:
-        """Share of the steps from pure noise that are left at level ``t``: Boltz's steering time."""
+    def share_left(self, t: float) -> float:
+        """How much of the way from pure noise is left at level ``t``, by Boltz's schedule: 1 to 0."""
         n = self.noise
         high, low = n.sigma_max ** (1 / n.rho), n.sigma_min ** (1 / n.rho)
-        done = (high - (t / n.sigma_data) ** (1 / n.rho)) / (high - low) * (self._steps - 1)
+        return min(max(((t / n.sigma_data) ** (1 / n.rho) - low) / (high - low), 0.0), 1.0)
+
+    def _remaining(self, t: float) -> float:
+        """Share of the steps from pure noise that are left at level ``t``: Boltz's steering time."""
+        done = (1 - self.share_left(t)) * (self._steps - 1)
         return 1 - round(done, 3) / self._steps
 
     def sigma(self, t: float) -> float:

@@ -19,7 +19,8 @@ class BoltzSubstructure:
     the others. At every level the network is shown the held atoms in their places with noise of that level:
     what it was trained on (Lugmayr et al. 2022, RePaint, without its resampling). The noise of an atom is the
     same at all levels, as that of one whose estimate is its known place. What the network makes of the whole
-    is brought to the held atoms by least squares, for its estimates stand where they like.
+    is brought to the held atoms by least squares, for its estimates stand where they like. Contacts that the
+    input demands act on the estimates of the whole, with the weights that Boltz has at this level of noise.
 
     Args:
         prior: of all N atoms.
@@ -73,9 +74,10 @@ class BoltzSubstructure:
         process = self._prior.process
         try:
             process.pose = Pose(whole.detach().mean(1, keepdim=True), rotation, shift)
+            process.left = process.share_left(t)
             return self._prior.denoise(whole, t)
         finally:
-            process.pose = None
+            process.pose, process.left = None, 0.0
 
     def _normal(self, shape: tuple[int, ...], seed: int) -> Tensor:
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed % 2**63))

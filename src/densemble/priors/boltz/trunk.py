@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from densemble.priors.boltz.inputs import BoltzInput
+from densemble.priors.boltz.memory import must_hold
 from densemble.priors.boltz.package import Kind
 from densemble.priors.boltz.weights import Network
 from densemble.progress import Progress
@@ -89,8 +90,11 @@ def trunk_of(
         recycling: rounds after the first.
         progress: told when the trunk is run.
         kept: bytes that the folder may hold; this trunk stays in any case.
+
+    Raises:
+        InputError: memory does not hold it.
     """
-    device = given.feats["token_pad_mask"].device
+    device, tokens = given.feats["token_pad_mask"].device, given.feats["token_pad_mask"].shape[1]
     facts = {
         "input": given.key,
         "weights": weights,
@@ -102,18 +106,19 @@ def trunk_of(
     path = cache / f"trunk-{digest}.safetensors"
     cache.mkdir(parents=True, exist_ok=True)
     lock = cache / f".{path.stem}.lock"
-    with FileLock(lock):  # of several runs that want it one makes it
-        try:
-            stored = _read(path, device)
-            if stored is None:
-                (progress or Progress()).message(f"trunk of {given.feats['token_pad_mask'].shape[1]} tokens")
-                stored = run_trunk(network, given, recycling=recycling)
-                _write(path, stored, facts)
-        finally:  # while it is held; whoever slips past it all the same makes the trunk once more, no worse
-            with suppress(OSError):  # Windows keeps files that are open
-                lock.unlink()
-    _used(path, kept)
-    return _completed(network, given, stored)
+    with must_hold(f"the trunk of {tokens} tokens", device):
+        with FileLock(lock):  # of several runs that want it one makes it
+            try:
+                stored = _read(path, device)
+                if stored is None:
+                    (progress or Progress()).message(f"trunk of {tokens} tokens")
+                    stored = run_trunk(network, given, recycling=recycling)
+                    _write(path, stored, facts)
+            finally:  # while it is held; whoever slips past it all the same makes the trunk once more
+                with suppress(OSError):  # Windows keeps files that are open
+                    lock.unlink()
+        _used(path, kept)
+        return _completed(network, given, stored)
 
 
 def run_trunk(
@@ -207,6 +212,9 @@ def conditioning(network: Network, trunk: Trunk, feats: dict[str, Tensor]) -> di
     The arguments of ``structure_module.preconditioned_network_forward``, as ``network_condition_kwargs``, but
     for ``multiplicity``. That of Boltz-1 fills its ``model_cache`` at the first call, with what does not
     depend on the coordinates.
+
+    Raises:
+        InputError: memory does not hold it.
     """
     if trunk.kind == "boltz1":
         return {
@@ -218,7 +226,9 @@ def conditioning(network: Network, trunk: Trunk, feats: dict[str, Tensor]) -> di
             "model_cache": {} if network.structure_module.use_inference_model_cache else None,
         }
     names = ("q", "c", "to_keys", "atom_enc_bias", "atom_dec_bias", "token_trans_bias")
-    with torch.no_grad(), precision(trunk.kind, trunk.z.device):
+    device = trunk.z.device
+    what = f"the conditioning on {trunk.z.shape[1]} tokens"
+    with must_hold(what, device), torch.no_grad(), precision(trunk.kind, device):
         values = network.diffusion_conditioning(
             s_trunk=trunk.s,
             z_trunk=trunk.z,

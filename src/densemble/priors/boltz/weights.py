@@ -24,6 +24,7 @@ from boltz.model.models.boltz1 import Boltz1
 from boltz.model.models.boltz2 import Boltz2
 
 from densemble.errors import InputError
+from densemble.priors.boltz.memory import must_hold
 from densemble.priors.boltz.package import TITLE, Kind
 from densemble.progress import Progress
 
@@ -78,14 +79,29 @@ def find_files(
         InputError: ``weights`` does not exist; or what is missing cannot be
             downloaded: says what to fetch from where, and where to put it.
     """
-    if weights is not None and not weights.is_file():
-        raise InputError(f"weights {weights}: there is no such file; give a checkpoint of {TITLE[kind]}")
+    if weights is not None:
+        _check_there(kind, weights)
     cache = Path(main.get_cache_path()) if cache is None else cache
     needed = [_DICTIONARY[kind]] if weights is not None else [_DICTIONARY[kind], _WEIGHTS[kind]]
     missing = [name for name in needed if not (cache / name).exists()]
     if missing:
         _download(kind, cache, missing, progress or Progress(), weights_given=weights is not None)
     return BoltzFiles(kind, weights or cache / _WEIGHTS[kind], cache / _DICTIONARY[kind])
+
+
+def check_weights(kind: Kind, file: Path) -> None:
+    """See that a file holds the weights of a model.
+
+    Raises:
+        InputError: it does not exist, is no checkpoint, or of another model.
+    """
+    _check_there(kind, file)
+    _hyperparameters(kind, file)
+
+
+def _check_there(kind: Kind, file: Path) -> None:
+    if not file.is_file():
+        raise InputError(f"weights {file}: there is no such file; give a checkpoint of {TITLE[kind]}")
 
 
 def _download(
@@ -158,7 +174,8 @@ def load_network(
         Boltz's own class in eval mode, its weights without gradients.
 
     Raises:
-        InputError: the file is no checkpoint, or of another model, or does not hold all weights.
+        InputError: the file is no checkpoint, or of another model, or does not hold all weights; or the
+            device has no room for it.
     """
     stored = _hyperparameters(kind, file)
     device = torch.device(device)
@@ -178,7 +195,8 @@ def load_network(
             f"weights {file}: not a checkpoint that boltz 2.2.1 reads as {TITLE[kind]} ({reason}); "
             "download the released one anew"
         ) from error
-    return network.eval().requires_grad_(False).to(device)
+    with must_hold(f"the network {TITLE[kind]}", device):
+        return network.eval().requires_grad_(False).to(device)
 
 
 def _hyperparameters(kind: Kind, file: Path) -> Mapping[str, Any]:
