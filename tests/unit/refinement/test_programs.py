@@ -1,6 +1,15 @@
-"""What other programs are told, read back by small readers of their selections. They are not run here."""
+"""What other programs are told, read back by small readers of their selections.
 
+cctbx, on which Phenix stands, and servalcat read it too where a Python that has them is named, for they want
+another gemmi: ``python -m venv others; others/bin/pip install cctbx-base servalcat;
+OTHER_PROGRAMS=others/bin/python pytest tests/unit/refinement/test_programs.py``.
+"""
+
+import json
+import os
 import re
+import subprocess
+from collections import Counter
 from pathlib import Path
 
 import gemmi
@@ -12,6 +21,7 @@ import densemble
 from densemble.atoms import Ensemble, Region
 from densemble.io.altlocs import build_altlocs
 from densemble.io.models import read_model
+from densemble.io.results import write_structure
 from densemble.refinement.programs import (
     OccupancyGroup,
     occupancy_groups,
@@ -174,3 +184,81 @@ def test_nothing_is_written_for_one_state(tmp_path):
     assert write_parameters(tmp_path, structure, alone) == []
     assert occupancy_groups(structure, alone) == []
     assert isinstance(occupancy_groups(structure, parts)[0], OccupancyGroup)
+
+
+CCTBX = """
+import json, sys
+import iotbx.pdb, iotbx.phil, mmtbx.model
+from libtbx.utils import null_out
+from mmtbx.refinement import occupancies
+
+model, parameters = sys.argv[1:]
+master = iotbx.phil.parse('''
+refinement.refine {
+  strategy = individual_sites individual_adp occupancies rigid_body
+    .type = choice(multi=True)
+  occupancies {
+    constrained_group
+      .multiple = True
+    {
+      selection = None
+        .type = atom_selection
+        .multiple = True
+    }
+  }
+}''')
+given = iotbx.phil.parse(file_name=parameters)
+read, unused = master.fetch(source=given, track_unused_definitions=True)
+groups = [g for g in read.extract().refinement.refine.occupancies.constrained_group if any(g.selection)]
+for group in groups:
+    group.selection = [text for text in group.selection if text]
+manager = mmtbx.model.manager(model_input=iotbx.pdb.input(model), log=null_out())
+found = occupancies.occupancy_selections(model=manager, other_constrained_groups=groups, as_flex_arrays=False)
+altlocs = [atom.parent().altloc for atom in manager.get_hierarchy().atoms()]
+shown = [[[altlocs[i] for i in state] for state in group] for group in found]
+print(json.dumps({"groups": shown, "unused": len(unused)}))
+"""
+SERVALCAT = """
+import json, sys
+import gemmi
+from servalcat.refmac.refmac_keywords import parse_keywords  # first: its modules import each other
+from servalcat.refine.refine import GroupOccupancy
+
+model, parameters = sys.argv[1:]
+structure = gemmi.read_structure(model)
+for number, found in enumerate(structure[0].all(), start=1):
+    found.atom.serial = number
+with open(parameters) as lines:
+    keywords = parse_keywords(lines.read().splitlines())
+groups = GroupOccupancy(structure, keywords["occu"])
+shown = [[[atom.altloc for atom in group] for group in groups.groups]]
+print(json.dumps({"groups": shown, "together": groups.consts}))
+"""
+
+
+@pytest.mark.parametrize("file", ["model.cif", "model.pdb"])
+@pytest.mark.parametrize(
+    ("package", "code", "parameters"),
+    [("iotbx", CCTBX, "phenix.eff"), ("servalcat", SERVALCAT, "refmac.txt")],
+)
+def test_the_programs_themselves_find_every_atom_of_every_altloc(
+    case, tmp_path, package, code, parameters, file
+):
+    python = os.environ.get("OTHER_PROGRAMS")
+    if python is None:
+        pytest.skip("OTHER_PROGRAMS names no Python that has cctbx-base and servalcat")
+    structure, parts = case
+    write_structure(tmp_path / "model.cif", structure)
+    structure.write_pdb(str(tmp_path / "model.pdb"))
+    write_parameters(tmp_path, structure, parts)
+    command = [python, "-c", code, tmp_path / file, tmp_path / parameters]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    states = [state for group in found["groups"] for state in group]
+    assert all(len(set(state)) == 1 for state in states), "one letter in each"
+    read = Counter(letter for state in states for letter in state)
+    assert read == Counter(s.atom.altloc for s in structure[0].all() if s.atom.has_altloc())
+    assert len(states) == 5, "two states of one group, and three of the other"
+    assert found.get("unused", 0) == 0
+    if package == "servalcat":
+        assert found["together"] == [[True, [0, 1]], [True, [2, 3, 4]]], "occupancies that sum to one"
