@@ -30,7 +30,7 @@ demo: env
 
 # That a report works in a browser is tested where a Chromium is (Debian: apt-get install chromium).
 test: env boltz
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: env boltz
 	$(BIN)/ruff check .
