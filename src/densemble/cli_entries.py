@@ -9,7 +9,7 @@ import click
 
 from densemble.archives.servers import SERVERS, Servers
 from densemble.cli_options import PATH, column_options, plain_errors
-from densemble.errors import InputError
+from densemble.errors import InputError, check_resolution
 
 
 @click.command()
@@ -250,8 +250,8 @@ def from_folder(
     from densemble.suites import Variant
 
     check_output_file(out, force=force)
-    if resolution is not None and not 0 < resolution < float("inf"):
-        raise InputError(f"--resolution {resolution:g} Å: must be above zero")
+    if resolution is not None:
+        check_resolution(resolution)
     runs = tuple(range(seeds))
     variant = Variant(id=prior, prior=prior, recipe=RECIPES[prior], members=members or 16, seeds=runs)
     state = Variant(id="state", prior="embedded", recipe="densemble", members=members or 4, seeds=runs)

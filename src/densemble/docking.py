@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, JsonValue
 
 from densemble.align.chains import chain_groups
 from densemble.align.docking import COARSE, NAMES, SHAPE, STEP, Docking, Pose, dock
-from densemble.errors import InputError
+from densemble.errors import InputError, check_resolution
 from densemble.grid import DensityMap
 from densemble.io.maps import read_map
 from densemble.io.models import Model, read_model
@@ -146,8 +146,7 @@ def dock_files(
             exists or cannot be written.
     """
     tell = progress or Progress()
-    if not 0 < resolution < float("inf"):
-        raise InputError(f"--resolution {resolution:g} Å: must be above zero")
+    check_resolution(resolution)
     if out is not None:
         for path in (out, out.with_suffix(".json")):
             check_output_file(path, force=force)

@@ -34,7 +34,7 @@ from densemble.atoms import Region, Topology
 from densemble.crystal.omit import atoms_map, omit_map
 from densemble.crystal.sampling import sample, sample_crystal_map
 from densemble.crystal.scaling import r_factors
-from densemble.errors import InputError
+from densemble.errors import InputError, check_resolution
 from densemble.evaluation import NEAR, Voxels, distances
 from densemble.forward.scattering import FormFactors
 from densemble.forward.solvent import displaced_volumes, displacement_factors
@@ -362,8 +362,7 @@ def is_map(path: Path) -> bool:
 def _against_map(subject: Subject, data: Path, resolution: float | None) -> Comparison:
     if resolution is None:
         raise InputError(f"{data} is a map, which does not say its resolution; give --resolution in Å")
-    if not 0 < resolution < float("inf"):
-        raise InputError(f"--resolution {resolution:g} Å: must be above zero")
+    check_resolution(resolution)
     given, whole = read_either(data), None
     if isinstance(given, DensityMap):
         target, whole = cut(given, subject, data), given

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from densemble.crystal import sampling
-from densemble.errors import InputError
+from densemble.errors import InputError, check_resolution
 from densemble.forward.molmap import MolmapDensity
 from densemble.forward.xray import XrayDensity
 from densemble.grid import DensityMap, Grid
@@ -102,8 +102,7 @@ def simulate(
 
 
 def _check_sampling(resolution: float, spacing: float) -> None:
-    if not 0 < resolution < float("inf"):
-        raise InputError(f"--resolution {resolution:g} Å: must be above zero")
+    check_resolution(resolution)
     if not 0 < spacing <= resolution / 2:
         raise InputError(
             f"--spacing {spacing:g} Å: must be above zero and at most half the resolution, "

@@ -276,12 +276,13 @@ def test_killed_and_resumed_on_the_command_line_it_ends_the_same(folding, tmp_pa
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_out_of_memory_it_goes_on_with_fewer_at_a_time(folding, tmp_path, monkeypatch, caplog):
+def short_of_memory(folding, tmp_path, monkeypatch, runs_out):
+    """A run into ``out`` in which memory runs out whenever it is said of network and samples."""
     module = boltz2_diffusion if folding.kind == "boltz2" else boltz1_diffusion
     real = module.AtomDiffusion.preconditioned_network_forward
 
     def small(self, x, *arguments, **named):
-        if len(x) > 1:
+        if runs_out(self, x):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return real(self, x, *arguments, **named)
 
@@ -291,27 +292,22 @@ def test_out_of_memory_it_goes_on_with_fewer_at_a_time(folding, tmp_path, monkey
         "--members", 2, "--steps", 12, "--recycling", 0, "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 0, said
+
+
+def test_out_of_memory_it_goes_on_with_fewer_at_a_time(folding, tmp_path, monkeypatch, caplog):
+    short_of_memory(folding, tmp_path, monkeypatch, lambda network, x: len(x) > 1)
     assert caplog.text.count("out of memory: going on with 1 members at a time") == 1
     assert len(json.loads((tmp_path / "out" / "result.json").read_text())["members"]) == 2
 
 
 def test_where_one_graph_does_not_fit_layers_are_computed_twice(folding, tmp_path, monkeypatch, caplog):
     """From the measurement of memory on, which is the first to want a graph."""
-    module = boltz2_diffusion if folding.kind == "boltz2" else boltz1_diffusion
-    real = module.AtomDiffusion.preconditioned_network_forward
 
-    def small(self, x, *arguments, **named):
-        twice = any("forward" in vars(part) for part in self.score_model.modules())
-        if torch.is_grad_enabled() and not twice:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return real(self, x, *arguments, **named)
+    def keeps_all(network, x):
+        twice = any("forward" in vars(part) for part in network.score_model.modules())
+        return torch.is_grad_enabled() and not twice
 
-    monkeypatch.setattr(module.AtomDiffusion, "preconditioned_network_forward", small)
-    code, said = command(
-        folding.map, "--sequence", folding.sequence, "--prior", folding.kind, "--resolution", 5,
-        "--members", 2, "--steps", 12, "--recycling", 0, "--out", tmp_path / "out",
-    )  # fmt: skip
-    assert code == 0, said
+    short_of_memory(folding, tmp_path, monkeypatch, keeps_all)
     assert caplog.text.count("out of memory: going on with layers that are computed twice") == 1
     rows = list(csv.DictReader((tmp_path / "out" / "trace.csv").read_text().splitlines()))
     assert any(row["density"] for row in rows)  # there were gradients

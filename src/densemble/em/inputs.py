@@ -11,7 +11,7 @@ import torch
 from pydantic import JsonValue
 
 from densemble.em.halfmaps import check_same_grid, resolution_of_half_maps
-from densemble.errors import InputError
+from densemble.errors import InputError, check_resolution
 from densemble.forward.cryoem import FormKind
 from densemble.grid import DensityMap
 from densemble.io.maps import read_map
@@ -153,8 +153,8 @@ def load(settings: StateSettings) -> StateInputs:
         raise InputError("--half1 and --half2 go together: one is fitted, the other judges")
     if settings.resolution is None and settings.half1 is None:
         raise InputError(f"{settings.map} does not say its resolution; give --resolution in Å, or half maps")
-    if settings.resolution is not None and not 0 < settings.resolution < float("inf"):
-        raise InputError(f"--resolution {settings.resolution:g} Å: must be above zero")
+    if settings.resolution is not None:
+        check_resolution(settings.resolution)
     if not settings.map.is_file():
         raise InputError(f"{settings.map} does not exist; give a CCP4 or MRC map")
     check_start(settings)

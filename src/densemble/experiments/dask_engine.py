@@ -11,8 +11,8 @@ from typing import Any
 
 from densemble.errors import InputError
 from densemble.experiments.clusters import Slurm, local_cluster, slurm_cluster
-from densemble.experiments.engine import record_without_run
-from densemble.experiments.execution import execute_with, not_run
+from densemble.experiments.engine import ready, record_failure
+from densemble.experiments.execution import execute_with
 from densemble.experiments.jobs import Job, JobRecord
 from densemble.experiments.preparation import Task
 
@@ -51,10 +51,9 @@ class DaskEngine:
                 places = max(self.workers, len(client.scheduler_info()["workers"]))
                 while waiting and len(running) < places:
                     job = waiting.popleft()
-                    try:
-                        task = prepare(job)
-                    except InputError as error:
-                        yield record_without_run(not_run(job, str(error)), job, out)
+                    task = ready(job, prepare, out)
+                    if isinstance(task, JobRecord):
+                        yield task
                         continue
                     future = client.submit(
                         execute_with, self.threads, task, job.record_file(out), key=job.id, pure=False
@@ -69,8 +68,7 @@ class DaskEngine:
                     yield future.result()
                 else:
                     why = f"{type(future.exception()).__name__}: {future.exception()}"
-                    failed = JobRecord(id=job.id, key=job.key, state="failed", why=why)
-                    yield record_without_run(failed, job, out)
+                    yield record_failure(job, why, out)
                 yield from fill()
 
     @contextmanager

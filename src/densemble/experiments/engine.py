@@ -58,10 +58,9 @@ class LocalEngine:
             while waiting or running:
                 if waiting and idle:
                     job = waiting.popleft()
-                    try:
-                        task = prepare(job)
-                    except InputError as error:
-                        yield record_without_run(not_run(job, str(error)), job, out)
+                    task = ready(job, prepare, out)
+                    if isinstance(task, JobRecord):
+                        yield task
                         continue
                     worker = idle.pop()
                     running[worker.submit(task, job.record_file(out))] = worker, job
@@ -77,8 +76,7 @@ class LocalEngine:
                         waiting.append(job)
                     else:
                         why = f"its worker died {ATTEMPTS} times, perhaps for want of memory"
-                        failed = JobRecord(id=job.id, key=job.key, state="failed", why=why)
-                        yield record_without_run(failed, job, out)
+                        yield record_failure(job, why, out)
 
 
 class _Worker:
@@ -102,8 +100,20 @@ class _Worker:
         return self._pool.submit(execute, task, record_file)
 
 
-def record_without_run(record: JobRecord, job: Job, out: Path) -> JobRecord:
-    """Write the record of a job that no worker has."""
+def ready(job: Job, prepare: Callable[[Job], Task], out: Path) -> Task | JobRecord:
+    """The task of a job, or the record, written too, of one that cannot begin."""
+    try:
+        return prepare(job)
+    except InputError as error:
+        return _written(not_run(job, str(error)), job, out)
+
+
+def record_failure(job: Job, why: str, out: Path) -> JobRecord:
+    """The record, written too, of a job that no worker came to an end with."""
+    return _written(JobRecord(id=job.id, key=job.key, state="failed", why=why), job, out)
+
+
+def _written(record: JobRecord, job: Job, out: Path) -> JobRecord:
     path = job.record_file(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_record(path, record)

@@ -131,7 +131,7 @@ def fold_case(
     if local == CDR_H3:
         first, last = cdr_h3(letters_of(chains[0]))
         local = f"A:{first}-{last}"
-    return Folded(fasta, renamed(reference, "reference.cif"), renamed(start, "start.cif"), local)
+    return Folded(fasta, renamed(reference, "reference.cif"), renamed(start, "start_as_folded.cif"), local)
 
 
 def _as_folded(
