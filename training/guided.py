@@ -268,7 +268,7 @@ def result_of(rows: dict, without: dict[str, int], settings: Settings, seed: int
     return {
         "cells": cells,
         "without_second_state": without,
-        "settings": shown | {"recipe": settings.recipe.name, "noise": LEVEL, "b_iso": B_ISO, "apart": APART},
+        "settings": shown | {"recipe": settings.recipe.name, "noise": LEVEL, "b_iso": B_ISO, "apart": list(APART)},
         "seed": seed,
         "threads": torch.get_num_threads(),
     }

@@ -330,6 +330,7 @@ class PartSearch:
                     fit=fits[i] - fits[0],
                     held_out=choice.gains[i] if out else None,
                     error=choice.errors[i] if out and i else None,
+                    asked=self.parameters(models[0]) * (len(model) - 1),
                     chosen=i == choice.chosen,
                 )
             )

@@ -219,12 +219,12 @@ def altlocs_of(path):
 
 
 def test_the_model_that_is_advised_is_the_model_and_the_other_stands_beside_it(case, tmp_path):
-    """The states here are clearly supported; then the same with free reflections that do not tell."""
+    """The states here are clearly supported; then the same with free reflections that speak against them."""
     _, problem, modelled = case
     record = modelled.record
     assert record.advised
     before = record.refinement.start.r_free[1]
-    unsure = record.refinement.model_copy(update={"free_gain_error": record.refinement.free_gain})
+    unsure = record.refinement.model_copy(update={"free_gain": -record.refinement.free_gain})
     doubtful = replace(modelled, record=record.model_copy(update={"refinement": unsure}))
     assert not doubtful.record.advised
     for name, each in (("clear", modelled), ("doubtful", doubtful)):

@@ -60,6 +60,11 @@ class HeldOut:
             return self.gain > 2 * self.gain_error
         return self.error is None or abs(self.after - self.before) > 2 * self.error
 
+    @property
+    def agrees(self) -> bool:
+        """Whether the log-likelihood of the free reflections is known and higher, clearly or not."""
+        return self.gain is not None and self.gain > 0
+
 
 class State(Record):
     """One state of a part.
@@ -87,6 +92,8 @@ class Evidence(Record):
         fit: on the data that were fitted, in the rule's unit, larger is better.
         held_out: the same on data held out, if there are any.
         error: standard error of the last step in what decides (``held_out``, else ``fit``).
+        asked: by how much ``fit`` must be above that of one state for it to be worth the parameters added,
+            by Akaike's criterion; None if unknown.
         chosen: whether this number was taken.
     """
 
@@ -94,6 +101,7 @@ class Evidence(Record):
     fit: float
     held_out: float | None = None
     error: float | None = None
+    asked: float | None = None
     chosen: bool = False
 
 
@@ -122,10 +130,25 @@ class Part(Record):
         one, several = by_number.get(1), by_number.get(self.taken)
         return None if one is None or several is None else several - one
 
+    @property
+    def strong(self) -> bool:
+        """Whether the states taken explain the fitted data better than one by more than twice what is asked.
+
+        Akaike's criterion asks a nat for every parameter that is added.
+        """
+        found = next((e for e in self.evidence if e.chosen), None)
+        return found is not None and found.asked is not None and found.fit > 2 * found.asked > 0
+
     def supported_by(self, held: HeldOut) -> bool:
-        """Whether data held out clearly support the states of this part."""
+        """Whether this part's states are to be preferred to one.
+
+        Data held out must be better explained, by the whole model and by this part. Where they do not tell
+        clearly, for a thousand free reflections seldom do, a strong gain on the fitted data decides.
+        """
         gain = self.held_out_gain
-        return held.better and held.clear and (gain is None or gain > 0)
+        if not held.better or (gain is not None and gain <= 0):
+            return False
+        return held.clear or (held.agrees and self.strong)
 
 
 class States(Record):
@@ -253,7 +276,7 @@ class FinalModel(Record):
     def advised(self) -> bool:
         """Whether this model is to be preferred to one state.
 
-        Not where data were held out and clearly support no part's states. With none held out, or with one
+        Not where data were held out and no part's states are supported. With none held out, or with one
         state, there is nothing else to go by.
         """
         held = self.held_out

@@ -38,9 +38,10 @@ def headline(result: Result) -> Headline:
     elif not several:
         verdict = "By the rule of this run no further state is needed."
     elif held.better and not held.clear:
+        decided = result.model is not None and result.model.advised
         verdict = (
             "The result agrees better than the start with data that the fit never saw, but by no more than "
-            "chance would bring: they do not tell."
+            f"chance would bring: {'the data that were fitted decide' if decided else 'they do not tell'}."
         )
     elif held.better:
         verdict = "The result agrees better than the start with data that the fit never saw."
@@ -141,8 +142,13 @@ def verdict_of(part: Part, held: HeldOut | None) -> str:
     states = counted(number, "state")
     if held is None:
         return f"The data that were fitted support {states} of {part.region}."
-    if part.supported_by(held):
+    if part.supported_by(held) and held.clear:
         return f"The data support {states} of {part.region}."
+    if part.supported_by(held):
+        return (
+            f"The data that were fitted strongly support {states} of {part.region}; data held out agree, but "
+            "are too few to tell by themselves."
+        )
     clearly = "clearly " if held.better else ""
     more = "the second" if number == 2 else "more than one"
     return (

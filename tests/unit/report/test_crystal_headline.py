@@ -256,6 +256,63 @@ def test_the_log_likelihood_of_the_free_reflections_tells_whether_it_is_clear(
     assert found.note.endswith(f"standard error of the difference {r_free_error:.4f}; {said}")
 
 
+@pytest.mark.parametrize(
+    ("after", "free_gain", "part_gain", "asked", "advised"),
+    [
+        (0.1848, 5.0, 3.0, 44.9, True),
+        (0.1848, 5.0, 3.0, 45.0, False),  # the fitted gain of 90 must be more than twice that
+        (0.1848, 5.0, 3.0, None, False),  # records of earlier versions
+        (0.1848, -0.1, 3.0, 30.0, False),  # the free reflections must agree
+        (0.1852, 5.0, 3.0, 30.0, False),  # R-free as well
+        (0.1848, 5.0, -0.1, 30.0, False),  # and where the number was chosen
+    ],
+)
+def test_where_free_reflections_agree_and_are_too_few_a_strong_gain_on_the_fitted_ones_decides(
+    after, free_gain, part_gain, asked, advised
+):
+    refined = Refinement(
+        cycles=5,
+        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
+        model=Refined(r_free=(0.19, after), rscc=(0.9, 0.91)),
+        r_free_error=0.001,
+        free_gain=free_gain,
+        free_gain_error=8.9,
+    )
+    steps = [
+        Evidence(states=1, fit=0.0, held_out=0.0, asked=0.0),
+        Evidence(states=2, fit=90.0, held_out=part_gain, error=5.0, asked=asked, chosen=True),
+    ]
+    found = result([part("A:1-20", [0.6, 0.4], steps)], refined=refined)
+    assert found.model.advised == advised
+    said = headline(found)
+    assert said.answer[0].startswith(
+        "The data that were fitted strongly support two states of A:1-20; data held out agree"
+        if advised
+        else "Two states of A:1-20 fit the map better"
+    )
+    if after < 0.185:
+        assert ("the data that were fitted decide" in said.answer[1]) == advised
+        assert ("they do not tell" in " ".join(said.answer)) != advised
+    assert said.tiles[0].value == ("2" if advised else "1")
+
+
+def test_a_half_map_that_does_not_tell_is_not_outvoted():
+    """It has as many data as the one that was fitted."""
+    refined = Refinement(
+        cycles=5,
+        start=Refined(rscc=(0.8, 0.81)),
+        model=Refined(rscc=(0.9, 0.91)),
+        held_out_rscc=(0.80, 0.81),
+        held_out_error=0.01,
+    )
+    steps = [
+        Evidence(states=1, fit=0.0, held_out=0.0, asked=0.0),
+        Evidence(states=2, fit=90.0, held_out=9.0, error=5.0, asked=20.0, chosen=True),
+    ]
+    states = States(rule="", coordinate_error=0.2, parts=[part("A:1-20", [0.6, 0.4], steps)])
+    assert not FinalModel(states=states, refinement=refined).advised
+
+
 def test_nothing_held_out_gives_no_verdict():
     found = headline(result([part("A:1-20", [0.6, 0.4])], free=None))
     assert found.tiles[2].value == "unknown"

@@ -206,7 +206,7 @@ def test_a_run_that_was_stopped_goes_on(corpus, network):
         "seed": 0,
     }
     whole, solved = measure(network, corpus, segments=2, **given), []
-    first = measure(network, corpus, segments=1, **given)
+    first = json.loads(json.dumps(measure(network, corpus, segments=1, **given)))
     on = measure(network, corpus, segments=2, earlier=first, on_case=solved.append, **given)
     assert len(solved) == 1
     both = [[c["chain"], c["start"], c["rmsd"]] for c in on["cells"][0]["cases"]]
