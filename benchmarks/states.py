@@ -1,11 +1,11 @@
 """How often the number of states is right, and how far occupancies are off: simulated crystals, known truth.
 
-``python benchmarks/states.py ../shared/data/xray --cases 10 --json states.json``. Amplitudes are those of
-a real model whose loop is in one, two or three states, with complex noise on every structure factor of the
-size that the real model's errors have against the real data, shell by shell. The candidates are never the
-truth: copies that are off by 0.2 Å, and decoys around and apart. The number that is
-advised is the one found where the free reflections clearly support it by the rule of a run's final model, and
-one elsewhere; a run refines both models before it asks, here they are as they were found.
+``python benchmarks/states.py ../shared/data/xray --cases 10 --json states.json``. Amplitudes are those of a
+real model whose loop is in one, two or three states, with complex noise on every structure factor of the size
+that the real model's errors have against the real data, shell by shell. The candidates are never the truth:
+copies that are off by 0.2 Å, and decoys around and apart. The number that is advised is the one found where
+it is supported by the rule of a run's final model, and one elsewhere; a run refines both models before it
+asks, here they are as they were found.
 """
 
 from __future__ import annotations

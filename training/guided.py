@@ -265,10 +265,11 @@ def result_of(rows: dict, without: dict[str, int], settings: Settings, seed: int
         for (kind, length, d, n), found in rows.items()
     ]
     shown = {k: v for k, v in vars(settings).items() if k not in ("recipe", "terms")}
+    shown |= {"recipe": settings.recipe.name, "noise": LEVEL, "b_iso": B_ISO, "apart": list(APART)}
     return {
         "cells": cells,
         "without_second_state": without,
-        "settings": shown | {"recipe": settings.recipe.name, "noise": LEVEL, "b_iso": B_ISO, "apart": list(APART)},
+        "settings": shown,
         "seed": seed,
         "threads": torch.get_num_threads(),
     }

@@ -101,9 +101,15 @@ class Hidden:
 
     @cached_property
     def restraints(self) -> Restraints:
-        """Stereochemistry of the segment, its junctions, and contacts with the rest of the chain."""
+        """Stereochemistry of the segment, its junctions, and contacts with the rest of the chain.
+
+        Peptides are trans, those before proline too: where the segment is put for want of better knowledge
+        says nothing of them.
+        """
         reach = REACH + 2 * float(self.course[1].max())
-        return build_restraints(self.topology, self.coords, self.free, reach=reach)
+        unplaced = self.coords.copy()
+        unplaced[self.free] = np.nan
+        return build_restraints(self.topology, self.coords, self.free, bonded_as=unplaced, reach=reach)
 
 
 def residue_name(kind: int) -> str:

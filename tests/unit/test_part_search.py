@@ -9,7 +9,9 @@ from densemble.inputs import load, problem_of
 from densemble.io.model_results import Evidence
 from densemble.part_search import Counting, PartSearch, _in_words
 from densemble.selection.amplitudes import AmplitudeJudge
+from densemble.selection.number import Choice
 from densemble.settle import Place
+from densemble.sidechains.residues import chi_atoms
 
 
 class TwoStates(PartSearch):
@@ -69,6 +71,25 @@ def test_a_start_that_is_not_bettered_counts_as_it_is(problem_and_judge, monkeyp
     part = max(search.run(), key=lambda part: len(part.residues))
     assert torch.equal(part.coords[0], start[part.atoms])
     assert len(part) == 1
+
+
+def test_what_a_state_more_is_asked_for_is_a_nat_for_each_of_its_parameters(problem_and_judge):
+    problem, judge = problem_and_judge
+    start = problem.stretches.start
+    search = PartSearch(problem, judge, 0.5, Counting(), start[None], lambda text: None)
+    residues = [2, 3, 4, 5]
+    atoms = search.atoms_of(residues)
+    models = [
+        search.model(
+            residues, start[atoms].expand(n, -1, -1), np.full(n, 1 / n), problem.b_start[atoms], (0,) * n
+        )
+        for n in (1, 2, 3)
+    ]
+    evidence = search.evidence(models, [], Choice(1, (0.0, 1.0, 2.0), (0.0, 1.0, 1.0)))
+    # chi angles; phi and psi of four residues, less the six that close the stretch; an occupancy
+    chi = sum(len(chi_atoms(problem.stretches.topology.residues[r].name)) for r in residues)
+    assert chi > 0
+    assert [e.asked for e in evidence] == [0, chi + 2 + 1, 2 * (chi + 2 + 1)]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from ideal import ideal_corpus, small_network
 
 import guided
+from densemble.geometry.restraints import build_restraints
 from densemble.geometry.validation import validate
 from densemble.grid import Grid
 from densemble.metrics.coordinates import rmsd
@@ -51,6 +52,18 @@ def test_the_stand_in_is_a_trans_chain_and_knows_no_answer(corpus, chain):
     assert float(report.bond_rmsz.max()) < 1
     assert float(report.angle_rmsz.max()) < 1
     assert int(report.clashes.sum()) == 0
+
+
+def test_where_a_stand_in_stands_says_nothing_of_prolines(corpus):
+    """Somewhere along the stand-in a peptide is nearer to cis: before a proline that would count."""
+    types = np.full_like(corpus.types, 12)
+    fields = vars(corpus) | {"types": types}
+    for chain in range(3):
+        hidden = Hidden.of(type(corpus)(**fields), chain, START, LENGTH)
+        assert {residue.name for residue in hidden.topology.residues} == {"PRO"}
+        assert (hidden.restraints.omegas.mean == np.pi).all()
+    by_place = build_restraints(hidden.topology, hidden.coords, hidden.free)
+    assert (by_place.omegas.mean == 0).any()
 
 
 def test_a_segment_needs_two_anchors(corpus):
