@@ -38,7 +38,7 @@ lint: env boltz
 	$(BIN)/mypy
 
 # Figures of every benchmark, the roofline of the machine first in each, and as JSON in runs/bench: for a quiet
-# machine, a quarter of an hour (docs/speed.md). On a GPU: benchmarks/forward.py --device cuda.
+# machine, some five minutes (docs/speed.md). On a GPU: benchmarks/forward.py --device cuda.
 BENCH := runs/bench
 
 bench: env
