@@ -5,7 +5,7 @@ from scipy.spatial.transform import Rotation
 
 from densemble.atoms import Residue, ResidueId, Topology
 from densemble.errors import InputError
-from densemble.priors.embedded import EmbeddedPrior, load_network
+from densemble.priors.embedded import WEIGHTS, EmbeddedPrior, load_network
 from densemble.priors.segment_network import NetworkConfig, SegmentNetwork
 from densemble.priors.weights import save_network
 from densemble.testing import check_prior
@@ -232,3 +232,9 @@ def test_held_residues_keep_gradients_from_the_free_ones_alone(network):
     assert (gradient[held] == 0).all()
     assert (gradient[~held].abs() > 0).any()
     assert torch.autograd.gradcheck(lambda x: anew.denoise(x, 0.7), x.detach().requires_grad_(), atol=1e-6)
+
+
+def test_all_weights_that_are_shipped_are_at_most_20_megabytes():
+    sizes = {path.name: path.stat().st_size for path in WEIGHTS.parent.glob("*.safetensors")}
+    assert set(sizes) == {"segments.safetensors", "chains.safetensors"}
+    assert sum(sizes.values()) <= 20e6
