@@ -271,8 +271,8 @@ def write_model(
 def write_files(folder: Path, modelled: Modelled, *, amplitudes: bool, tell: Progress) -> None:
     """The model that is advised, what it was compared with, and parameters to go on with.
 
-    Where data held out do not clearly support the states, what is advised is the start, refined alike. Of
-    one state there is nothing else. See ``refinement.programs.write_model``.
+    Where the states are not supported (``Part.supported_by``), what is advised is the start, refined alike.
+    Of one state there is nothing else. See ``refinement.programs.write_model``.
     """
     record = modelled.record
     models = {MODEL_FILE: modelled.built if record.advised else modelled.start}

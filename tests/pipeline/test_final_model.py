@@ -224,8 +224,11 @@ def test_the_model_that_is_advised_is_the_model_and_the_other_stands_beside_it(c
     record = modelled.record
     assert record.advised
     before = record.refinement.start.r_free[1]
-    unsure = record.refinement.model_copy(update={"free_gain": -record.refinement.free_gain})
-    doubtful = replace(modelled, record=record.model_copy(update={"refinement": unsure}))
+    gain = record.refinement.free_gain
+    unclear = record.refinement.model_copy(update={"free_gain_error": gain})
+    assert record.model_copy(update={"refinement": unclear}).advised  # the fitted reflections decide
+    against = record.refinement.model_copy(update={"free_gain": -gain})
+    doubtful = replace(modelled, record=record.model_copy(update={"refinement": against}))
     assert not doubtful.record.advised
     for name, each in (("clear", modelled), ("doubtful", doubtful)):
         (tmp_path / name).mkdir()

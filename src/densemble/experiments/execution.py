@@ -100,7 +100,7 @@ def figures_of(result: Result | StateResult, task: Task) -> tuple[Found, ...]:
 def _of_crystal(result: Result, task: Task) -> tuple[Found, ...]:
     """Agreement with the data, and of the states found with the reference's, if there is one.
 
-    ``states_advised`` is their number in ``model.cif``: one where data held out do not clearly support more.
+    ``states_advised`` is their number in ``model.cif``: one where more are not supported.
     """
     found = [
         Found(measure="cosine", value=result.metrics.cosine["ensemble"]),

@@ -124,11 +124,17 @@ class Part(Record):
         return next((e.states for e in self.evidence if e.chosen), len(self.states))
 
     @property
+    def _compared(self) -> tuple[Evidence | None, Evidence | None]:
+        by_number = {e.states: e for e in self.evidence}
+        return by_number.get(1), by_number.get(self.taken)
+
+    @property
     def held_out_gain(self) -> float | None:
         """Log-likelihood of data held out under the states taken, less that under one; None if unknown."""
-        by_number = {e.states: e.held_out for e in self.evidence}
-        one, several = by_number.get(1), by_number.get(self.taken)
-        return None if one is None or several is None else several - one
+        one, several = self._compared
+        if one is None or several is None or one.held_out is None or several.held_out is None:
+            return None
+        return several.held_out - one.held_out
 
     @property
     def strong(self) -> bool:
@@ -136,8 +142,10 @@ class Part(Record):
 
         Akaike's criterion asks a nat for every parameter that is added.
         """
-        found = next((e for e in self.evidence if e.chosen), None)
-        return found is not None and found.asked is not None and found.fit > 2 * found.asked > 0
+        one, several = self._compared
+        if one is None or several is None or several.asked is None:
+            return False
+        return several.fit - one.fit > 2 * several.asked
 
     def supported_by(self, held: HeldOut) -> bool:
         """Whether this part's states are to be preferred to one.

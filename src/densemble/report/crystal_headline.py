@@ -142,9 +142,9 @@ def verdict_of(part: Part, held: HeldOut | None) -> str:
     states = counted(number, "state")
     if held is None:
         return f"The data that were fitted support {states} of {part.region}."
-    if part.supported_by(held) and held.clear:
-        return f"The data support {states} of {part.region}."
     if part.supported_by(held):
+        if held.clear:
+            return f"The data support {states} of {part.region}."
         return (
             f"The data that were fitted strongly support {states} of {part.region}; data held out agree, but "
             "are too few to tell by themselves."

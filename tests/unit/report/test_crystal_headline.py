@@ -37,6 +37,16 @@ def part(region: str, occupancies: list[float], evidence: list[Evidence] | None 
     return Part(region=region, states=states, evidence=evidence or [])
 
 
+def refined_alike(r_free: float, **known) -> Refinement:
+    """Of one state, R-free 0.185, and of a model of states of this R-free; and what else is known."""
+    return Refinement(
+        cycles=5,
+        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
+        model=Refined(r_free=(0.19, r_free), rscc=(0.9, 0.91)),
+        **known,
+    )
+
+
 def result(
     parts: list[Part] | None,
     *,
@@ -128,12 +138,7 @@ def test_how_sure_is_in_log_units_of_the_state_that_was_taken(gain, value):
     ],
 )
 def test_support_is_that_of_the_data_held_out(after, gain, support):
-    refined = Refinement(
-        cycles=5,
-        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
-        model=Refined(r_free=(0.19, after), rscc=(0.9, 0.91)),
-        r_free_error=0.001,
-    )
+    refined = refined_alike(after, r_free_error=0.001)
     steps = [Evidence(states=1, fit=0.0, held_out=0.0)]
     steps.append(Evidence(states=2, fit=90.0, held_out=gain, error=5.0, chosen=True))
     found = result([part("A:1-20", [0.6, 0.4], steps)], refined=refined)
@@ -194,11 +199,7 @@ def test_number_chosen_on_fitted_data_is_not_called_held_out():
 
 
 def test_refined_alike_is_what_is_compared():
-    refined = Refinement(
-        cycles=5,
-        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
-        model=Refined(r_free=(0.19, 0.186), rscc=(0.9, 0.91)),
-    )
+    refined = refined_alike(0.186)
     found = result([part("A:1-20", [0.6, 0.4])], refined=refined)
     held = held_out(found)
     assert (held.before, held.after, held.better) == (0.185, 0.186, False)
@@ -216,12 +217,7 @@ def test_refined_alike_is_what_is_compared():
     ],
 )
 def test_a_fall_of_r_free_within_its_error_is_no_better_model(after, error, tile, words):
-    refined = Refinement(
-        cycles=5,
-        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
-        model=Refined(r_free=(0.19, after), rscc=(0.9, 0.91)),
-        r_free_error=error,
-    )
+    refined = refined_alike(after, r_free_error=error)
     found = headline(result([part("A:1-20", [0.6, 0.4])], refined=refined))
     assert found.tiles[2].value == tile
     assert words in found.answer[-1]
@@ -241,14 +237,7 @@ def test_a_fall_of_r_free_within_its_error_is_no_better_model(after, error, tile
 def test_the_log_likelihood_of_the_free_reflections_tells_whether_it_is_clear(
     after, gain, r_free_error, tile, advised
 ):
-    refined = Refinement(
-        cycles=5,
-        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
-        model=Refined(r_free=(0.19, after), rscc=(0.9, 0.91)),
-        r_free_error=r_free_error,
-        free_gain=gain,
-        free_gain_error=8.9,
-    )
+    refined = refined_alike(after, r_free_error=r_free_error, free_gain=gain, free_gain_error=8.9)
     whole = result([part("A:1-20", [0.6, 0.4])], refined=refined)
     found = headline(whole).tiles[2]
     assert (found.value, whole.model.advised) == (tile, advised)
@@ -270,14 +259,7 @@ def test_the_log_likelihood_of_the_free_reflections_tells_whether_it_is_clear(
 def test_where_free_reflections_agree_and_are_too_few_a_strong_gain_on_the_fitted_ones_decides(
     after, free_gain, part_gain, asked, advised
 ):
-    refined = Refinement(
-        cycles=5,
-        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
-        model=Refined(r_free=(0.19, after), rscc=(0.9, 0.91)),
-        r_free_error=0.001,
-        free_gain=free_gain,
-        free_gain_error=8.9,
-    )
+    refined = refined_alike(after, r_free_error=0.001, free_gain=free_gain, free_gain_error=8.9)
     steps = [
         Evidence(states=1, fit=0.0, held_out=0.0, asked=0.0),
         Evidence(states=2, fit=90.0, held_out=part_gain, error=5.0, asked=asked, chosen=True),
@@ -352,12 +334,7 @@ def test_a_model_is_advised_if_any_part_s_states_are(parts, error, advised, numb
             Evidence(states=2, fit=90.0, held_out=gain, error=5.0, chosen=True),
         ]
 
-    refined = Refinement(
-        cycles=5,
-        start=Refined(r_free=(0.2, 0.185), rscc=(0.8, 0.81)),
-        model=Refined(r_free=(0.19, 0.181), rscc=(0.9, 0.91)),
-        r_free_error=error,
-    )
+    refined = refined_alike(0.181, r_free_error=error)
     found = [part(name, occupancies, steps(gain)) for name, occupancies, gain in parts]
     whole = result(found, refined=refined)
     assert whole.model.advised == advised
